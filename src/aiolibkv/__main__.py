@@ -1,0 +1,5 @@
+"""``python -m aiolibkv``."""
+
+from aiolibkv.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The backends; each is reached by its entry point only."""

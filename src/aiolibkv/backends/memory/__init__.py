@@ -1,0 +1,5 @@
+"""Backend ``memory``: a store inside the process, for tests and as the reference of the contract."""
+
+from aiolibkv.backends.memory.store import MemoryStore
+
+__all__ = ["MemoryStore"]

@@ -1,0 +1,111 @@
+"""What the library does, shown on a store."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+import click
+
+from aiolibkv.errors import KeyModifiedError, KeyNotFoundError
+from aiolibkv.protocol import AsyncStore
+from aiolibkv.registry import open_store
+
+_TTL = 2.0
+
+
+async def run_demo(url: str) -> None:
+    """Run every step on the store of a URL, in a directory of its own that is removed at the end."""
+    directory = f"demo-{uuid.uuid4().hex[:6]}"
+    async with open_store(url) as store:
+        click.secho(f"Connected to {type(store).__name__}; everything happens below {directory}/", bold=True)
+        await store.put(directory, b"a demonstration")
+        try:
+            await _put_and_get(store, directory)
+            await _compare_and_swap(store, directory)
+            await _watch(store, directory)
+            await _expiry(store, directory)
+        finally:
+            await _clean_up(store, directory)
+
+
+def _step(title: str, explanation: str) -> None:
+    click.secho(f"\n{title}", fg="cyan", bold=True)
+    click.echo(f"  {explanation}")
+
+
+def _show(call: str, result: object) -> None:
+    click.echo(f"  {call:<52} -> {result}")
+
+
+async def _put_and_get(store: AsyncStore, directory: str) -> None:
+    _step("Put and get", "Keys are paths, values are bytes; last_index tells one modification from the next.")
+    key = f"{directory}/greeting"
+    _show("await store.put('greeting', b'hello')", await store.put(key, b"hello"))
+    _show("await store.get('greeting')", await store.get(key))
+    try:
+        await store.get(f"{directory}/nobody")
+    except KeyNotFoundError as error:
+        _show("await store.get('nobody')", f"KeyNotFoundError: {error}")
+
+
+async def _compare_and_swap(store: AsyncStore, directory: str) -> None:
+    _step("Compare and swap", "Two writers start from the same pair. One wins; the other is told, and reads again.")
+    key = f"{directory}/counter"
+    previous = await store.put(key, b"0")
+
+    async def add_one(writer: str) -> str:
+        try:
+            return f"{writer} wrote {await store.atomic_put(key, b'1', previous)}"
+        except KeyModifiedError as error:
+            return f"{writer} lost: KeyModifiedError: {error}"
+
+    for outcome in await asyncio.gather(add_one("ann"), add_one("bob")):
+        _show("await store.atomic_put('counter', b'1', previous)", outcome)
+
+
+async def _watch(store: AsyncStore, directory: str) -> None:
+    _step("Watch", "A watch gives the current state first, then every later one; it survives outages and failovers.")
+    states = f"{directory}/deploy"
+    ready = asyncio.Event()
+
+    async def follow() -> None:
+        async with store.watch_tree(states) as watch:
+            async for snapshot in watch:
+                for change in snapshot.changes:
+                    what = "deleted" if change.pair is None else f"is now {change.pair.value!r}"
+                    _show("async for snapshot in store.watch_tree('deploy')", f"{change.key.rpartition('/')[2]} {what}")
+                ready.set()
+                if len(snapshot) == 1 and snapshot[0].value == b"done":
+                    return
+
+    follower = asyncio.create_task(follow())
+    try:
+        await ready.wait()
+        await store.put(f"{states}/web", b"running")
+        await store.put(f"{states}/db", b"running")
+        await store.delete(f"{states}/db")
+        await store.put(f"{states}/web", b"done")
+        await follower
+    finally:
+        follower.cancel()
+        await asyncio.wait({follower})
+
+
+async def _expiry(store: AsyncStore, directory: str) -> None:
+    _step("Expiry", f"A key with ttl={_TTL:g} goes by itself, as a deletion that watches see.")
+    key = f"{directory}/session"
+    began = time.monotonic()
+    _show(f"await store.put('session', b'ann', ttl={_TTL:g})", await store.put(key, b"ann", ttl=_TTL))
+    async with store.watch(key) as watch:
+        async for pair in watch:
+            _show("async for pair in store.watch('session')", f"after {time.monotonic() - began:.1f} s {pair}")
+            if pair is None:
+                return
+
+
+async def _clean_up(store: AsyncStore, directory: str) -> None:
+    _step("Clean up", "delete_tree removes what is below a directory, and nothing else.")
+    _show(f"await store.delete_tree('{directory}')", f"{await store.delete_tree(directory)} keys deleted")
+    await store.delete(directory)

@@ -1,0 +1,62 @@
+"""What a key is: the same rules on every backend."""
+
+from __future__ import annotations
+
+from aiolibkv.errors import InvalidKeyError
+
+RESERVED = ".aiolibkv"
+"""First segment of the keys that the library itself keeps in a store."""
+
+MAX_KEY_BYTES = 512
+
+_FIRST_SPECIAL = 0xFFF0  # ZooKeeper refuses U+FFF0 to U+FFFF
+
+
+def normalize_key(key: str) -> str:
+    """Return the one spelling of a key.
+
+    Args:
+        key: "/"-separated; leading and trailing slashes are dropped.
+
+    Raises:
+        InvalidKeyError: the key is empty or breaks a rule.
+        TypeError: it is not a str.
+    """
+    name = normalize_directory(key)
+    if not name:
+        raise InvalidKeyError("a key is not empty; the root is only a directory", key=key)
+    return name
+
+
+def normalize_directory(directory: str) -> str:
+    """Return the one spelling of a directory; ``""`` is the root.
+
+    Raises:
+        InvalidKeyError: the directory breaks a rule for keys.
+        TypeError: it is not a str.
+    """
+    if not isinstance(directory, str):
+        raise TypeError(f"a key is a str, not {type(directory).__name__}")
+    name = directory.strip("/")
+    if not name:
+        return ""
+    if not name.isprintable() or any(ord(character) >= _FIRST_SPECIAL for character in name):
+        unfit = next(c for c in name if not c.isprintable() or ord(c) >= _FIRST_SPECIAL)
+        raise InvalidKeyError(f"a key has no character U+{ord(unfit):04X}", key=directory)
+    if len(name.encode()) > MAX_KEY_BYTES:
+        raise InvalidKeyError(f"a key has at most {MAX_KEY_BYTES} bytes of UTF-8", key=f"{name[:32]}...")
+    segments = name.split("/")
+    for segment in segments:
+        if segment in {"", ".", ".."}:
+            raise InvalidKeyError(f"a key has no segment {segment!r}", key=directory)
+    if segments[0] == RESERVED:
+        raise InvalidKeyError(f"the segment {RESERVED!r} is reserved", key=directory)
+    return name
+
+
+def below(directory: str) -> tuple[str, str]:
+    """Return the bounds (first, past the last) of the keys strictly below a directory.
+
+    The order is that of code points, which is also that of UTF-8 bytes. The root's range has no end: ``""``.
+    """
+    return (f"{directory}/", f"{directory}0") if directory else ("", "")

@@ -1,0 +1,288 @@
+"""The interface of a store, as its users see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol, Self, TypeVar, runtime_checkable
+
+from aiolibkv.types import Capabilities, KVPair, Snapshot
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@runtime_checkable
+class Watch(Protocol[T_co]):
+    """An endless iterator over the states of a key or directory.
+
+    The first item is the current state; then one follows whenever it has changed. A consumer that is slower than
+    the changes sees them coalesced, ends up with the last state, and never sees a state twice or an older one
+    after a newer one. It survives outages, failovers and compaction.
+
+    Iteration raises AccessDeniedError when the server refuses, and StoreClosedError once the store is closed.
+
+    Cancellation: cancelling ``anext`` loses nothing; the next ``anext`` goes on.
+    Cost: one read at the start and after a gap that the server cannot replay; nothing while nothing changes.
+    """
+
+    @property
+    def is_stale(self) -> bool:
+        """Tell whether the watch is cut off from the server, so that its last item may be out of date."""
+        ...
+
+    def __aiter__(self) -> Self: ...
+    async def __anext__(self) -> T_co: ...
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def aclose(self) -> None:
+        """Release the watch; a pending or later ``anext`` ends the iteration.
+
+        Cancellation: the watch is released all the same.
+        Cost: none that is waited for.
+        """
+        ...
+
+
+@runtime_checkable
+class HeldLock(Protocol):
+    """One acquisition of a lock.
+
+    Attributes:
+        key: the lock's key.
+        value: what ``get(key)`` gives while it is held.
+        fencing_token: strictly increases over the acquisitions of the key.
+        ttl: seconds, as agreed with the server.
+        freed_within: seconds after the last renewal within which a dead holder's lock is free.
+    """
+
+    key: str
+    value: bytes
+    fencing_token: int
+    ttl: float
+    freed_within: float
+
+    @property
+    def is_held(self) -> bool:
+        """Tell whether the lock is still held, by the holder's own clock."""
+        ...
+
+    async def wait_lost(self) -> None:
+        """Return when the lock is not held any more."""
+        ...
+
+
+@runtime_checkable
+class Lock(Protocol):
+    """A lock on a key, acquired by ``async with`` or by hand."""
+
+    async def acquire(self) -> HeldLock:
+        """Wait until the lock is held."""
+        ...
+
+    async def try_acquire(self) -> HeldLock | None:
+        """Acquire the lock if it is free, else return None."""
+        ...
+
+    async def release(self) -> None:
+        """Free the lock."""
+        ...
+
+    async def __aenter__(self) -> HeldLock: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None: ...
+
+
+@runtime_checkable
+class AsyncStore(Protocol):
+    """A key/value store.
+
+    Keys are "/"-separated paths; values are bytes; times are float seconds. Every call raises, besides what it
+    names: InvalidKeyError, AccessDeniedError, StoreClosedError, NotReachableError when no server can be reached,
+    RequestTimeoutError when one does not answer within ``request_timeout``. For a write the last two carry
+    ``maybe_applied``. ``guard`` is a lock held through this store: the server refuses the write, with
+    LockLostError, when the lock is not held any more.
+
+    Cancellation: of a read, harmless; of a write, leaves open whether it was applied.
+    """
+
+    capabilities: Capabilities
+
+    async def put(
+        self,
+        key: str,
+        value: bytes,
+        *,
+        ttl: float | None = None,
+        keep_alive: bool = False,
+        guard: HeldLock | None = None,
+    ) -> KVPair:
+        """Write a value, whatever was there.
+
+        Args:
+            key: the key.
+            value: bytes, bytearray or memoryview.
+            ttl: seconds that the key lives; for ever when not given.
+            keep_alive: renew the ttl (15 s when not given) while this store is open, remove the key at close, and
+                create it again when its lease was lost.
+            guard: a lock that must be held.
+
+        Returns:
+            The pair as written.
+
+        Raises:
+            ValueTooLargeError: nothing was sent.
+            ValueError: the ttl is not above 0, not finite, or above the server's maximum.
+            LockLostError: the guard is not held any more.
+
+        Cancellation: leaves open whether the value was written.
+        Cost: one round trip (ZooKeeper: two for a new key); with ttl one more on etcd and Consul.
+        """
+        ...
+
+    async def get(self, key: str, *, consistent: bool = True) -> KVPair:
+        """Read the current pair.
+
+        Args:
+            key: the key.
+            consistent: False may give an older state, at less cost to the servers.
+
+        Raises:
+            KeyNotFoundError: there is no such key.
+
+        Cancellation: harmless.
+        Cost: one round trip.
+        """
+        ...
+
+    async def delete(self, key: str, *, guard: HeldLock | None = None) -> None:
+        """Delete a key.
+
+        Raises:
+            KeyNotFoundError: there is no such key.
+            LockLostError: the guard is not held any more.
+
+        Cancellation: leaves open whether the key was deleted.
+        Cost: one round trip (ZooKeeper: two).
+        """
+        ...
+
+    async def exists(self, key: str, *, consistent: bool = True) -> bool:
+        """Tell whether there is such a key; a directory alone is none.
+
+        Cancellation: harmless.
+        Cost: one round trip.
+        """
+        ...
+
+    def watch(self, key: str) -> Watch[KVPair | None]:
+        """Watch a key: its current pair, or None while it is absent, then each later state.
+
+        Cost: nothing until the first ``anext`` or ``async with``.
+        """
+        ...
+
+    def watch_tree(self, directory: str) -> Watch[Snapshot]:
+        """Watch what list would give, as snapshots that carry their differences.
+
+        Cost: nothing until the first ``anext`` or ``async with``.
+        """
+        ...
+
+    def new_lock(self, key: str, *, value: bytes = b"", ttl: float = 15.0) -> Lock:
+        """Make a lock on a key; nothing is sent until it is acquired."""
+        ...
+
+    async def list(self, directory: str, *, consistent: bool = True) -> Sequence[KVPair]:
+        """Read every pair strictly below a directory, at any depth, sorted by key.
+
+        Returns:
+            The pairs; none when the directory is itself a key without anything below, or is the root.
+
+        Raises:
+            KeyNotFoundError: nothing is below, and the directory is no key.
+
+        Cancellation: harmless.
+        Cost: one round trip and one per further page (ZooKeeper: one per level).
+        """
+        ...
+
+    async def delete_tree(self, directory: str, *, guard: HeldLock | None = None) -> int:
+        """Delete what list would list; locks held below are lost.
+
+        Returns:
+            How many keys were deleted.
+
+        Raises:
+            KeyNotFoundError: as for list.
+            LockLostError: the guard is not held any more.
+
+        Cancellation: leaves open whether they were deleted.
+        Cost: one round trip (ZooKeeper: one per level and one more).
+        """
+        ...
+
+    async def atomic_put(
+        self,
+        key: str,
+        value: bytes,
+        previous: KVPair | None,
+        *,
+        ttl: float | None = None,
+        keep_alive: bool = False,
+        guard: HeldLock | None = None,
+    ) -> KVPair:
+        """Write a value if the key is still at ``previous.last_index``; with None, if there is no such key.
+
+        Args:
+            key: the key, and that of previous.
+            value: as for put.
+            previous: from get, list, a watch, another process; only its last_index is compared.
+            ttl: as for put.
+            keep_alive: as for put.
+            guard: as for put.
+
+        Raises:
+            KeyModifiedError: the key was changed, created again, or is gone.
+            KeyExistsError: previous is None and the key exists.
+            ValueError: previous belongs to another key, or as for put.
+            ValueTooLargeError: nothing was sent.
+            LockLostError: the guard is not held any more.
+
+        Cancellation: leaves open whether the value was written.
+        Cost: as put (ZooKeeper: two round trips, one to create).
+        """
+        ...
+
+    async def atomic_delete(self, key: str, previous: KVPair, *, guard: HeldLock | None = None) -> None:
+        """Delete a key if it is still at ``previous.last_index``.
+
+        Raises:
+            KeyModifiedError: the key was changed or created again.
+            KeyNotFoundError: there is no such key.
+            PreviousNotSpecifiedError: previous is None.
+            ValueError: previous belongs to another key.
+            LockLostError: the guard is not held any more.
+
+        Cancellation: leaves open whether the key was deleted.
+        Cost: one round trip (ZooKeeper: two).
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close the store; calls under way fail with StoreClosedError, keep_alive keys are removed.
+
+        Idempotent, and done within 2 s even when the servers are gone.
+
+        Cancellation: the store is closed all the same, then the cancellation goes on.
+        Cost: one round trip when there are keep_alive keys.
+        """
+        ...
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

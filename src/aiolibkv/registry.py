@@ -1,0 +1,160 @@
+"""From a backend's name or a URL to a store."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from aiolibkv.config import Config
+from aiolibkv.errors import BackendNotSupportedError
+from aiolibkv.protocol import AsyncStore
+
+Factory = Callable[[Sequence[str], Config], AsyncStore]
+
+GROUP = "aiolibkv.backends"
+
+_registered: dict[str, Factory] = {}
+_TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+_SECONDS = frozenset({"connection_timeout", "request_timeout"})
+
+
+def register_backend(name: str, factory: Factory) -> None:
+    """Make a backend known under a name, before those that packages bring.
+
+    Args:
+        name: what ``new_store`` and the scheme of a URL say.
+        factory: called with the endpoints and the config, gives the store without I/O.
+    """
+    _registered[name] = factory
+
+
+def new_store(backend: str, endpoints: Sequence[str] = (), config: Config | None = None) -> AsyncStore:
+    """Make a store; entering it connects.
+
+    Args:
+        backend: a backend's name, such as ``"etcd"``.
+        endpoints: "host:port" of its servers; for embedded stores see the backend.
+        config: settings; the defaults when not given.
+
+    Raises:
+        BackendNotSupportedError: there is no such backend, or its package is not installed.
+        ValueError: endpoints or settings that the backend cannot use.
+    """
+    if isinstance(endpoints, str):
+        raise TypeError("endpoints are a sequence of str, not one str")
+    return _factory(backend)(tuple(endpoints), config or Config())
+
+
+def open_store(url: str, config: Config | None = None) -> AsyncStore:
+    """Make a store from a URL; entering it connects.
+
+    ``scheme://user:password@host:port,host:port/prefix?name=value``. Without a host the path is the endpoint
+    (``sqlite:///file.db``). A parameter is a field of Config, or else an option of the backend.
+
+    Args:
+        url: see above; parts may be percent-encoded.
+        config: settings; the URL adds to them.
+
+    Raises:
+        BackendNotSupportedError: as for new_store.
+        ValueError: a parameter is unknown or cannot be read, or URL and config say different things.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"a URL is a str, not {type(url).__name__}")
+    parts = urlsplit(url)
+    if not parts.scheme or not url.startswith(f"{url[: len(parts.scheme)]}://"):
+        raise ValueError("a store's URL is scheme://host:port/prefix")
+    if parts.fragment:
+        raise ValueError("a store's URL has no fragment; write # as %23")
+    endpoints, settings = _read(parts)
+    return new_store(parts.scheme, endpoints, _merged(config or Config(), settings))
+
+
+def _read(parts: SplitResult) -> tuple[list[str], dict[str, Any]]:
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    settings: dict[str, Any] = {}
+    options: dict[str, str] = {}
+    for name, text in parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)):
+        if name in settings or name in options:
+            raise ValueError(f"parameter {name!r} is given twice")
+        if name == "options":
+            raise ValueError("an option is a parameter of its own name")
+        if name in _FIELDS:
+            settings[name] = _value(name, text)
+        else:
+            options[name] = text
+    if options:
+        settings["options"] = options
+    if credentials:
+        user, separator, password = credentials.partition(":")
+        _set(settings, "username", unquote(user))
+        if separator:
+            _set(settings, "password", unquote(password))
+    path = unquote(parts.path)
+    if not hosts:
+        return ([path[1:]] if len(path) > 1 else []), settings
+    if path.strip("/"):
+        _set(settings, "prefix", path.strip("/"))
+    return [unquote(host) for host in hosts.split(",")], settings
+
+
+def _set(settings: dict[str, Any], name: str, value: str) -> None:
+    if settings.setdefault(name, value) != value:
+        raise ValueError(f"the URL says two things about {name}")
+
+
+def _value(name: str, text: str) -> object:
+    if name == "tls":
+        if text.lower() not in _TRUTHS:
+            raise ValueError(f"parameter 'tls' is true or false, not {text!r}")
+        return _TRUTHS[text.lower()]
+    if name in _SECONDS:
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = math.nan
+        if math.isnan(seconds):
+            raise ValueError(f"parameter {name!r} is a number of seconds, not {text!r}") from None
+        return seconds
+    return text
+
+
+def _merged(config: Config, settings: dict[str, Any]) -> Config:
+    options = dict(config.options)
+    for name, value in settings.pop("options", {}).items():
+        if str(options.setdefault(name, value)) != value:
+            raise ValueError(f"URL and config differ in option {name!r}")
+    for name, value in settings.items():
+        given = getattr(config, name)
+        if given not in (_FIELDS[name].default, value):
+            raise ValueError(f"URL and config differ in {name}")
+    return dataclasses.replace(config, **settings, options=options)
+
+
+def _factory(name: str) -> Factory:
+    if name in _registered:
+        return _registered[name]
+    found = _entry_points().get(name)
+    if found is None:
+        known = ", ".join(sorted(_registered.keys() | _entry_points().keys()))
+        raise BackendNotSupportedError(f"there is no backend {name!r}, only {known}")
+    try:
+        factory: Factory = found.load()
+    except ImportError as error:
+        package = found.dist.name if found.dist is not None else "aiolibkv"
+        extra = found.module.rpartition(".")[2]
+        raise BackendNotSupportedError(
+            f"backend {name!r} needs more packages ({error}): pip install '{package}[{extra}]'"
+        ) from error
+    return factory
+
+
+@cache
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}

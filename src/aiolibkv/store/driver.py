@@ -1,0 +1,89 @@
+"""What passes between the shared machinery and a backend."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from aiolibkv.types import KVPair
+
+
+class Call:
+    """What a backend reports of the call it carries out.
+
+    Before a write goes on the wire: ``writing()``. When an answer says that it was not applied: ``settled()``.
+    In a call of many pages, after each page: ``extend()``. Reads need none of the first two.
+    """
+
+    __slots__ = ("_deadline", "_timeout", "maybe_applied")
+
+    def __init__(self, deadline: asyncio.Timeout, timeout: float) -> None:
+        self._deadline = deadline
+        self._timeout = timeout
+        self.maybe_applied = False
+
+    def writing(self) -> None:
+        """Note that from now on the write may have been applied."""
+        self.maybe_applied = True
+
+    def settled(self) -> None:
+        """Note that the write was not applied, so far as it was sent."""
+        self.maybe_applied = False
+
+    def extend(self) -> None:
+        """Give the next page the whole request_timeout."""
+        if not self._deadline.expired():
+            self._deadline.reschedule(asyncio.get_running_loop().time() + self._timeout)
+
+
+class Listing(NamedTuple):
+    """The pairs below a directory.
+
+    Attributes:
+        pairs: sorted, with paths as keys.
+        exists: whether the directory is itself a key.
+    """
+
+    pairs: Sequence[KVPair]
+    exists: bool
+
+
+class Lifetime(NamedTuple):
+    """What a put says of the time its key has.
+
+    Attributes:
+        ttl: seconds.
+        keep_alive: whether this store renews it.
+    """
+
+    ttl: float
+    keep_alive: bool
+
+
+@dataclass(eq=False)
+class Lease:
+    """A lifetime that the server enforces. Backends subclass it to keep their identifiers.
+
+    Attributes:
+        ttl: seconds from a grant or renewal to its end, as the server keeps it.
+    """
+
+    ttl: float
+
+
+class LeaseLost(Exception):  # noqa: N818 - a signal between backend and machinery, none of the library's errors
+    """The server does not know the lease of a put any more; nothing was written."""
+
+
+class Guard(NamedTuple):
+    """The condition of a write that one acquisition of a lock still stands.
+
+    Attributes:
+        path: the lock's key, as the server stores it.
+        token: the index that the acquisition gave to it.
+    """
+
+    path: str
+    token: int

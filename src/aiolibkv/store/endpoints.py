@@ -1,0 +1,64 @@
+"""The servers of a store, and which of them is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+_LARGEST_PORT = 65535
+
+
+class Endpoint(NamedTuple):
+    """Address of one server."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Endpoints:
+    """The configured servers in their order; one is current until it is reported as failed."""
+
+    def __init__(self, addresses: Sequence[str], default_port: int) -> None:
+        """Read the addresses.
+
+        Args:
+            addresses: "host", "host:port" or "[ipv6]:port" each.
+            default_port: for an address without one.
+
+        Raises:
+            ValueError: there is none, or one cannot be read.
+        """
+        self._all = tuple(parse_endpoint(address, default_port) for address in addresses)
+        if not self._all:
+            raise ValueError("at least one endpoint, host:port, is needed")
+        self.current = self._all[0]
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def failed(self, endpoint: Endpoint) -> None:
+        """Move on from an endpoint, unless somebody did already."""
+        if endpoint == self.current:
+            self.current = self._all[(self._all.index(endpoint) + 1) % len(self._all)]
+
+
+def parse_endpoint(address: str, default_port: int) -> Endpoint:
+    """Read one address.
+
+    Raises:
+        ValueError: it names no host, or a port that cannot be.
+    """
+    if address.startswith("["):
+        host, _, port = address[1:].partition("]")
+        port = port.removeprefix(":")
+    else:
+        host, _, port = address.partition(":")
+    if not host or any(character in host for character in "/@?#, ") or (port and not port.isdecimal()):
+        raise ValueError(f"an endpoint is host:port, not {address!r}")
+    number = int(port) if port else default_port
+    if not 0 < number <= _LARGEST_PORT:
+        raise ValueError(f"an endpoint's port is 1 to {_LARGEST_PORT}, not {number}")
+    return Endpoint(host, number)

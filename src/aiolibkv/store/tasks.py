@@ -1,0 +1,70 @@
+"""Background tasks that somebody owns, and clean-up that a cancellation cannot stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from anyio import CancelScope
+
+from aiolibkv.errors import StoreError
+
+T = TypeVar("T")
+_log = logging.getLogger("aiolibkv")
+
+
+class Tasks:
+    """Tasks that live until they end or their owner closes them."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a coroutine as a task of this owner; what it raises is logged."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, StoreError):
+            _log.debug("a background task ended: %s", error)
+        else:
+            task.get_loop().call_exception_handler(
+                {"message": "a background task of a store failed", "exception": error, "task": task}
+            )
+
+    async def settle(self, limit: float) -> None:
+        """Wait until the tasks have ended, at most limit seconds."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=limit)
+
+    async def close(self) -> None:
+        """Cancel all tasks and wait until they have ended."""
+        while self._running:
+            for task in self._running:
+                task.cancel()
+            await asyncio.wait(self._running)
+
+
+async def finish(work: asyncio.Task[None]) -> None:
+    """Wait until a bounded clean-up has ended, whatever cancels the caller meanwhile.
+
+    A cancellation that arrived is raised afterwards. AnyIO's scopes cancel at every await again, so they are
+    shielded off; a task's own cancellation is remembered.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    with CancelScope(shield=True):
+        while not work.done():
+            try:
+                await asyncio.wait({work})
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    work.result()

@@ -1,0 +1,215 @@
+"""The watch that users see, and the feed through which a backend fills it.
+
+A backend pushes what it learns into a Feed: whole states (``reset``) and changes (``apply``). The feed works out the
+differences and coalesces what is not taken in time; the watch takes one item after the other. Nothing is awaited
+between taking an item and handing it out, so a cancelled ``anext`` loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from aiolibkv.types import Change, KVPair, Snapshot
+
+T = TypeVar("T")
+_by_key = attrgetter("key")
+
+_PENDING = 256
+"""States kept apart for a consumer that keeps up; beyond that all of them are merged into one."""
+
+
+class Feed:
+    """What a backend knows of one key or directory, and what the watch has not taken yet.
+
+    Attributes:
+        path: the key or directory below the store's prefix, as the server stores it.
+        tree: True for everything strictly below path, False for the key itself.
+        index: the server's index at the last reset or apply, from which a backend may resume; 0 before the first.
+        is_stale: whether the backend is cut off from the server.
+    """
+
+    def __init__(self, path: str, *, tree: bool, name: Callable[[str], str | None]) -> None:
+        """Make an empty feed.
+
+        Args:
+            path: see above.
+            tree: see above.
+            name: gives the key of a path, None for one that users do not see.
+        """
+        self.path = path
+        self.tree = tree
+        self.index = 0
+        self.is_stale = False
+        self._name = name
+        self._latest: dict[str, KVPair] = {}
+        self._pending: deque[tuple[dict[str, KVPair | None], int]] = deque()
+        self._taken: Snapshot | None = None
+        self._last_index = -1
+        self._error: BaseException | None = None
+        self._wakeup: asyncio.Future[None] | None = None
+
+    def reset(self, pairs: Iterable[KVPair], index: int) -> None:
+        """Take the whole state at an index, with paths as keys."""
+        state = {key: pair for pair in pairs if (key := self._name(pair.key)) is not None}
+        gone: dict[str, KVPair | None] = dict.fromkeys(self._latest.keys() - state.keys())
+        self._push({**gone, **{key: self._named(key, pair) for key, pair in state.items()}}, index)
+
+    def apply(self, changes: Iterable[tuple[str, KVPair | None]], index: int) -> None:
+        """Take what has changed up to an index, as (path, pair or None); all of one modification together."""
+        named = ((self._name(path), pair) for path, pair in changes)
+        self._push({key: pair and self._named(key, pair) for key, pair in named if key is not None}, index)
+
+    def resumed(self) -> None:
+        """Note that the server is heard again and nothing was missed."""
+        self.is_stale = False
+
+    def cut_off(self) -> None:
+        """Note that the server is not heard any more."""
+        self.is_stale = True
+
+    def fail(self, error: BaseException) -> None:
+        """End the watch with an error."""
+        self._error = self._error or error
+        self.interrupt()
+
+    def take(self) -> Snapshot | None:
+        """Give the next state that differs from the last one given, None when there is none yet."""
+        if self._error is not None:
+            raise self._error
+        while self._pending:
+            changed, index = self._pending.popleft()
+            before = self._taken
+            self._taken = _changed(before or Snapshot(), changed, index)
+            if before is None or self._taken.changes:
+                return self._taken
+        return None
+
+    async def wait(self) -> None:
+        """Wait until there is something to take."""
+        self._wakeup = asyncio.get_running_loop().create_future()
+        try:
+            await self._wakeup
+        finally:
+            self._wakeup = None
+
+    def interrupt(self) -> None:
+        """Let a pending wait return."""
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
+
+    @staticmethod
+    def _named(key: str, pair: KVPair) -> KVPair:
+        return pair if key == pair.key else KVPair(key, pair.value, pair.last_index)
+
+    def _push(self, changed: dict[str, KVPair | None], index: int) -> None:
+        first = self._last_index < 0
+        changed = {key: pair for key, pair in changed.items() if self._latest.get(key) != pair}
+        self.index = index
+        self._last_index = max(self._last_index, index)
+        self.is_stale = False
+        if not changed and not first:
+            return
+        for key, pair in changed.items():
+            if pair is None:
+                del self._latest[key]
+            else:
+                self._latest[key] = pair
+        self._pending.append((changed, self._last_index))
+        if len(self._pending) > _PENDING:
+            merged: dict[str, KVPair | None] = {}
+            for older, _ in self._pending:
+                merged |= older
+            self._pending.clear()
+            self._pending.append((merged, self._last_index))
+        self.interrupt()
+
+
+def _changed(before: Snapshot, changed: dict[str, KVPair | None], index: int) -> Snapshot:
+    pairs = list(before)
+    changes = []
+    for key in sorted(changed):
+        pair = changed[key]
+        at = bisect_left(pairs, key, key=_by_key)
+        previous = pairs[at] if at < len(pairs) and pairs[at].key == key else None
+        if pair == previous:
+            continue
+        pairs[at : at + (previous is not None)] = [] if pair is None else [pair]
+        changes.append(Change(key, pair, previous))
+    return Snapshot(pairs, changes=changes, last_index=index)
+
+
+class StoreWatch(Generic[T]):
+    """The watch of every backend; see ``aiolibkv.Watch``."""
+
+    def __init__(self, feed: Feed, start: Callable[[Feed], asyncio.Task[None]], item: Callable[[Snapshot], T]) -> None:
+        """Make a watch that has not started.
+
+        Args:
+            feed: what the backend fills.
+            start: checks that the store is open and starts the task that fills the feed.
+            item: makes what is yielded of a state.
+        """
+        self._feed = feed
+        self._start = start
+        self._item = item
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+        self._iterating = False
+
+    @property
+    def is_stale(self) -> bool:
+        """Tell whether the watch is cut off from the server, so that its last item may be out of date."""
+        return self._feed.is_stale
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        if self._iterating:
+            raise RuntimeError("a watch is iterated by one task at a time")
+        self._iterating = True
+        try:
+            while not self._closed:
+                self._ensure_started()
+                state = self._feed.take()
+                if state is not None:
+                    return self._item(state)
+                await self._feed.wait()
+            raise StopAsyncIteration
+        finally:
+            self._iterating = False
+
+    async def __aenter__(self) -> Self:
+        self._ensure_started()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Release the watch; a pending or later ``anext`` ends the iteration."""
+        self._closed = True
+        self._feed.interrupt()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def _ensure_started(self) -> None:
+        if self._task is None and not self._closed:
+            self._task = self._start(self._feed)
+            weakref.finalize(self, _cancel, self._task).atexit = False
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancel a task from wherever the garbage collector happens to run."""
+    if not task.done() and not (loop := task.get_loop()).is_closed():
+        loop.call_soon_threadsafe(task.cancel)

@@ -1,0 +1,182 @@
+"""Lifetimes on a backend that loses leases, grants and answers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from unit.faulty import FaultyStore
+
+from aiolibkv import KeyExistsError, NotReachableError
+from aiolibkv.testing.scale import eventually
+
+pytestmark = pytest.mark.asyncio
+
+
+def lease_count(store: FaultyStore) -> int:
+    assert store._space is not None
+    return len(store._space._ends)
+
+
+async def lose(store: FaultyStore, number: int) -> None:
+    """Let the server forget a lease, with its keys."""
+    assert store._space is not None
+    store._space.revoke(store.leases[number])
+
+
+async def test_keep_alive_keys_of_one_ttl_share_a_lease() -> None:
+    async with FaultyStore() as store:
+        await asyncio.gather(*(store.put(f"k{n}", b"v", ttl=5, keep_alive=True) for n in range(10)))
+        await store.put("other", b"v", ttl=6, keep_alive=True)
+        assert store.calls.count("grant") == 2
+
+
+async def test_a_cancelled_put_does_not_cancel_the_shared_grant() -> None:
+    async with FaultyStore() as store:
+        first = asyncio.create_task(store.put("a", b"v", ttl=5, keep_alive=True))
+        second = asyncio.create_task(store.put("b", b"v", ttl=5, keep_alive=True))
+        while "grant" not in store.calls:
+            await asyncio.sleep(0)
+        first.cancel()
+        await second
+        assert store.calls.count("grant") == 1
+        assert not await store.exists("a")
+
+
+async def test_a_refused_put_leaves_no_lease() -> None:
+    async with FaultyStore() as store:
+        await store.put("k", b"v")
+        with pytest.raises(KeyExistsError):
+            await store.atomic_put("k", b"w", None, ttl=5)
+        await eventually(lambda: lease_count(store) == 0, within=1, message="lease left")
+
+
+async def test_a_cancelled_put_leaves_no_lease_beyond_its_time() -> None:
+    async with FaultyStore() as store:
+        outcomes = set()
+        for steps in range(8):
+            task = asyncio.create_task(store.put(f"k{steps}", b"v", ttl=0.2))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait({task})
+            outcomes.add(task.cancelled())
+        assert outcomes == {True, False}
+        await eventually(lambda: lease_count(store) == 0, within=1, message="a lease is left")
+        assert await store.list("") == []
+
+
+async def test_a_grant_whose_answer_was_lost_is_revoked() -> None:
+    async with FaultyStore() as store:
+        store.faults["grant"].append("lost answer")
+        await store.put("k", b"v", ttl=5)
+        await eventually(lambda: lease_count(store) == 1, within=1, message="the first grant is left")
+        assert await store.exists("k")
+
+
+async def test_the_lease_of_a_put_in_doubt_is_not_revoked() -> None:
+    async with FaultyStore() as store:
+        store.faults["put"].append("lost answer")
+        with pytest.raises(NotReachableError):
+            await store.put("k", b"v", ttl=5)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert "revoke" not in store.calls
+        assert await store.exists("k")
+
+
+async def test_putting_again_leaves_one_lease() -> None:
+    async with FaultyStore() as store:
+        for _ in range(5):
+            await store.put("k", b"v", ttl=5)
+        await eventually(lambda: lease_count(store) == 1, within=1, message="old leases are left")
+        await store.put("k", b"v")
+        await eventually(lambda: lease_count(store) == 0, within=1, message="the last lease is left")
+        assert await store.exists("k")
+
+
+async def test_concurrent_puts_keep_the_key_that_won() -> None:
+    async with FaultyStore() as store:
+        await asyncio.gather(*(store.put("k", b"%d" % n, ttl=5) for n in range(20)))
+        await eventually(lambda: lease_count(store) == 1, within=1, message="leases are left")
+        assert await store.exists("k")
+
+
+async def test_a_lease_longer_than_the_ttl_is_revoked_on_time() -> None:
+    async with FaultyStore() as store:
+        store.lease_excess = 100
+        loop = asyncio.get_running_loop()
+        await store.put("k", b"v", ttl=0.2)
+        written = loop.time()
+        async with store.watch("k") as watch:
+            async for pair in watch:
+                if pair is None:
+                    break
+        assert loop.time() >= written + 0.2
+        assert lease_count(store) == 0
+
+
+async def test_a_lost_lease_is_replaced_and_its_keys_come_back() -> None:
+    async with FaultyStore() as store:
+        for key in ("a", "b", "taken", "deleted", "permanent"):
+            await store.put(key, key.encode(), ttl=0.3, keep_alive=True)
+        await store.delete("deleted")
+        await store.put("permanent", b"mine")
+        await lose(store, 0)
+        await store.put("taken", b"by another")
+        await eventually(lambda: store.exists("b"), within=2, message="the keys do not come back")
+        assert [pair.value for pair in await store.list("")] == [b"a", b"b", b"mine", b"by another"]
+
+
+async def test_another_stores_value_is_never_replaced() -> None:
+    async with FaultyStore(["shared"]) as store, FaultyStore(["shared"]) as other:
+        await store.put("k", b"mine", ttl=0.3, keep_alive=True)
+        await store.put("marker", b"", ttl=0.3, keep_alive=True)
+        await lose(store, 0)
+        await other.put("k", b"theirs")
+        await eventually(lambda: store.exists("marker"), within=2, message="the keys do not come back")
+        assert (await other.get("k")).value == b"theirs"
+    async with FaultyStore(["shared"]) as store, FaultyStore(["shared"]) as other:
+        await store.put("k", b"mine", ttl=0.3, keep_alive=True)
+        await other.put("k", b"theirs")
+        await store.close()
+        assert (await other.get("k")).value == b"theirs"
+
+
+@pytest.mark.parametrize("fault", ["unsent", "lost request", "lost answer"])
+async def test_creating_again_survives_faults(fault: str) -> None:
+    async with FaultyStore() as store:
+        await store.put("k", b"v", ttl=0.3, keep_alive=True)
+        store.faults["put"].append(fault)
+        store.faults["grant"].append("unsent")
+        await lose(store, 0)
+        await eventually(lambda: store.exists("k"), within=2, message="the key does not come back")
+        await lose(store, -1)
+        await eventually(lambda: store.exists("k"), within=2, message="the key does not come back again")
+
+
+async def test_a_put_under_a_lost_lease_gets_a_new_one() -> None:
+    async with FaultyStore() as store:
+        await store.put("a", b"v", ttl=30, keep_alive=True)
+        await lose(store, 0)
+        await store.put("b", b"v", ttl=30, keep_alive=True)
+        assert await store.exists("b")
+        await eventually(lambda: store.exists("a"), within=1, message="the first key does not come back")
+        assert store.calls.count("grant") == 2
+
+
+async def test_renewal_goes_on_after_an_outage() -> None:
+    async with FaultyStore() as store:
+        await store.put("k", b"v", ttl=0.6, keep_alive=True)
+        store.faults["renew"].extend(["unsent"] * 4)
+        await eventually(lambda: store.calls.count("renew") >= 6, within=3, message="renewal stopped")
+        assert store.calls.count("grant") == 1
+        assert await store.exists("k")
+
+
+async def test_close_removes_what_was_kept_alive() -> None:
+    async with FaultyStore(["shared"]) as other:
+        async with FaultyStore(["shared"]) as store:
+            await store.put("kept", b"v", keep_alive=True)
+            await store.put("plain", b"v", ttl=60)
+        assert [pair.key for pair in await other.list("")] == ["plain"]

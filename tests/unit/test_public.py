@@ -1,0 +1,62 @@
+"""The package from outside: names, documentation, imports, the command line."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+import aiolibkv
+
+CLIENT_LIBRARIES = ["grpc", "aiohttp", "aiozk", "click", "pytest", "sqlite3"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("name", aiolibkv.__all__)
+def test_public_names_are_documented(name: str) -> None:
+    item = getattr(aiolibkv, name)
+    assert inspect.getdoc(item)
+    if inspect.isclass(item):
+        for member, value in vars(item).items():
+            if not member.startswith("_") and inspect.isfunction(value):
+                assert inspect.getdoc(value), f"{name}.{member}"
+
+
+def test_calls_that_reach_a_server_tell_cancellation_and_cost() -> None:
+    for name, value in vars(aiolibkv.AsyncStore).items():
+        if not name.startswith("_") and inspect.iscoroutinefunction(value):
+            text = inspect.getdoc(value) or ""
+            assert "Cancellation:" in text, name
+            assert "Cost:" in text, name
+
+
+def test_importing_loads_no_client_library_and_starts_nothing() -> None:
+    code = (
+        "import sys, threading; before = threading.active_count(); import aiolibkv; "
+        f"print([m for m in {CLIENT_LIBRARIES} if m in sys.modules], threading.active_count() - before)"
+    )
+    assert run("-W", "error", "-c", code).stdout.strip() == "[] 0"
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert version("aiolibkv") == aiolibkv.__version__
+
+
+def test_demo() -> None:
+    done = run("-W", "error", "-c", "import sys; sys.argv = ['aiolibkv', 'demo']; import aiolibkv.cli as c; c.main()")
+    assert done.returncode == 0, done.stderr
+    for expected in ("KeyNotFoundError", "lost: KeyModifiedError", "web is now b'done'", "keys deleted"):
+        assert expected in done.stdout
+
+
+def test_demo_on_a_store_that_cannot_be_opened() -> None:
+    done = run("-m", "aiolibkv", "demo", "--url", "redis://h")
+    assert done.returncode == 1
+    assert "no backend 'redis'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,182 @@
+"""Deadlines, retry and maybe_applied: what BaseStore makes of a backend's faults."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from unit.faulty import FaultyStore
+
+from aiolibkv import (
+    AccessDeniedError,
+    Config,
+    KeyExistsError,
+    NotReachableError,
+    RequestTimeoutError,
+    StoreClosedError,
+    StoreError,
+)
+
+pytestmark = pytest.mark.asyncio
+
+SHORT = Config(request_timeout=0.2)
+
+
+async def test_a_read_is_repeated() -> None:
+    async with FaultyStore() as store:
+        await store.put("k", b"v")
+        store.faults["get"].extend(["unsent", "lost answer"])
+        assert (await store.get("k")).value == b"v"
+        assert store.calls.count("get") == 3
+
+
+async def test_an_unsent_write_is_repeated() -> None:
+    async with FaultyStore() as store:
+        store.faults["put"].extend(["unsent", "unsent"])
+        await store.put("k", b"v")
+        assert store.calls.count("put") == 3
+
+
+@pytest.mark.parametrize("fault", ["lost request", "lost answer"])
+async def test_a_write_without_answer_is_not_repeated(fault: str) -> None:
+    async with FaultyStore() as store:
+        store.faults["put"].append(fault)
+        with pytest.raises(NotReachableError) as caught:
+            await store.put("k", b"v")
+        assert caught.value.maybe_applied
+        assert store.calls.count("put") == 1
+        assert await store.exists("k") == (fault == "lost answer")
+
+
+async def test_a_refused_write_was_certainly_not_applied() -> None:
+    async with FaultyStore() as store:
+        await store.put("k", b"v")
+        with pytest.raises(KeyExistsError) as caught:
+            await store.atomic_put("k", b"w", None)
+        assert not caught.value.maybe_applied
+
+
+async def test_a_mute_server_ends_in_request_timeout() -> None:
+    async with FaultyStore(config=SHORT) as store:
+        store.faults["put"].append("mute")
+        with pytest.raises(RequestTimeoutError) as caught:
+            await store.put("k", b"v")
+        assert caught.value.maybe_applied
+        store.faults["get"].append("mute")
+        with pytest.raises(RequestTimeoutError) as caught:
+            await store.get("k")
+        assert not caught.value.maybe_applied
+        assert (caught.value.backend, caught.value.key) == ("memory", "k")
+
+
+async def test_an_unreachable_server_ends_in_not_reachable() -> None:
+    async with FaultyStore(config=SHORT) as store:
+        store.faults["put"].extend(["unsent"] * 1000)
+        with pytest.raises(NotReachableError) as caught:
+            await store.put("k", b"v")
+        assert not caught.value.maybe_applied
+        assert 2 < store.calls.count("put") < 50
+
+
+async def test_the_callers_timeout_stays_the_callers() -> None:
+    async with FaultyStore() as store:
+        store.faults["get"].append("mute")
+        with pytest.raises(TimeoutError) as caught:
+            async with asyncio.timeout(0.05):
+                await store.get("k")
+        assert not isinstance(caught.value, StoreError)
+
+
+async def test_close_fails_what_is_pending() -> None:
+    async with FaultyStore() as store:
+        store.faults["put"].append("mute")
+        store.faults["get"].append("mute")
+        read, write = asyncio.create_task(store.get("k")), asyncio.create_task(store.put("k", b"v"))
+        while store.calls != ["get", "put"]:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    with pytest.raises(StoreClosedError):
+        await read
+    with pytest.raises(StoreClosedError) as caught:
+        await write
+    assert caught.value.maybe_applied
+
+
+async def test_other_errors_pass_located() -> None:
+    async with FaultyStore(config=Config(prefix="app")) as store:
+        store.faults["get"].append(AccessDeniedError("no permission"))
+        with pytest.raises(AccessDeniedError, match=r"no permission \(memory, key 'a/b'\)"):
+            await store.get("/a/b/")
+
+
+async def test_entering_ends_within_connection_timeout() -> None:
+    class Mute(FaultyStore):
+        async def _connect(self) -> None:
+            await asyncio.get_running_loop().create_future()
+
+    store = Mute(config=Config(connection_timeout=0.1))
+    with pytest.raises(NotReachableError, match=r"within 0\.1 s"):
+        await store.__aenter__()
+    with pytest.raises(StoreClosedError):
+        await store.get("k")
+
+
+async def test_a_store_that_could_not_connect_can_be_entered_again() -> None:
+    class Late(FaultyStore):
+        tries = 0
+
+        async def _connect(self) -> None:
+            self.tries += 1
+            if self.tries == 1:
+                raise NotReachableError("refused")
+            await super()._connect()
+
+    store = Late()
+    with pytest.raises(NotReachableError, match="refused"):
+        await store.__aenter__()
+    async with store:
+        assert not await store.exists("k")
+
+
+async def test_close_while_entering() -> None:
+    connecting = asyncio.Event()
+
+    class Mute(FaultyStore):
+        async def _connect(self) -> None:
+            connecting.set()
+            await asyncio.get_running_loop().create_future()
+
+    store = Mute()
+    entering = asyncio.create_task(store.__aenter__())
+    await connecting.wait()
+    await store.close()
+    with pytest.raises(StoreClosedError):
+        await entering
+
+
+async def test_closing_is_bounded_and_outlasts_cancellation() -> None:
+    ended = []
+
+    class Slow(FaultyStore):
+        async def _disconnect(self) -> None:
+            await super()._disconnect()
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                ended.append(True)
+
+    store = Slow()
+    await store.__aenter__()
+    closing = asyncio.create_task(store.close())
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+        closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert ended == [True]
+    await store.close()
+
+
+async def test_bad_endpoints_and_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown option 'speed'"):
+        FaultyStore(config=Config(options={"speed": 1}))

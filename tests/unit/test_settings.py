@@ -1,0 +1,189 @@
+"""Config, URLs, names, endpoints, errors."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint
+from typing import cast
+
+import pytest
+
+import aiolibkv
+from aiolibkv import AsyncStore, BackendNotSupportedError, Config, new_store, open_store, register_backend, registry
+from aiolibkv.store import BaseStore
+from aiolibkv.store.endpoints import Endpoint, Endpoints, parse_endpoint
+
+
+class Seen(Exception):
+    def __init__(self, endpoints: Sequence[str], config: Config) -> None:
+        self.endpoints = list(endpoints)
+        self.config = config
+
+
+@pytest.fixture(autouse=True)
+def seen_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+
+    def factory(endpoints: Sequence[str], config: Config) -> AsyncStore:
+        raise Seen(endpoints, config)
+
+    register_backend("seen", factory)
+
+
+def read(url: str, config: Config | None = None) -> Seen:
+    with pytest.raises(Seen) as caught:
+        open_store(url, config)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoints", "prefix"),
+    [
+        ("seen://h:1", ["h:1"], ""),
+        ("seen://h:1,g:2,[::1]:3/app/x/", ["h:1", "g:2", "[::1]:3"], "app/x"),
+        ("seen://", [], ""),
+        ("seen:///file.db", ["file.db"], ""),
+        ("seen:////tmp/a%20b.db", ["/tmp/a b.db"], ""),
+        ("seen://name", ["name"], ""),
+        ("SEEN://Name/%C3%A9", ["Name"], "é"),
+        ("seen://h?prefix=p", ["h"], "p"),
+    ],
+)
+def test_urls(url: str, endpoints: list[str], prefix: str) -> None:
+    seen = read(url)
+    assert (seen.endpoints, seen.config.prefix) == (endpoints, prefix)
+
+
+def test_url_parameters_are_fields_or_options() -> None:
+    config = read("seen://us%40er:p%3Aw@h?tls=true&ca_file=/ca&request_timeout=2.5&speed=9").config
+    assert (config.username, config.password, config.tls) == ("us@er", "p:w", True)
+    assert (config.ca_file, config.request_timeout, dict(config.options)) == ("/ca", 2.5, {"speed": "9"})
+
+
+def test_url_adds_to_config() -> None:
+    config = read("seen://h/p?request_timeout=2", Config(connection_timeout=1, prefix="p")).config
+    assert (config.connection_timeout, config.request_timeout, config.prefix) == (1, 2, "p")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("seen:h", "h:1", "", "seen://h#x", "seen://h?tls=perhaps", "seen://h?request_timeout=soon"),
+        *("seen://h?request_timeout=nan", "seen://h?request_timeout=0", "seen://h?prefix=a&prefix=b", "seen://h?x"),
+        *("seen://h/a?prefix=b", "seen://u@h?username=v", "seen://h?options=x", "seen://h/a//b", "seen://h?ca_file=x"),
+        *("seen://h?tls=true&cert_file=x", "seen://h?connection_timeout=inf"),
+    ],
+)
+def test_bad_urls(url: str) -> None:
+    with pytest.raises(ValueError, match="."):
+        open_store(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "config", "name"),
+    [
+        ("seen://h/a", Config(prefix="b"), "prefix"),
+        ("seen://u:secret1@h", Config(username="u", password="secret2"), "password"),
+        ("seen://h?speed=1", Config(options={"speed": "2"}), "speed"),
+    ],
+)
+def test_url_and_config_may_not_differ(url: str, config: Config, name: str) -> None:
+    with pytest.raises(ValueError, match=name) as caught:
+        open_store(url, config)
+    assert "secret" not in str(caught.value)
+
+
+def test_unknown_parameters_are_refused_by_the_backend() -> None:
+    with pytest.raises(ValueError, match="unknown option 'speed'"):
+        open_store("memory://?speed=1")
+
+
+def test_secrets_are_not_shown() -> None:
+    config = Config(username="ann", password="secret", token="secret")
+    assert "secret" not in repr(config)
+    assert "ann" in repr(config)
+
+
+@pytest.mark.parametrize("arguments", [{"request_timeout": "5"}, {"connection_timeout": True}])
+def test_config_types(arguments: dict[str, float]) -> None:
+    with pytest.raises(TypeError):
+        Config(**arguments)  # type: ignore[arg-type]
+
+
+def test_unknown_backends_name_the_known_ones() -> None:
+    with pytest.raises(BackendNotSupportedError, match="no backend 'redis', only .*memory.*seen"):
+        new_store("redis")
+
+
+def test_a_missing_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("zk", "aiolibkv.backends.missing:Store", registry.GROUP)
+    monkeypatch.setattr(registry, "_entry_points", lambda: {"zk": point})
+    with pytest.raises(BackendNotSupportedError, match=r"pip install 'aiolibkv\[missing\]'") as caught:
+        new_store("zk")
+    assert isinstance(caught.value.__cause__, ImportError)
+
+
+def test_endpoints_are_a_sequence() -> None:
+    with pytest.raises(TypeError):
+        new_store("seen", "h:1")
+
+
+@pytest.mark.parametrize(
+    ("address", "endpoint"),
+    [("h", ("h", 7)), ("h:1", ("h", 1)), ("127.0.0.1:65535", ("127.0.0.1", 65535)), ("[::1]", ("::1", 7))],
+)
+def test_endpoint(address: str, endpoint: tuple[str, int]) -> None:
+    assert parse_endpoint(address, 7) == endpoint
+
+
+@pytest.mark.parametrize("address", ["", ":1", "h:x", "h:0", "h:65536", "http://h:1", "h:1/x", "a b:1", "[::1]x"])
+def test_bad_endpoint(address: str) -> None:
+    with pytest.raises(ValueError, match="endpoint"):
+        parse_endpoint(address, 7)
+
+
+def test_endpoints_move_on_once() -> None:
+    endpoints = Endpoints(["a:1", "b:2", "[::1]:3"], 9)
+    first = endpoints.current
+    endpoints.failed(first)
+    endpoints.failed(first)
+    assert endpoints.current == Endpoint("b", 2)
+    endpoints.failed(endpoints.current)
+    assert str(endpoints.current) == "[::1]:3"
+    endpoints.failed(endpoints.current)
+    assert endpoints.current == first
+    with pytest.raises(ValueError, match="at least one"):
+        Endpoints([], 9)
+
+
+def error_classes() -> list[type[aiolibkv.StoreError]]:
+    named = (getattr(aiolibkv, name) for name in aiolibkv.__all__)
+    return [item for item in named if isinstance(item, type) and issubclass(item, aiolibkv.StoreError)]
+
+
+@pytest.mark.parametrize("kind", error_classes())
+def test_errors_tell_what_and_where(kind: type[aiolibkv.StoreError]) -> None:
+    error = kind(key="k", maybe_applied=True)
+    error.locate("etcd", "h:1", "other")
+    assert str(error) == f"{kind.meaning} (etcd at h:1, key 'k'); the write may have been applied"
+    assert str(kind("text")) == "text"
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), type(again)) == (str(error), kind)
+
+
+def test_errors_are_the_builtin_ones_too() -> None:
+    builtin: dict[type[aiolibkv.StoreError], type[Exception]] = {
+        aiolibkv.InvalidKeyError: ValueError,
+        aiolibkv.ValueTooLargeError: ValueError,
+        aiolibkv.KeyNotFoundError: KeyError,
+        aiolibkv.AccessDeniedError: PermissionError,
+        aiolibkv.NotReachableError: ConnectionError,
+        aiolibkv.RequestTimeoutError: TimeoutError,
+    }
+    assert all(issubclass(kind, base) for kind, base in builtin.items())
+
+
+def test_a_class_that_has_the_methods_is_a_store() -> None:
+    assert isinstance(open_store("memory://"), AsyncStore)
+    assert issubclass(cast("type", type(open_store("memory://"))), BaseStore)
