@@ -68,9 +68,7 @@ class FaultyStore(MemoryStore):
 
     async def _delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
         delete = super()._delete
-        await self._faulty(
-            "delete", call, lambda: delete(call, path, expected=expected, guard=guard), writes=True
-        )
+        await self._faulty("delete", call, lambda: delete(call, path, expected=expected, guard=guard), writes=True)
 
     async def _follow(self, feed: Feed) -> None:
         self.calls.append("follow")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from unit.faulty import FaultyStore
 
 from aiolibkv import KeyExistsError, NotReachableError
 from aiolibkv.testing.scale import eventually
+from unit.faulty import FaultyStore
 
 pytestmark = pytest.mark.asyncio
 

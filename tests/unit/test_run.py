@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from unit.faulty import FaultyStore
 
 from aiolibkv import (
     AccessDeniedError,
@@ -16,6 +15,7 @@ from aiolibkv import (
     StoreClosedError,
     StoreError,
 )
+from unit.faulty import FaultyStore
 
 pytestmark = pytest.mark.asyncio
 

@@ -15,7 +15,7 @@ from aiolibkv.store import BaseStore
 from aiolibkv.store.endpoints import Endpoint, Endpoints, parse_endpoint
 
 
-class Seen(Exception):
+class SeenError(Exception):
     def __init__(self, endpoints: Sequence[str], config: Config) -> None:
         self.endpoints = list(endpoints)
         self.config = config
@@ -26,13 +26,13 @@ def seen_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})
 
     def factory(endpoints: Sequence[str], config: Config) -> AsyncStore:
-        raise Seen(endpoints, config)
+        raise SeenError(endpoints, config)
 
     register_backend("seen", factory)
 
 
-def read(url: str, config: Config | None = None) -> Seen:
-    with pytest.raises(Seen) as caught:
+def read(url: str, config: Config | None = None) -> SeenError:
+    with pytest.raises(SeenError) as caught:
         open_store(url, config)
     return caught.value
 
@@ -76,7 +76,7 @@ def test_url_adds_to_config() -> None:
     ],
 )
 def test_bad_urls(url: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         open_store(url)
 
 
@@ -112,7 +112,7 @@ def test_config_types(arguments: dict[str, float]) -> None:
 
 
 def test_unknown_backends_name_the_known_ones() -> None:
-    with pytest.raises(BackendNotSupportedError, match="no backend 'redis', only .*memory.*seen"):
+    with pytest.raises(BackendNotSupportedError, match=r"no backend 'redis', only .*memory.*seen"):
         new_store("redis")
 
 

@@ -28,7 +28,7 @@ from typing import ClassVar, Self, TypeVar
 from aiolibkv.config import Config
 from aiolibkv.errors import (
     AccessDeniedError,
-    CallNotSupportedError,
+    InvalidKeyError,
     KeyNotFoundError,
     LockLostError,
     NotReachableError,
@@ -42,6 +42,7 @@ from aiolibkv.keys import RESERVED, normalize_directory, normalize_key
 from aiolibkv.protocol import HeldLock, Lock, Watch
 from aiolibkv.store.driver import Call, Guard, Lease, Lifetime, Listing
 from aiolibkv.store.lifetimes import Lifetimes
+from aiolibkv.store.lock import Locks, StoreHeldLock, StoreLock
 from aiolibkv.store.tasks import Tasks, finish
 from aiolibkv.store.watch import Feed, StoreWatch
 from aiolibkv.types import Capabilities, KVPair, Snapshot
@@ -50,7 +51,7 @@ T = TypeVar("T")
 
 DEFAULT_TTL = 15.0
 _FIRST_PAUSE = 0.02
-_LONGEST_PAUSE = 1.0
+_LONGEST_PAUSE = 0.5
 _DISCONNECTING_TIME = 0.8
 _LARGEST_INDEX = 2**63 - 1
 
@@ -89,6 +90,7 @@ class BaseStore(ABC):
         self._root = f"{self.config.prefix}/" if self.config.prefix else ""
         self._hidden = f"{self._root}{RESERVED}/"
         self._lifetimes = Lifetimes(self)
+        self._locks = Locks()
         self._watching = Tasks()
         self._feeds: set[Feed] = set()
         self._pending: set[asyncio.Timeout] = set()
@@ -198,6 +200,19 @@ class BaseStore(ABC):
     async def _revoke(self, call: Call, lease: Lease) -> None:
         """End a lease, with the keys that are still under it. One that the server does not know is no error."""
 
+    async def _acquire(self, call: Call, path: str, value: bytes, lease: Lease) -> tuple[int, int]:
+        """Create a lock's key in one transaction; a backend whose guards compare something else overrides it.
+
+        Returns:
+            The key's index, and the token that guards of this acquisition compare.
+
+        Raises:
+            KeyExistsError: the key exists.
+            LeaseLost: the server does not know the lease.
+        """
+        index = await self._put(call, path, value, expected=0, lease=lease, guard=None)
+        return index, index
+
     def _hosts(self) -> str:
         """Name the servers, for errors."""
         return ", ".join(self.endpoints)
@@ -286,7 +301,8 @@ class BaseStore(ABC):
 
     def new_lock(self, key: str, *, value: bytes = b"", ttl: float = DEFAULT_TTL) -> Lock:
         """Make a lock on a key; see AsyncStore."""
-        raise self._located(CallNotSupportedError("locks are not built yet"), self._path(key))
+        path = self._path(key)
+        return StoreLock(self, path, self._value(value, path), self._seconds(ttl))
 
     async def close(self) -> None:
         """Close the store; see AsyncStore."""
@@ -301,6 +317,7 @@ class BaseStore(ABC):
                 deadline.reschedule(now)
             for feed in self._feeds:
                 feed.fail(self._located(StoreClosedError(), feed.path))
+            self._locks.lose_all()
             self._closing = asyncio.get_running_loop().create_task(self._shut_down())
         await finish(self._closing)
 
@@ -342,13 +359,22 @@ class BaseStore(ABC):
     # -- the machinery ---------------------------------------------------------------------------------------------
 
     async def _run(self, operation: Callable[[Call], Awaitable[T]], path: str | None = None) -> T:
-        """Carry out a call within request_timeout, repeating what certainly was not applied."""
+        """Carry out a call within request_timeout, and before the store is closed."""
         self._check_open()
+        deadline = asyncio.timeout(self.config.request_timeout)
+        self._pending.add(deadline)
+        try:
+            return await self._perform(operation, path, deadline)
+        finally:
+            self._pending.discard(deadline)
+
+    async def _perform(
+        self, operation: Callable[[Call], Awaitable[T]], path: str | None, deadline: asyncio.Timeout
+    ) -> T:
+        """Carry out a call until its deadline, repeating what certainly was not applied."""
         limit = self.config.request_timeout
         unreachable: NotReachableError | None = None
-        deadline = asyncio.timeout(limit)
         call = Call(deadline, limit)
-        self._pending.add(deadline)
         try:
             async with deadline:
                 for pause in _pauses():
@@ -365,8 +391,6 @@ class BaseStore(ABC):
         except TimeoutError:
             if not deadline.expired():
                 raise
-        finally:
-            self._pending.discard(deadline)
         late = unreachable or RequestTimeoutError(f"no answer within {limit:g} s")
         failure = StoreClosedError() if self._closed else late
         failure.maybe_applied = call.maybe_applied
@@ -429,6 +453,7 @@ class BaseStore(ABC):
 
     async def _shut_down(self) -> None:
         await self._watching.close()
+        await self._locks.tasks.close()
         await self._lifetimes.close()
         await self._disconnect_in_time()
 
@@ -451,10 +476,17 @@ class BaseStore(ABC):
             raise self._located(StoreError("the store belongs to another event loop"))
 
     def _path(self, key: str) -> str:
-        return self._root + normalize_key(key)
+        return self._root + self._checked(normalize_key, key)
 
     def _directory(self, directory: str) -> str:
-        return (self._root + normalize_directory(directory)).rstrip("/")
+        return (self._root + self._checked(normalize_directory, directory)).rstrip("/")
+
+    def _checked(self, normalize: Callable[[str], str], name: str) -> str:
+        try:
+            return normalize(name)
+        except InvalidKeyError as error:
+            self._located(error)
+            raise
 
     def _name(self, path: str) -> str:
         return path[len(self._root) :]
@@ -481,19 +513,23 @@ class BaseStore(ABC):
     def _lifetime(self, ttl: float | None, *, keep_alive: bool) -> Lifetime | None:
         if ttl is None:
             return Lifetime(min(DEFAULT_TTL, self.longest_ttl), keep_alive=True) if keep_alive else None
+        return Lifetime(self._seconds(ttl), keep_alive)
+
+    def _seconds(self, ttl: float) -> float:
         if isinstance(ttl, bool) or not isinstance(ttl, int | float):
             raise TypeError(f"a ttl is a number of seconds, not {type(ttl).__name__}")
         if not 0 < ttl < math.inf or ttl > self.longest_ttl:
             raise ValueError(f"{self.name}: a ttl is above 0, finite and at most {self.longest_ttl:g} s, not {ttl}")
-        return Lifetime(float(ttl), keep_alive)
+        return float(ttl)
 
     def _guard(self, held: HeldLock | None) -> Guard | None:
         if held is None:
             return None
-        path = self._path(held.key)
+        if not isinstance(held, StoreHeldLock) or held.store is not self:
+            raise ValueError("a guard is a lock held through the same store")
         if not held.is_held:
-            raise self._located(LockLostError(), path)
-        return Guard(path, held.fencing_token)
+            raise self._located(LockLostError(), held.path)
+        return Guard(held.path, held.fencing_token)
 
 
 def _expected_index(key: str, previous: KVPair) -> int:

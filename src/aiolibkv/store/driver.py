@@ -68,9 +68,11 @@ class Lease:
 
     Attributes:
         ttl: seconds from a grant or renewal to its end, as the server keeps it.
+        overshoot: seconds after that end within which the server has removed its keys.
     """
 
     ttl: float
+    overshoot: float = 0.0
 
 
 class LeaseLost(Exception):  # noqa: N818 - a signal between backend and machinery, none of the library's errors

@@ -1,27 +1,27 @@
-"""Keys that go by themselves: leases, their renewal, deletion on time, and creation again after a loss.
+"""Keys that go by themselves: leases, deletion on time, and creation again after a loss.
 
 A backend knows leases and nothing else of lifetimes. A plain ttl key has a lease of its own that is never renewed; it
 is revoked on time where the server would keep the key longer, and when the key is overwritten. The keep_alive keys of
-one ttl share a lease that is renewed; when the server lost it, they are created again under a new one.
+one ttl share a session; when the server lost it, they are created again under a new one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiolibkv.errors import KeyExistsError, NotReachableError, RequestTimeoutError, StoreClosedError, StoreError
+from aiolibkv.errors import KeyExistsError, NotReachableError, RequestTimeoutError
 from aiolibkv.store.driver import Call, Guard, Lease, LeaseLost, Lifetime
-from aiolibkv.store.tasks import Tasks
+from aiolibkv.store.session import Session, revoke
+from aiolibkv.store.tasks import Tasks, finish
 
 if TYPE_CHECKING:
     from aiolibkv.store.base import BaseStore
 
-_RENEWALS_PER_TTL = 3
 _REVOKING_TIME = 1.0
 """Seconds for the revocations at close; what is not revoked by then expires by itself."""
 
@@ -36,6 +36,7 @@ class _Record:
     index: int
     lease: Lease
     lifetime: Lifetime
+    session: Session | None
     timer: asyncio.TimerHandle | None = None
 
 
@@ -47,8 +48,8 @@ class Lifetimes:
         self._tasks = Tasks()
         self._revocations = Tasks()
         self._records: dict[str, _Record] = {}
-        self._shared: dict[float, asyncio.Task[Lease]] = {}
-        self._renewed: set[Lease] = set()
+        self._shared: dict[float, asyncio.Task[Session]] = {}
+        self._sessions: set[Session] = set()
 
     async def put(
         self, call: Call, path: str, value: bytes, *, expected: int | None, lifetime: Lifetime, guard: Guard | None
@@ -56,19 +57,21 @@ class Lifetimes:
         """Write a key with a lifetime and return its index."""
         while True:
             before = self._records.get(path)
-            lease = await (self._shared_lease(lifetime) if lifetime.keep_alive else self._own_lease(call, lifetime))
+            session = await self._shared_session(lifetime.ttl) if lifetime.keep_alive else None
+            lease = session.lease if session else await self._own_lease(call, lifetime)
             try:
                 index = await self._store._put(call, path, value, expected=expected, lease=lease, guard=guard)
             except LeaseLost:
-                self._lost(lifetime, lease)
+                if session:
+                    session.lose()
             except BaseException:
                 if call.maybe_applied:
                     self._drop(path, before, revoke=False)
-                elif not lifetime.keep_alive:
+                elif session is None:
                     self._discard(lease)
                 raise
             else:
-                self._record(path, _Record(value, index, lease, lifetime))
+                self._record(path, _Record(value, index, lease, lifetime, session))
                 return index
 
     @contextmanager
@@ -89,6 +92,26 @@ class Lifetimes:
         start = f"{directory}/" if directory else ""
         return [path for path in self._records if path.startswith(start)]
 
+    async def open_session(self, call: Call, ttl: float, on_lost: Callable[[], None]) -> Session:
+        """Begin a session; one that cannot be begun, or may have been, is ended."""
+        session = Session(self._store, ttl, on_lost)
+        self._sessions.add(session)
+        try:
+            await session.begin(call)
+        except BaseException:
+            await self.end_session(session)
+            raise
+        return session
+
+    async def end_session(self, session: Session) -> None:
+        """End a session, with the keys under it, though the caller is cancelled; a slow server is not waited for."""
+        await finish(self.drop_session(session), _REVOKING_TIME)
+
+    def drop_session(self, session: Session) -> asyncio.Task[None]:
+        """Begin to end a session, with the keys under it."""
+        self._sessions.discard(session)
+        return self._revocations.adopt(session.end())
+
     async def close(self) -> None:
         """Stop renewing and remove the keys kept alive, as far as the servers answer in time."""
         for record in self._records.values():
@@ -96,8 +119,8 @@ class Lifetimes:
                 record.timer.cancel()
         self._records.clear()
         await self._tasks.close()
-        for lease in self._renewed:
-            self._discard(lease)
+        for session in self._sessions:
+            self._revocations.adopt(session.end())
         await self._revocations.settle(_REVOKING_TIME)
         await self._revocations.close()
 
@@ -110,70 +133,44 @@ class Lifetimes:
             raise
         return lease
 
-    async def _shared_lease(self, lifetime: Lifetime) -> Lease:
-        opening = self._shared.get(lifetime.ttl)
+    async def _shared_session(self, ttl: float) -> Session:
+        opening = self._shared.get(ttl)
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
-            opening = self._tasks.start(self._open(lifetime))
-            self._shared[lifetime.ttl] = opening
+            opening = self._tasks.start(self._open_shared(ttl))
+            self._shared[ttl] = opening
         return await asyncio.shield(opening)
 
-    async def _open(self, lifetime: Lifetime) -> Lease:
-        lease = self._store._lease(lifetime)
-        self._renewed.add(lease)
-        try:
-            await self._store._run(lambda call: self._store._grant(call, lease))
-        except BaseException:
-            self._renewed.discard(lease)
-            self._discard(lease)
-            raise
-        self._tasks.start(self._renew(lifetime, lease))
-        return lease
+    async def _open_shared(self, ttl: float) -> Session:
+        session = await self._store._run(lambda call: self.open_session(call, ttl, lambda: self._lost(ttl, session)))
+        return session
 
-    async def _renew(self, lifetime: Lifetime, lease: Lease) -> None:
-        while lease in self._renewed:
-            await asyncio.sleep(lease.ttl / _RENEWALS_PER_TTL)
-            while True:
-                try:
-                    alive = await self._store._run(lambda call: self._store._renew(call, lease))
-                    break
-                except (NotReachableError, RequestTimeoutError) as error:
-                    _log.debug("a lease could not be renewed yet: %s", error)
-                except StoreClosedError:
-                    return
-                except StoreError as error:
-                    _log.warning("a lease could not be renewed: %s", error)
-                    await asyncio.sleep(lease.ttl / _RENEWALS_PER_TTL)
-            if not alive:
-                self._lost(lifetime, lease)
+    def _lost(self, ttl: float, session: Session) -> None:
+        _log.warning("%s: a lease was lost; its keys are created again", self._store.name)
+        self._sessions.discard(session)
+        self._shared[ttl] = self._tasks.start(self._open_again(ttl, session))
 
-    def _lost(self, lifetime: Lifetime, lease: Lease) -> None:
-        if lease in self._renewed:
-            self._renewed.discard(lease)
-            _log.warning("%s: a lease was lost; its keys are created again", self._store.name)
-            self._shared[lifetime.ttl] = self._tasks.start(self._reopen(lifetime, lease))
-
-    async def _reopen(self, lifetime: Lifetime, lost: Lease) -> Lease:
+    async def _open_again(self, ttl: float, lost: Session) -> Session:
         while True:
             try:
-                lease = await self._open(lifetime)
+                session = await self._open_shared(ttl)
                 break
             except (NotReachableError, RequestTimeoutError) as error:
                 _log.debug("a lost lease could not be replaced yet: %s", error)
-        orphans = [(path, record) for path, record in self._records.items() if record.lease is lost]
+        orphans = [(path, record) for path, record in self._records.items() if record.session is lost]
         for _, record in orphans:
-            record.lease = lease
-        self._tasks.start(self._create_again(orphans, lease))
-        return lease
+            record.lease, record.session = session.lease, session
+        self._tasks.start(self._create_again(orphans, session))
+        return session
 
-    async def _create_again(self, orphans: list[tuple[str, _Record]], lease: Lease) -> None:
+    async def _create_again(self, orphans: list[tuple[str, _Record]], session: Session) -> None:
         for path, record in orphans:
-            if record.lease is lease and self._records.get(path) is record:
+            if record.session is session and self._records.get(path) is record:
                 try:
                     await self._create(path, record)
                 except KeyExistsError:
                     self._drop(path, record, revoke=False)
                 except LeaseLost:
-                    self._lost(record.lifetime, lease)
+                    session.lose()
 
     async def _create(self, path: str, record: _Record) -> None:
         store, lease = self._store, record.lease
@@ -219,16 +216,8 @@ class Lifetimes:
             self._retire(record)
 
     def _retire(self, record: _Record) -> None:
-        if not record.lifetime.keep_alive:
+        if record.session is None:
             self._discard(record.lease)
 
     def _discard(self, lease: Lease) -> None:
-        self._revocations.start(self._revoke(lease))
-
-    async def _revoke(self, lease: Lease) -> None:
-        limit = self._store.config.request_timeout
-        try:
-            async with asyncio.timeout(limit) as deadline:
-                await self._store._revoke(Call(deadline, limit), lease)
-        except (StoreError, TimeoutError) as error:
-            _log.debug("a lease was left to expire: %s", error)
+        self._revocations.start(revoke(self._store, lease))

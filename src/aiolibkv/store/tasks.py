@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -23,7 +24,10 @@ class Tasks:
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine as a task of this owner; what it raises is logged."""
-        task = asyncio.get_running_loop().create_task(work)
+        return self.adopt(asyncio.get_running_loop().create_task(work))
+
+    def adopt(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
+        """Own a task that runs already."""
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
@@ -39,6 +43,11 @@ class Tasks:
                 {"message": "a background task of a store failed", "exception": error, "task": task}
             )
 
+    def cancel(self) -> None:
+        """Cancel all tasks, without waiting for them."""
+        for task in self._running:
+            task.cancel()
+
     async def settle(self, limit: float) -> None:
         """Wait until the tasks have ended, at most limit seconds."""
         if self._running:
@@ -47,24 +56,26 @@ class Tasks:
     async def close(self) -> None:
         """Cancel all tasks and wait until they have ended."""
         while self._running:
-            for task in self._running:
-                task.cancel()
+            self.cancel()
             await asyncio.wait(self._running)
 
 
-async def finish(work: asyncio.Task[None]) -> None:
-    """Wait until a bounded clean-up has ended, whatever cancels the caller meanwhile.
+async def finish(work: asyncio.Task[None], limit: float = math.inf) -> None:
+    """Wait until a clean-up has ended, whatever cancels the caller meanwhile, at most limit seconds.
 
     A cancellation that arrived is raised afterwards. AnyIO's scopes cancel at every await again, so they are
     shielded off; a task's own cancellation is remembered.
     """
+    clock = asyncio.get_running_loop().time
+    end = clock() + limit
     cancelled: asyncio.CancelledError | None = None
     with CancelScope(shield=True):
-        while not work.done():
+        while not work.done() and clock() < end:
             try:
-                await asyncio.wait({work})
+                await asyncio.wait({work}, timeout=None if end == math.inf else end - clock())
             except asyncio.CancelledError as error:
                 cancelled = error
     if cancelled is not None:
         raise cancelled
-    work.result()
+    if work.done():
+        work.result()

@@ -1,0 +1,179 @@
+"""Locks on a backend that loses leases and answers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aiolibkv import CannotLockError, LockLostError, StoreClosedError
+from aiolibkv.store.lock import StoreHeldLock
+from aiolibkv.testing.scale import eventually
+from unit.faulty import FaultyStore
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
+
+
+def traces(store: FaultyStore) -> list[str]:
+    """Return the keys and leases that are in the space."""
+    assert store._space is not None
+    return [pair.key for pair in store._space.below("")] + ["lease" for _ in store._space._ends]
+
+
+async def test_lock_and_release() -> None:
+    async with FaultyStore() as store:
+        lock = store.new_lock("a/lock", value=b"me", ttl=5)
+        async with lock as held:
+            assert (await store.get("a/lock")).value == b"me"
+            assert (held.key, held.value, held.ttl, held.is_held) == ("a/lock", b"me", 5, True)
+            await store.put("data", b"1", guard=held)
+            with pytest.raises(CannotLockError):
+                await lock.acquire()
+            assert await store.new_lock("a/lock").try_acquire() is None
+        assert not held.is_held
+        with pytest.raises(LockLostError):
+            await store.put("data", b"2", guard=held)
+        assert traces(store) == ["data"]
+        with pytest.raises(CannotLockError):
+            await lock.release()
+
+
+async def test_waiters_of_many_stores_are_served_in_turn() -> None:
+    stores = [FaultyStore(["shared"]) for _ in range(4)]
+    holders = []
+    tokens = []
+
+    async def work(store: FaultyStore) -> None:
+        async with store.new_lock("lock", ttl=5) as held:
+            holders.append(held)
+            assert len(holders) == 1
+            tokens.append(held.fencing_token)
+            await asyncio.sleep(0.001)
+            holders.clear()
+
+    for store in stores:
+        await store.__aenter__()
+    await asyncio.gather(*(work(store) for store in stores for _ in range(5)))
+    assert len(tokens) == 20
+    assert tokens == sorted(set(tokens))
+    assert traces(stores[0]) == []
+    for store in stores:
+        await store.close()
+
+
+@pytest.mark.parametrize("steps", range(40))
+async def test_cancelled_acquisitions_leave_nothing(steps: int) -> None:
+    async with FaultyStore(["shared"]) as first, FaultyStore(["shared"]) as second:
+        holder = first.new_lock("lock", ttl=5)
+        held = await holder.acquire()
+        lock = second.new_lock("lock", ttl=5)
+        task = asyncio.create_task(lock.acquire())
+        for step in range(steps):
+            if step == 30:
+                await holder.release()
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            await lock.release()
+        if held.is_held:
+            await holder.release()
+        await eventually(lambda: traces(first) == [], within=2, message="something is left")
+        assert await second.new_lock("lock").try_acquire() is not None
+        assert await lock.try_acquire() is None
+
+
+@pytest.mark.parametrize("how", ["put", "delete", "lease lost"])
+async def test_the_body_of_a_lost_lock_is_cancelled(how: str) -> None:
+    async with FaultyStore(["shared"]) as store, FaultyStore(["shared"]) as other:
+        with pytest.raises(LockLostError):
+            async with store.new_lock("lock", ttl=5) as held:
+                if how == "put":
+                    await other.put("lock", b"mine")
+                elif how == "delete":
+                    await other.delete("lock")
+                else:
+                    assert store._space is not None
+                    store._space.revoke(store.leases[0])
+                await asyncio.get_running_loop().create_future()
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        assert not held.is_held
+        await held.wait_lost()
+        assert await other.exists("lock") == (how == "put")
+
+
+async def test_an_outage_beyond_the_ttl_loses_the_lock_by_the_clock() -> None:
+    async with FaultyStore() as store:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(LockLostError):
+            async with store.new_lock("lock", ttl=1):
+                began = loop.time()
+                store.faults["renew"].extend(["unsent"] * 10_000)
+                await loop.create_future()
+        assert loop.time() - began < 1
+
+
+async def test_an_outside_cancellation_stays_one() -> None:
+    async with FaultyStore() as store:
+        inside = asyncio.Event()
+
+        async def work() -> None:
+            async with store.new_lock("lock", ttl=5) as held:
+                inside.set()
+                try:
+                    await asyncio.get_running_loop().create_future()
+                finally:
+                    assert isinstance(held, StoreHeldLock)
+                    held.lose()
+
+        task = asyncio.create_task(work())
+        await inside.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await eventually(lambda: traces(store) == [], within=2, message="something is left")
+
+
+@pytest.mark.parametrize("fault", ["lost request", "lost answer", "lease lost"])
+@pytest.mark.parametrize("request_name", ["grant", "put"])
+async def test_a_lost_answer_is_resolved(request_name: str, fault: str) -> None:
+    async with FaultyStore() as store:
+        store.faults[request_name].append(fault if request_name == "put" or fault != "lease lost" else "unsent")
+        async with store.new_lock("lock", ttl=5):
+            assert traces(store).count("lock") == 1
+        await eventually(lambda: traces(store) == [], within=2, message="something is left")
+
+
+async def test_a_plain_key_of_that_name_is_waited_for() -> None:
+    async with FaultyStore() as store:
+        await store.put("lock", b"plain")
+        lock = store.new_lock("lock", value=b"lock", ttl=5)
+        assert await lock.try_acquire() is None
+        task = asyncio.create_task(lock.acquire())
+        while "follow" not in store.calls:
+            await asyncio.sleep(0)
+        assert (await store.get("lock")).value == b"plain"
+        await store.delete("lock")
+        await task
+        assert (await store.get("lock")).value == b"lock"
+        await lock.release()
+
+
+async def test_close_ends_waiting_and_holding() -> None:
+    async with FaultyStore(["shared"]) as other:
+        async with FaultyStore(["shared"]) as store:
+            held = await store.new_lock("lock", ttl=5).acquire()
+            waiting = asyncio.create_task(store.new_lock("lock", ttl=5).acquire())
+            await asyncio.sleep(0)
+        with pytest.raises(StoreClosedError):
+            await waiting
+        await held.wait_lost()
+        assert traces(other) == []
+
+
+async def test_a_guard_is_of_the_same_store() -> None:
+    async with FaultyStore() as store, FaultyStore() as other, store.new_lock("lock", ttl=5) as held:
+        with pytest.raises(ValueError, match="same store"):
+            await other.put("k", b"v", guard=held)
