@@ -1,6 +1,7 @@
 """One asyncio key/value interface over etcd, Consul, ZooKeeper and embedded stores, with one set of guarantees."""
 
 from aiolibkv.config import Config
+from aiolibkv.coordination import Candidate, Discovery, Follower, Instance, Registration, update
 from aiolibkv.errors import (
     AccessDeniedError,
     BackendNotSupportedError,
@@ -29,11 +30,15 @@ __all__ = [
     "AsyncStore",
     "BackendNotSupportedError",
     "CallNotSupportedError",
+    "Candidate",
     "CannotLockError",
     "Capabilities",
     "Change",
     "Config",
+    "Discovery",
+    "Follower",
     "HeldLock",
+    "Instance",
     "InvalidKeyError",
     "KVPair",
     "KeyExistsError",
@@ -43,6 +48,7 @@ __all__ = [
     "LockLostError",
     "NotReachableError",
     "PreviousNotSpecifiedError",
+    "Registration",
     "RequestTimeoutError",
     "Snapshot",
     "StoreClosedError",
@@ -52,4 +58,5 @@ __all__ = [
     "new_store",
     "open_store",
     "register_backend",
+    "update",
 ]

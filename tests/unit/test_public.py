@@ -51,7 +51,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
 def test_demo() -> None:
     done = run("-W", "error", "-c", "import sys; sys.argv = ['aiolibkv', 'demo']; import aiolibkv.cli as c; c.main()")
     assert done.returncode == 0, done.stderr
-    for expected in ("KeyNotFoundError", "lost: KeyModifiedError", "web is now b'done'", "keys deleted"):
+    for expected in ("KeyNotFoundError", "lost: KeyModifiedError", "web is now b'done'", "LockLostError", "keys deleted"):
         assert expected in done.stdout
 
 

@@ -19,7 +19,7 @@ def aiolibkv() -> None:
 @aiolibkv.command()
 @click.option("--url", default="memory://", show_default=True, help="The store to show it on.")
 def demo(url: str) -> None:
-    """Show put, get, compare-and-swap, a watch and expiry, each step explained."""
+    """Show put, get, compare-and-swap, a watch, expiry, lock and election, each step explained."""
     try:
         asyncio.run(run_demo(url))
     except (library.StoreError, ValueError) as error:

@@ -8,7 +8,8 @@ import uuid
 
 import click
 
-from aiolibkv.errors import KeyModifiedError, KeyNotFoundError
+from aiolibkv.coordination import Candidate
+from aiolibkv.errors import KeyModifiedError, KeyNotFoundError, LockLostError
 from aiolibkv.protocol import AsyncStore
 from aiolibkv.registry import open_store
 
@@ -26,6 +27,8 @@ async def run_demo(url: str) -> None:
             await _compare_and_swap(store, directory)
             await _watch(store, directory)
             await _expiry(store, directory)
+            await _lock(store, directory)
+            await _election(store, directory)
         finally:
             await _clean_up(store, directory)
 
@@ -103,6 +106,36 @@ async def _expiry(store: AsyncStore, directory: str) -> None:
             _show("async for pair in store.watch('session')", f"after {time.monotonic() - began:.1f} s {pair}")
             if pair is None:
                 return
+
+
+async def _lock(store: AsyncStore, directory: str) -> None:
+    _step("Lock", "One holder at a time. A write guarded by a lock is refused by the server once the lock is lost.")
+    key, report = f"{directory}/lock", f"{directory}/report"
+    async with store.new_lock(key, value=b"ann") as held:
+        _show("async with store.new_lock('lock') as held", f"fencing token {held.fencing_token}")
+        _show("await store.new_lock('lock').try_acquire()", await store.new_lock(key).try_acquire())
+        _show("await store.put('report', b'1', guard=held)", await store.put(report, b"1", guard=held))
+    try:
+        await store.put(report, b"2", guard=held)
+    except LockLostError as error:
+        _show("await store.put('report', b'2', guard=held)", f"LockLostError: {error}")
+
+
+async def _election(store: AsyncStore, directory: str) -> None:
+    _step("Election", "The leader is who holds a key; the next candidate is elected when it stops or dies.")
+    key = f"{directory}/leader"
+    ann, bob = Candidate(store, key, "ann"), Candidate(store, key, "bob")
+    try:
+        for candidate in (ann, bob):
+            async for elected in candidate.run_for_election():
+                _show(f"async for elected in {candidate.node}.run_for_election()", elected)
+                if elected:
+                    break
+            await candidate.stop()
+            _show(f"await {candidate.node}.stop()", "no leader")
+    finally:
+        await ann.stop()
+        await bob.stop()
 
 
 async def _clean_up(store: AsyncStore, directory: str) -> None:

@@ -182,6 +182,7 @@ class StoreLock:
         self._line = f"{store._root}{RESERVED}/waiters/{name}"
         self._held: StoreHeldLock | None = None
         self._is_waiting = False
+        self._was_held = False
         self._body: tuple[asyncio.Task[object], int] | None = None
         self._is_body_cancelled = False
 
@@ -246,6 +247,7 @@ class StoreLock:
         try:
             async with until_close:
                 self._held = await self._take_turn(wait=wait)
+                self._was_held = self._was_held or self._held is not None
                 return self._held
         except TimeoutError as error:
             if not until_close.expired():
@@ -257,13 +259,14 @@ class StoreLock:
 
     async def _take_turn(self, *, wait: bool) -> StoreHeldLock | None:
         turn = self._store._locks.turn(self._path)
-        others_wait = turn.locked()
-        if others_wait and not wait:
+        if turn.locked() and not wait:
             return None
+        # Who had the lock before stands in line again, so that it does not come before those who wait elsewhere.
+        in_line = turn.locked() or self._was_held
         await turn.acquire()
         held = None
         try:
-            held = await self._try_until_held(turn, wait=wait, in_line=others_wait)
+            held = await self._try_until_held(turn, wait=wait, in_line=in_line)
         finally:
             if held is None:
                 turn.release()
@@ -291,7 +294,7 @@ class StoreLock:
                     await store._lifetimes.end_session(session)
 
     async def _try(self, session: Session, turn: asyncio.Lock, *, wait: bool, in_line: bool) -> StoreHeldLock | None:
-        if not in_line:
+        if not in_line or not wait:
             held = await self._take(session, turn)
             if held is not None or not wait:
                 return held
