@@ -1,0 +1,23 @@
+"""Real servers for tests: one process or a cluster, on free ports, with data in a temporary directory."""
+
+from aiolibkv.testing.servers.base import Cluster, Server, ServerStartError
+from aiolibkv.testing.servers.consul import ConsulCluster, ConsulServer
+from aiolibkv.testing.servers.etcd import EtcdCluster, EtcdServer
+from aiolibkv.testing.servers.process import ServerCommandError, ServerMissingError
+from aiolibkv.testing.servers.tls import Certificates
+from aiolibkv.testing.servers.zookeeper import ZooKeeperCluster, ZooKeeperServer
+
+__all__ = [
+    "Certificates",
+    "Cluster",
+    "ConsulCluster",
+    "ConsulServer",
+    "EtcdCluster",
+    "EtcdServer",
+    "Server",
+    "ServerCommandError",
+    "ServerMissingError",
+    "ServerStartError",
+    "ZooKeeperCluster",
+    "ZooKeeperServer",
+]

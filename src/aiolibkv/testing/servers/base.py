@@ -1,0 +1,420 @@
+"""What the servers have in common: a process, ports, a directory, readiness; and clusters."""
+
+import asyncio
+import atexit
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar, Generic, Self, TypeVar
+
+from aiolibkv.testing.scale import scaled
+from aiolibkv.testing.servers.process import (
+    HOST,
+    POLL_INTERVAL,
+    Port,
+    ServerCommandError,
+    end_with_parent,
+    find_program,
+)
+
+_START_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+_FIRST_PROBE_SECONDS = 0.2
+_PROBE_SECONDS = 3.0
+_ATTEMPTS = 3
+# What a server that is starting, paused or dead may make of a question.
+_NOT_YET = (OSError, EOFError, TimeoutError, ServerCommandError)
+
+
+class ServerStartError(RuntimeError):
+    """A server did not become ready; the text ends with its log."""
+
+
+class Server(ABC):
+    """One process of a real server, with its data in a temporary directory.
+
+    `start()` and `stop()` keep the data; leaving `async with` (or `close()`) removes it. The process is not
+    bound to an event loop: a server started in one may be used from another.
+
+    Args:
+        extra_args: more arguments for the server's program.
+    """
+
+    program: ClassVar[str]
+    """The name of the program, to be found in PATH."""
+    packages: ClassVar[str]
+    """Which Debian packages bring it."""
+    port_names: ClassVar[Sequence[str]]
+    """The ports it listens on; the first is the one for clients."""
+
+    def __init__(self, *, extra_args: Sequence[str] = ()) -> None:
+        """Reserve ports and a directory; nothing is started."""
+        self._extra_args = tuple(extra_args)
+        self._directory: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._was_ready = False
+        self._is_set_up = False
+        self._in_cluster = False
+        self._ports: dict[str, Port] = {}
+
+    async def __aenter__(self) -> Self:
+        """Start the server."""
+        try:
+            await self.start()
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Kill the server and remove its data."""
+        await self.close()
+
+    @property
+    def host(self) -> str:
+        """The address to connect to."""
+        return HOST
+
+    @property
+    def port(self) -> int:
+        """The port for clients, the same until `close()`."""
+        return self.port_of(self.port_names[0])
+
+    @property
+    def endpoint(self) -> str:
+        """Address and port, as in "127.0.0.1:2379"."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def running(self) -> bool:
+        """Whether the process exists, be it paused or not."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The process id.
+
+        Raises:
+            RuntimeError: the server is not running.
+        """
+        if self._process is None or not self.running:
+            message = f"{self.program} is not running"
+            raise RuntimeError(message)
+        return self._process.pid
+
+    @property
+    def directory(self) -> Path:
+        """The directory that holds data, configuration and log."""
+        if self._directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix=f"aiolibkv-{self.program}-"))
+            _undiscarded.add(self)
+        return self._directory
+
+    @property
+    def data_directory(self) -> Path:
+        """The part of `directory` that `wipe()` removes."""
+        return self.directory / "data"
+
+    def port_of(self, name: str) -> int:
+        """Return one of the server's ports.
+
+        Args:
+            name: one of `port_names`.
+        """
+        if not self._ports:
+            self._ports = {port_name: Port() for port_name in self.port_names}
+            _undiscarded.add(self)
+        return self._ports[name].number
+
+    def log_tail(self, lines: int = 40) -> str:
+        """Return the end of what the server has written to its standard output and error."""
+        try:
+            text = (self.directory / "log").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    async def start(self) -> None:
+        """Start the server on its ports, with the data that is there, and wait until it is ready.
+
+        Raises:
+            ServerMissingError: the program is not installed.
+            ServerStartError: it was not ready in time, or ended.
+        """
+        if self.running:
+            message = f"{self.program} is already running"
+            raise RuntimeError(message)
+        for attempt in range(_ATTEMPTS):
+            try:
+                await self._start_once()
+            except _PortTakenError:
+                # Others may know the ports already, unless this is the first start of a single server.
+                if self._was_ready or self._in_cluster or attempt + 1 == _ATTEMPTS:
+                    raise
+                self._release_ports()
+                self._remove_data()
+            else:
+                return
+
+    async def stop(self) -> None:
+        """End the server with SIGTERM (SIGKILL when it does not heed that); its data stays."""
+        if not self.running:
+            return
+        self.resume()
+        os.kill(self.pid, signal.SIGTERM)
+        try:
+            await self._wait_for_exit(scaled(_STOP_SECONDS))
+        except TimeoutError:
+            await self.kill()
+
+    async def kill(self) -> None:
+        """End the server with SIGKILL; its data stays."""
+        if self.running:
+            os.kill(self.pid, signal.SIGKILL)
+            await self._wait_for_exit(scaled(_STOP_SECONDS))
+
+    def pause(self) -> None:
+        """Freeze the process (SIGSTOP): the kernel still accepts connections, nobody answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+        # The threads stop one after the other, within a moment; without waiting, one may still answer.
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def resume(self) -> None:
+        """Let a frozen process continue (SIGCONT)."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    async def restart(self) -> None:
+        """Stop the server if it runs, and start it with its data on the same ports."""
+        await self.stop()
+        await self.start()
+
+    async def wipe(self) -> None:
+        """Kill the server if it runs, and start a new one without data on the same ports."""
+        await self.kill()
+        self._remove_data()
+        await self.start()
+
+    async def close(self) -> None:
+        """Kill the server, remove its data and give its ports back."""
+        try:
+            await self.kill()
+        finally:
+            self._discard()
+
+    @abstractmethod
+    def _command(self) -> Sequence[str]:
+        """Return the command that starts the server, writing its configuration first."""
+
+    @abstractmethod
+    async def is_leader(self) -> bool:
+        """Return whether this server leads its cluster; a single server does.
+
+        Raises:
+            OSError, EOFError: it did not answer.
+        """
+
+    @abstractmethod
+    async def _is_ready(self) -> bool:
+        """Return whether the server serves; OSError, EOFError, TimeoutError, ServerCommandError mean no."""
+
+    async def _set_up(self) -> None:  # noqa: B027 -- most servers need nothing
+        """Make accounts and the like; called once for new data, when the server is first ready."""
+
+    async def _start_once(self) -> None:
+        self.data_directory.mkdir(exist_ok=True)
+        program, *arguments = self._command()
+        with (self.directory / "log").open("ab") as log:
+            written = log.tell()
+            self._process = subprocess.Popen(  # noqa: ASYNC220 -- must outlive the event loop
+                [find_program(program, self.packages), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.directory,
+                # Ctrl-C is for the tests; the servers end when the tests have cleaned up.
+                start_new_session=True,
+                preexec_fn=end_with_parent(),  # noqa: PLW1509 -- it makes one system call
+            )
+        try:
+            await self._wait_until_ready(written)
+            if not self._is_set_up:
+                await self._set_up()
+                self._is_set_up = True
+        except BaseException:
+            self._kill_now()
+            raise
+        self._was_ready = True
+
+    async def _wait_until_ready(self, written: int) -> None:
+        limit = scaled(_START_SECONDS)
+        deadline = time.monotonic() + limit
+        patience = _FIRST_PROBE_SECONDS
+        while True:
+            if not self.running:
+                tail = self.log_tail()
+                log = (self.directory / "log").read_bytes()[written:].lower()
+                if b"address already in use" in log:
+                    message = f"a port of {self.program} was taken by another process\n{tail}"
+                    raise _PortTakenError(message)
+                message = f"{self.program} ended before it was ready\n{tail}"
+                raise ServerStartError(message)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                message = f"{self.program} was not ready within {limit:g} s\n{self.log_tail()}"
+                raise ServerStartError(message)
+            try:
+                async with asyncio.timeout(min(left, scaled(patience))):
+                    if await self._is_ready():
+                        return
+            except TimeoutError:
+                # ZooKeeper never answers a question that came a moment too early, so begin with little.
+                patience = min(2 * patience, _PROBE_SECONDS)
+            except _NOT_YET:
+                pass
+            await asyncio.sleep(POLL_INTERVAL)
+
+    async def _wait_for_exit(self, limit: float) -> None:
+        async with asyncio.timeout(limit):
+            while self.running:  # noqa: ASYNC110 -- no event tells that another process has ended
+                await asyncio.sleep(POLL_INTERVAL)
+
+    def _kill_now(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _remove_data(self) -> None:
+        shutil.rmtree(self.data_directory, ignore_errors=True)
+        self._is_set_up = False
+
+    def _release_ports(self) -> None:
+        for port in self._ports.values():
+            port.release()
+        self._ports = {}
+
+    def _discard(self) -> None:
+        """Leave nothing behind, at once."""
+        self._kill_now()
+        self._release_ports()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+        self._was_ready = self._is_set_up = False
+        _undiscarded.discard(self)
+
+
+class _PortTakenError(ServerStartError):
+    """Another process listens on a port of the server."""
+
+
+_undiscarded: set[Server] = set()
+_owner = os.getpid()
+
+
+@atexit.register
+def _discard_all() -> None:
+    # A forked child runs this too when it exits.
+    if os.getpid() != _owner:
+        return
+    for server in list(_undiscarded):
+        server._discard()  # noqa: SLF001 -- the same module
+
+
+S = TypeVar("S", bound=Server)
+
+
+class Cluster(Generic[S]):
+    """Several servers that form one service.
+
+    Args:
+        servers: the members, not started yet.
+    """
+
+    def __init__(self, servers: Sequence[S]) -> None:
+        """Take the members."""
+        self.servers = tuple(servers)
+        for server in self.servers:
+            server._in_cluster = True  # noqa: SLF001 -- the same module
+
+    async def __aenter__(self) -> Self:
+        """Start all members."""
+        try:
+            await self.start()
+        except BaseException:
+            for server in self.servers:
+                server._discard()  # noqa: SLF001 -- the same module
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Kill all members and remove their data."""
+        await self.close()
+
+    @property
+    def endpoints(self) -> Sequence[str]:
+        """Address and port of each member."""
+        return tuple(server.endpoint for server in self.servers)
+
+    async def start(self) -> None:
+        """Start the members that do not run, and wait until all are ready.
+
+        Raises:
+            ServerMissingError: the program is not installed.
+            ServerStartError: a member was not ready in time, or ended.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                for server in self.servers:
+                    if not server.running:
+                        group.create_task(server.start())
+        except ExceptionGroup as errors:
+            # The others only failed to find it.
+            raise errors.exceptions[0] from None
+
+    async def stop(self) -> None:
+        """Stop all members; their data stays."""
+        await _together(server.stop() for server in self.servers)
+
+    async def close(self) -> None:
+        """Kill all members, remove their data and give their ports back."""
+        await _together(server.close() for server in self.servers)
+
+    async def leader(self, *, within: float = 20.0) -> S:
+        """Return the member that leads, waiting for an election if need be.
+
+        Args:
+            within: seconds, before scaling.
+
+        Raises:
+            TimeoutError: there was no leader in that time.
+        """
+        async with asyncio.timeout(scaled(within)):
+            while True:
+                running = [server for server in self.servers if server.running]
+                leads = await asyncio.gather(*(_leads(server) for server in running))
+                leaders = [server for server, is_leader in zip(running, leads, strict=True) if is_leader]
+                if len(leaders) == 1:
+                    return leaders[0]
+                await asyncio.sleep(POLL_INTERVAL)
+
+
+async def _leads(server: Server) -> bool:
+    try:
+        async with asyncio.timeout(scaled(_PROBE_SECONDS)):
+            return await server.is_leader()
+    except _NOT_YET:
+        return False
+
+
+async def _together(work: Iterable[Coroutine[object, object, None]]) -> None:
+    """Await all, then raise the first error as it is, not in a group."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

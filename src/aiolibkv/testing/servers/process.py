@@ -1,0 +1,152 @@
+"""Programs, ports and plain HTTP, without blocking the event loop."""
+
+import asyncio
+import contextlib
+import ctypes
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from aiolibkv.testing.scale import scaled
+
+HOST = "127.0.0.1"
+POLL_INTERVAL = 0.01
+_PR_SET_PDEATHSIG = 1
+
+
+class ServerMissingError(RuntimeError):
+    """A server's program is not installed."""
+
+
+class ServerCommandError(RuntimeError):
+    """A command given to a server failed; the text ends with what it said."""
+
+
+class Port:
+    """A free TCP port that stays ours: nobody else is given it, not even while the server is down.
+
+    The socket is bound and never listens, and both it and the server set SO_REUSEADDR, so the server can
+    listen on the port. A client that keeps connecting to a dead server's port cannot be given that very
+    port as its own either, which would connect it to itself.
+    """
+
+    def __init__(self) -> None:
+        """Reserve a port."""
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind((HOST, 0))
+        self.number: int = self._socket.getsockname()[1]
+
+    def release(self) -> None:
+        """Give the port back."""
+        self._socket.close()
+
+
+def find_program(name: str, packages: str) -> str:
+    """Return the path of a program.
+
+    Args:
+        name: as typed in a shell.
+        packages: the Debian packages that bring it.
+
+    Raises:
+        ServerMissingError: it is not in PATH.
+    """
+    path = shutil.which(name)
+    if path is None:
+        message = f"{name} is not in PATH; Debian packages: {packages} (tests/install-servers.sh installs them)"
+        raise ServerMissingError(message)
+    return path
+
+
+def end_with_parent() -> Callable[[], None] | None:
+    """Return what a child has to call before exec to be killed when this process dies, however it dies."""
+    # Linux sends the signal when the starting thread ends, so only the main thread may ask for it.
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        return None
+    libc = ctypes.CDLL(None)
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+async def run_program(command: Sequence[str], environment: Mapping[str, str], *, within: float = 20.0) -> str:
+    """Run a program to its end and return its standard output.
+
+    Plain polling instead of asyncio's subprocesses: those start a thread on some versions of Python, and
+    tests count threads.
+
+    Args:
+        command: the program and its arguments.
+        environment: all its environment variables.
+        within: seconds, before scaling.
+
+    Raises:
+        ServerCommandError: it failed.
+        TimeoutError: it did not end in time.
+    """
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(  # noqa: ASYNC220 -- see above
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment
+        )
+        try:
+            async with asyncio.timeout(scaled(within)):
+                while process.poll() is None:  # noqa: ASYNC110 -- see above
+                    await asyncio.sleep(POLL_INTERVAL)
+        finally:
+            process.kill()
+            process.wait()
+        output.seek(0)
+        if process.returncode:
+            errors.seek(0)
+            said = (errors.read() + output.read()).decode(errors="replace").strip()
+            message = f"{' '.join(command)} failed: {said}"
+            raise ServerCommandError(message)
+        return output.read().decode()
+
+
+async def exchange(port: int, request: bytes, *, tls: ssl.SSLContext | None = None) -> bytes:
+    """Send a request on a connection of its own and return all that comes until the server closes it.
+
+    Raises:
+        OSError: there was no connection, or it broke.
+    """
+    reader, writer = await asyncio.open_connection(HOST, port, ssl=tls, server_hostname="localhost" if tls else None)
+    try:
+        writer.write(request)
+        return await reader.read()
+    finally:
+        # Nothing is left to be sent, and a graceful close would wait for a paused server.
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def http(
+    port: int,
+    method: str,
+    path: str,
+    *,
+    body: str = "",
+    headers: Mapping[str, str] | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> tuple[int, str]:
+    """Make an HTTP request and return the status and the body.
+
+    Raises:
+        OSError: there was no connection, or it broke.
+        EOFError: the server closed the connection without an answer.
+    """
+    # HTTP/1.0 because its answers end with the connection and are never chunked.
+    lines = [f"{method} {path} HTTP/1.0", f"Host: {HOST}", f"Content-Length: {len(body.encode())}"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    answer = await exchange(port, "\r\n".join([*lines, "", body]).encode(), tls=tls)
+    head, blank, content = answer.decode().partition("\r\n\r\n")
+    if not blank:
+        message = f"no answer to {method} {path}"
+        raise EOFError(message)
+    return int(head.split()[1]), content

@@ -1,0 +1,58 @@
+"""Certificates for servers that require them of their clients."""
+
+import ssl
+from pathlib import Path
+
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+
+class Certificates:
+    """An authority, a certificate for servers on this machine and certificates for clients, as PEM files.
+
+    Keys are in PKCS #8 format, which Java needs.
+
+    Args:
+        directory: where to write the files.
+        client_name: the common name in the client's certificate; etcd takes it for the user's name.
+    """
+
+    def __init__(self, directory: Path, *, client_name: str = "client") -> None:
+        """Make the certificates."""
+        self._directory = directory
+        self._authority = trustme.CA()
+        self.ca = directory / "ca.pem"
+        self._authority.cert_pem.write_to_path(self.ca)
+        self.server_cert, self.server_key = self._issue("server", "localhost", "127.0.0.1", "::1")
+        self.client_cert, self.client_key = self.client(client_name)
+
+    def client(self, name: str) -> tuple[Path, Path]:
+        """Make a client's certificate.
+
+        Args:
+            name: its common name, and what its files are called.
+
+        Returns:
+            The paths of the certificate and of its key.
+        """
+        return self._issue(f"client-{name}", f"{name}@localhost", common_name=name)
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Return a context with which the client is accepted by the servers."""
+        context = ssl.create_default_context(cafile=self.ca)
+        context.load_cert_chain(self.client_cert, self.client_key)
+        return context
+
+    def _issue(self, file_name: str, *identities: str, common_name: str | None = None) -> tuple[Path, Path]:
+        issued = self._authority.issue_cert(*identities, common_name=common_name)
+        key = load_pem_private_key(issued.private_key_pem.bytes(), password=None)
+        cert_path = self._directory / f"{file_name}.pem"
+        key_path = self._directory / f"{file_name}.key"
+        cert_path.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
+        key_path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        return cert_path, key_path
