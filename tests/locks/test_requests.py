@@ -1,0 +1,108 @@
+"""Locks on real servers: what they cost, and what lost answers and cancellations leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from functools import partial
+
+import pytest
+import pytest_asyncio
+
+from aiolibkv import AsyncStore, Config, KeyNotFoundError, open_store
+from aiolibkv.testing.proxy import FaultProxy
+from aiolibkv.testing.scale import eventually, scaled
+from locks.services import SERVICES, Service
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=SERVICES)
+async def service(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
+    make = SERVICES[request.param]
+    async with make() as running:
+        if not running.port:
+            pytest.skip("this backend has no server between which and its client a proxy could stand")
+        yield running
+
+
+async def is_clean(store: AsyncStore, directory: str) -> bool:
+    """Tell whether nothing but the epochs of locks is below a directory, the library's own keys included."""
+    try:
+        return all("/.aiolibkv/epochs/" in pair.key for pair in await store.list(directory))
+    except KeyNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize("waiters", [20, 200])
+async def test_a_release_costs_at_most_ten_requests(service: Service, waiters: int) -> None:
+    """Ten stores; tokens strictly increase, and everyone gets it."""
+    tokens: list[int] = []
+
+    async def work(store: AsyncStore) -> None:
+        async with store.new_lock("lock", ttl=30) as held:
+            tokens.append(held.fencing_token)
+
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(FaultProxy(service.host, service.port, protocol=service.framing))
+        url = service.url(proxy.endpoint, f"queue-{waiters}")
+        stores = [await stack.enter_async_context(open_store(url)) for _ in range(10)]
+        with proxy.counting() as counts:
+            await asyncio.gather(*(work(store) for store in stores for _ in range(waiters // 10)))
+        assert len(tokens) == waiters
+        assert tokens == sorted(set(tokens))
+        assert counts.requests <= 10 * waiters
+
+
+async def test_an_answer_lost_to_each_request_of_an_acquisition(service: Service) -> None:
+    """Acquired once, and nothing else is left."""
+    async with (
+        FaultProxy(service.host, service.port, protocol=service.framing) as proxy,
+        open_store(service.url(service.endpoint, "")) as observer,
+    ):
+        for number in range(8):
+            url = service.url(proxy.endpoint, f"lost-{number}")
+            async with open_store(url, Config(request_timeout=3)) as store:
+                await store.put("warm", b"")
+                seen = 0
+
+                def is_the_one(_: bytes, number: int = number) -> bool:
+                    nonlocal seen
+                    seen += 1
+                    return seen == number + 1
+
+                proxy.cut_answers(matching=is_the_one)
+                async with asyncio.timeout(scaled(60)), store.new_lock("lock", value=b"v", ttl=30) as held:
+                    assert (await observer.get(f"lost-{number}/lock")).value == b"v"
+                    assert held.is_held
+                proxy.heal()
+                await store.delete("warm")
+            clean = partial(is_clean, observer, f"lost-{number}")
+            await eventually(clean, within=15, message=f"what number {number} left is gone")
+
+
+async def test_cancelling_in_steps_of_a_millisecond(service: Service) -> None:
+    """Free, and behind another: nothing is left, and another client acquires."""
+    async with (
+        open_store(service.url(service.endpoint, "steps")) as store,
+        open_store(service.url(service.endpoint, "steps")) as other,
+        open_store(service.url(service.endpoint, "")) as observer,
+    ):
+        for step in range(60):
+            behind = step % 2
+            ahead = other.new_lock("lock", ttl=30)
+            if behind:
+                await ahead.acquire()
+            lock = store.new_lock("lock", ttl=30)
+            task = asyncio.create_task(lock.acquire())
+            await asyncio.sleep(step / 1000)
+            task.cancel()
+            await asyncio.wait({task})
+            if not task.cancelled():
+                await lock.release()
+            if behind:
+                await ahead.release()
+            async with asyncio.timeout(scaled(20)), other.new_lock("lock", ttl=30):
+                pass
+        await eventually(lambda: is_clean(observer, "steps"), within=15, message="everything is clean")
