@@ -1,0 +1,5 @@
+"""The etcd backend."""
+
+from aiolibkv.backends.etcd.store import EtcdStore
+
+__all__ = ["EtcdStore"]

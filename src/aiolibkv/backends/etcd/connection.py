@@ -1,0 +1,341 @@
+"""The way to the servers: which one is used, as whom, and what its refusals mean.
+
+One link is in use at a time. When it is lost, everything under way on it fails, the next endpoint becomes current, and
+the next call opens a link to it. Nothing here repeats a request that may have been applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+from random import uniform
+from typing import TypeVar
+
+from anyio import to_thread
+
+from aiolibkv.backends.etcd.channel import Channel, Credentials, RpcFailedError
+from aiolibkv.backends.etcd.codec import (
+    Authenticate,
+    AuthenticateAnswer,
+    DeleteRange,
+    LeaseGrant,
+    LeaseKeepAlive,
+    LeaseRevoke,
+    MalformedError,
+    Put,
+    Range,
+    Txn,
+    TxnAnswer,
+    decode,
+    encode,
+)
+from aiolibkv.backends.etcd.failures import Meaning, explain
+from aiolibkv.backends.etcd.link import HEALTH_CHECK, NEEDS_LEADER, Link, LinkStream
+from aiolibkv.config import Config
+from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
+from aiolibkv.store import Call, Endpoints
+from aiolibkv.store.tasks import Tasks, finish
+
+A = TypeVar("A")
+
+_METHODS: dict[type[object], str] = {
+    Range: "/etcdserverpb.KV/Range",
+    Put: "/etcdserverpb.KV/Put",
+    DeleteRange: "/etcdserverpb.KV/DeleteRange",
+    Txn: "/etcdserverpb.KV/Txn",
+    LeaseGrant: "/etcdserverpb.Lease/LeaseGrant",
+    LeaseRevoke: "/etcdserverpb.Lease/LeaseRevoke",
+    # A stream in etcd's interface, but a stream of one message each way is the same bytes as a plain call.
+    LeaseKeepAlive: "/etcdserverpb.Lease/LeaseKeepAlive",
+    Authenticate: "/etcdserverpb.Auth/Authenticate",
+}
+_WATCH = "/etcdserverpb.Watch/Watch"
+
+_OPENING_TIME = 1.5
+"""Seconds that an endpoint has to answer when a lost link is replaced."""
+_FIRST_PAUSE = 0.02
+_LONGEST_PAUSE = 0.5
+_CLOSING_TIME = 0.5
+_TLS_FAILURES = ("andshake", "TSI_", "Socket closed", "onnection reset", "Broken pipe")
+"""What grpcio 1.66 to 1.85 says when the server does not get along with our TLS."""
+
+
+class Connection:
+    """The servers of one store, of which one is spoken to."""
+
+    def __init__(self, endpoints: Endpoints, config: Config) -> None:
+        """Make a connection; nothing is sent."""
+        self._endpoints = endpoints
+        self._config = config
+        self._tasks = Tasks()
+        self._closings = Tasks()
+        self._credentials: Credentials | None = None
+        self._link: Link | None = None
+        self._opening: asyncio.Task[Link] | None = None
+        self._authenticating: asyncio.Task[None] | None = None
+        self.token: str | None = None
+        self._failures = 0
+
+    async def open(self) -> None:
+        """Reach one of the endpoints, giving each its share of connection_timeout.
+
+        Raises:
+            NotReachableError: none of them answers as it should.
+            AccessDeniedError: the user or password is wrong.
+            ValueError: a file cannot be read or is not what it should be.
+        """
+        if self._config.tls:
+            self._credentials = await to_thread.run_sync(read_credentials, self._config)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._config.connection_timeout
+        for left in range(len(self._endpoints), 0, -1):
+            try:
+                self._link = await self._open_link((end - loop.time()) / left)
+                return
+            except NotReachableError:
+                if left == 1:
+                    raise
+
+    async def call(
+        self, request: object, answer: type[A], *, write: Call | None = None, needs_leader: bool = True
+    ) -> A:
+        """Send a request and wait for its answer.
+
+        Args:
+            request: the message.
+            answer: the kind of its answer.
+            write: told that the request may change something, and whether it certainly did not.
+            needs_leader: have a server that knows no leader refuse it.
+
+        Raises:
+            NotReachableError: no answer came.
+            AccessDeniedError: the user may not do this.
+            RefusedError: the server refuses it.
+            StoreError: anything else the server says.
+        """
+        data = encode(request)
+        renewed = False
+        while True:
+            link = await self.link()
+            token = self.token
+            metadata = self._metadata(token, needs_leader=needs_leader)
+            if write is not None:
+                write.writing()
+            try:
+                received = await link.call(_METHODS[type(request)], data, metadata)
+            except RpcFailedError as failure:
+                meaning = self._judge(link, failure)
+                if write is not None and meaning.refused:
+                    write.settled()
+                if not meaning.token or renewed or not self._has_user:
+                    raise meaning.error from failure
+                renewed = True
+                await self._renew_token(token)
+                continue
+            self._failures = 0
+            try:
+                return decode(answer, received)
+            except MalformedError as error:
+                self.lost(link, "the answer is not etcd's")
+                raise NotReachableError(f"the answer is not etcd's: {error}", endpoint=str(link.endpoint)) from error
+
+    async def txn(self, request: Txn, *, write: Call | None = None, needs_leader: bool = True) -> TxnAnswer:
+        """Carry out a transaction; its answer holds one response for each operation of the branch taken.
+
+        Raises:
+            StoreError: as for call.
+        """
+        answer = await self.call(request, TxnAnswer, write=write, needs_leader=needs_leader)
+        if len(answer.responses) != len(request.success if answer.succeeded else request.failure):
+            raise NotReachableError("the answer is not etcd's: it does not fit the transaction")
+        return answer
+
+    async def watch_stream(self) -> tuple[Link, LinkStream]:
+        """Open a stream for watches.
+
+        Returns:
+            The link it is on, and the stream.
+
+        Raises:
+            NotReachableError: no server can be reached.
+        """
+        link = await self.link()
+        try:
+            return link, link.stream(_WATCH, self._metadata(self.token, needs_leader=True))
+        except RpcFailedError as failure:
+            raise self._judge(link, failure).error from failure
+
+    async def link(self) -> Link:
+        """Return the link in use, opening one if there is none.
+
+        Raises:
+            NotReachableError: the current endpoint does not answer; the next call tries the next one.
+        """
+        if self._link is not None:
+            return self._link
+        if self._opening is None:
+            self._opening = self._tasks.start(self._reopen())
+        return await shared(self._opening)
+
+    def broken(self, link: Link, failure: RpcFailedError) -> StoreError:
+        """Judge the failure of a stream, and return what its users are to be told."""
+        return self._judge(link, failure).error
+
+    def lost(self, link: Link, reason: str) -> None:
+        """Give up a link: what is under way on it fails, and the next endpoint is used."""
+        if link is self._link:
+            self._link = None
+            self._failures += 1
+            self._endpoints.failed(link.endpoint)
+            link.drop(reason)
+            self._closings.start(link.close())
+
+    async def close(self) -> None:
+        """Close everything; what is under way fails."""
+        await self._tasks.close()
+        if self._link is not None:
+            self.lost(self._link, "the connection was closed")
+        await self._closings.settle(_CLOSING_TIME)
+        await self._closings.close()
+
+    @property
+    def server(self) -> str | None:
+        """The address of the server in use, if there is one."""
+        return None if self._link is None else str(self._link.endpoint)
+
+    @property
+    def _has_user(self) -> bool:
+        return self._config.username is not None
+
+    def _metadata(self, token: str | None, *, needs_leader: bool) -> list[tuple[str, str]]:
+        metadata = [NEEDS_LEADER] if needs_leader else []
+        if token:
+            metadata.append(("token", token))
+        return metadata
+
+    def _judge(self, link: Link, failure: RpcFailedError) -> Meaning:
+        meaning = explain(failure)
+        meaning.error.endpoint = str(link.endpoint)
+        if meaning.breaks:
+            self.lost(link, failure.details)
+        return meaning
+
+    async def _reopen(self) -> Link:
+        try:
+            rounds = self._failures - len(self._endpoints)
+            if rounds >= 0:
+                # Every server failed since the last answer: all callers wait here together.
+                pause = min(_FIRST_PAUSE * 2 ** min(rounds, 8), _LONGEST_PAUSE)
+                await asyncio.sleep(pause * uniform(0.5, 1.0))
+            self._link = await self._open_link(_OPENING_TIME)
+            return self._link
+        finally:
+            self._opening = None
+
+    async def _open_link(self, limit: float) -> Link:
+        endpoint = self._endpoints.current
+        link = Link(endpoint, Channel(str(endpoint), self._credentials), self.lost)
+        try:
+            async with asyncio.timeout(limit):
+                await self._greet(link)
+        except BaseException as error:
+            await finish(self._closings.start(link.close()))
+            if isinstance(error, TimeoutError | NotReachableError):
+                self._failures += 1
+                self._endpoints.failed(endpoint)
+            if isinstance(error, TimeoutError):
+                raise NotReachableError(f"no answer within {limit:.3g} s", endpoint=str(endpoint)) from error
+            raise
+        return link
+
+    async def _greet(self, link: Link) -> None:
+        """See that the server answers, and who we are to it."""
+        try:
+            await link.call(HEALTH_CHECK, b"", ())
+            if self._has_user and self.token is None:
+                await self._authenticate(link)
+        except RpcFailedError as failure:
+            meaning = explain(failure)
+            meaning.error.endpoint = str(link.endpoint)
+            if self._credentials is not None and any(word in failure.details for word in _TLS_FAILURES):
+                # With TLS 1.3 a client learns only after its handshake that its certificate was not accepted.
+                meaning.error.message = f"the TLS handshake failed, or a client certificate: {failure.details}"
+            if isinstance(meaning.error, NotReachableError | AccessDeniedError):
+                raise meaning.error from failure
+
+    async def _authenticate(self, link: Link) -> None:
+        request = Authenticate(self._config.username or "", self._config.password or "")
+        try:
+            received = await link.call(_METHODS[Authenticate], encode(request), (NEEDS_LEADER,))
+            self.token = decode(AuthenticateAnswer, received).token
+        except RpcFailedError as failure:
+            if "authentication is not enabled" not in failure.details:
+                raise
+            self.token = ""
+        except MalformedError as error:
+            raise NotReachableError("the answer is not etcd's") from error
+
+    async def _renew_token(self, refused: str | None) -> None:
+        if self.token != refused:
+            return
+        if self._authenticating is None:
+            self._authenticating = self._tasks.start(self._reauthenticate())
+        await shared(self._authenticating)
+
+    async def _reauthenticate(self) -> None:
+        try:
+            link = await self.link()
+            try:
+                await self._authenticate(link)
+            except RpcFailedError as failure:
+                raise self._judge(link, failure).error from failure
+        finally:
+            self._authenticating = None
+
+
+async def shared(task: asyncio.Task[A]) -> A:
+    """Wait for what others wait for too, each with an error of its own to be completed."""
+    try:
+        return await asyncio.shield(task)
+    except StoreError as error:
+        raise type(error)(error.message, endpoint=error.endpoint) from error
+
+
+def read_credentials(config: Config) -> Credentials:
+    """Read the PEM files of a config.
+
+    Raises:
+        ValueError: a file cannot be read or does not hold what it should.
+    """
+    authorities = _read(config.ca_file, "ca_file")
+    certificate = _read(config.cert_file, "cert_file")
+    key = _read(config.key_file, "key_file")
+    context = ssl.create_default_context()
+    if authorities is not None:
+        try:
+            context.load_verify_locations(cadata=authorities.decode())
+        except (ssl.SSLError, UnicodeDecodeError) as error:
+            raise ValueError(f"etcd: ca_file {str(config.ca_file)!r} holds no PEM certificates") from error
+    else:
+        # grpc would use a list of its own.
+        system = ssl.get_default_verify_paths().cafile
+        authorities = Path(system).read_bytes() if system else None
+    if config.cert_file is not None:
+        try:
+            context.load_cert_chain(config.cert_file, config.key_file, password=lambda: "")
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"etcd: cert_file {str(config.cert_file)!r} and key_file {str(config.key_file)!r} are no PEM "
+                f"certificate with its key, unencrypted"
+            ) from error
+    return Credentials(authorities, certificate, key)
+
+
+def _read(file: str | Path | None, name: str) -> bytes | None:
+    if file is None:
+        return None
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise ValueError(f"etcd: {name} {str(file)!r} cannot be read: {error.strerror}") from error

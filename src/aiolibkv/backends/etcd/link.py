@@ -1,0 +1,178 @@
+"""One connection to one server, and the watch over its muteness.
+
+A server that is paused or cut off keeps its TCP connections open and says nothing. While something waits for the
+server (a call for long, or a stream that is silent) it is asked for its health, which any live server answers at
+once; no answer means that the link is lost. Nothing is asked while nothing waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from aiolibkv.backends.etcd.channel import Channel, Metadata, RpcFailedError, Stream
+from aiolibkv.store.endpoints import Endpoint
+from aiolibkv.store.tasks import Tasks
+
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+NEEDS_LEADER = ("hasleader", "true")
+"""Metadata by which a server that knows no leader refuses a call, or ends a stream, instead of letting it wait."""
+
+_PATIENCE = 1.0
+"""Seconds that a call may wait before the server is asked."""
+_SILENCE = 1.5
+"""Seconds that open streams may be silent before the server is asked."""
+_ANSWERING_STEPS = 3
+_ANSWERING_STEP = 0.5
+"""Seconds, in steps: a stall of this process itself then costs one step, and is not taken for one of the server's."""
+
+
+class Link:
+    """A channel to an endpoint that reports when the server has become mute."""
+
+    def __init__(self, endpoint: Endpoint, channel: Channel, lost: Callable[[Link, str], None]) -> None:
+        """Make a link; nothing is sent.
+
+        Args:
+            endpoint: the server.
+            channel: to that server.
+            lost: called with the link and a reason when the server does not answer any more.
+        """
+        self.endpoint = endpoint
+        self._channel = channel
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
+        self._tasks = Tasks()
+        self._waiting: dict[object, float] = {}
+        self._streams: set[LinkStream] = set()
+        self._heard = 0.0
+        self._vouched = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._asking = False
+        self._dropped = False
+
+    async def call(self, method: str, request: bytes, metadata: Metadata) -> bytes:
+        """Send a request and wait for its answer.
+
+        Raises:
+            RpcFailedError: there is none.
+        """
+        waiting = object()
+        now = self._loop.time()
+        self._waiting[waiting] = now
+        self._ask_by(now + _PATIENCE)
+        try:
+            answer = await self._channel.call(method, request, metadata)
+            self._hear()
+            return answer
+        finally:
+            del self._waiting[waiting]
+
+    def stream(self, method: str, metadata: Metadata) -> LinkStream:
+        """Open a stream.
+
+        Raises:
+            RpcFailedError: the link was dropped.
+        """
+        stream = LinkStream(self._channel.stream(method, metadata), self._hear, self._forget)
+        self._streams.add(stream)
+        self._hear()
+        self._ask_by(self._heard + _SILENCE)
+        return stream
+
+    def drop(self, reason: str) -> None:
+        """Let everything under way fail now."""
+        self._dropped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._channel.drop(reason)
+
+    async def close(self) -> None:
+        """Drop the link and close its connection."""
+        self.drop("the connection was closed")
+        await self._tasks.close()
+        await self._channel.close()
+
+    def _hear(self) -> None:
+        self._heard = self._loop.time()
+
+    def _forget(self, stream: LinkStream) -> None:
+        self._streams.discard(stream)
+
+    def _ask_by(self, when: float) -> None:
+        if self._asking or self._dropped or (self._timer is not None and self._timer.when() <= when):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._consider)
+
+    def _consider(self) -> None:
+        self._timer = None
+        due = []
+        if self._waiting:
+            oldest = next(iter(self._waiting.values()))
+            due.append(max(oldest, self._vouched) + _PATIENCE)
+        if self._streams:
+            due.append(self._heard + _SILENCE)
+        if due and min(due) > self._loop.time():
+            self._ask_by(min(due))
+        elif due:
+            self._asking = True
+            self._tasks.start(self._ask())
+
+    async def _ask(self) -> None:
+        asked = self._tasks.start(self._answers())
+        for _ in range(_ANSWERING_STEPS):
+            await asyncio.wait({asked}, timeout=_ANSWERING_STEP)
+            if asked.done():
+                break
+        self._asking = False
+        failure = asked.result() if asked.done() else "the server does not answer"
+        asked.cancel()
+        if failure is not None:
+            self._lost(self, failure)
+        else:
+            self._heard = self._vouched = self._loop.time()
+            self._consider()
+
+    async def _answers(self) -> str | None:
+        """Return None when a server that has a leader answered, else what is wrong."""
+        try:
+            await self._channel.call(HEALTH_CHECK, b"", (NEEDS_LEADER,))
+        except RpcFailedError as failure:
+            # Any other status was sent by a server, if only by one that keeps its health to itself.
+            return failure.details if failure.code == "UNAVAILABLE" else None
+        return None
+
+
+class LinkStream:
+    """A stream of messages over a link; made by ``Link.stream``."""
+
+    def __init__(self, stream: Stream, heard: Callable[[], None], ended: Callable[[LinkStream], None]) -> None:
+        self._stream = stream
+        self._heard = heard
+        self._ended = ended
+
+    async def write(self, message: bytes) -> None:
+        """Send a message.
+
+        Raises:
+            RpcFailedError: the stream is broken.
+        """
+        await self._stream.write(message)
+
+    async def read(self) -> bytes:
+        """Receive a message.
+
+        Raises:
+            RpcFailedError: the stream has ended.
+        """
+        message = await self._stream.read()
+        self._heard()
+        return message
+
+    def cancel(self) -> None:
+        """End the stream; the server forgets what belongs to it."""
+        self._ended(self)
+        self._stream.cancel()

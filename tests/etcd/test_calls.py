@@ -1,0 +1,291 @@
+"""Calls against real servers: round trips, races, lost answers, large lists."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import pytest_asyncio
+
+from aiolibkv import (
+    AsyncStore,
+    Config,
+    KeyExistsError,
+    KeyModifiedError,
+    KeyNotFoundError,
+    KVPair,
+    LockLostError,
+    NotReachableError,
+    StoreError,
+)
+from aiolibkv.backends.etcd import EtcdStore, reading
+from aiolibkv.store import Call, Guard, LeaseLost, Lifetime
+from aiolibkv.testing.proxy import FaultProxy
+from aiolibkv.testing.scale import eventually, scaled
+from aiolibkv.testing.servers import EtcdServer
+
+pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[EtcdServer]:
+    async with EtcdServer() as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def proxy(server: EtcdServer) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(server.host, server.port, protocol="http2") as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def direct(server: EtcdServer, request: pytest.FixtureRequest) -> AsyncIterator[EtcdStore]:
+    """A store below a prefix of the test's own."""
+    async with EtcdStore([server.endpoint], Config(prefix=_prefix(request))) as store:
+        yield store
+
+
+@pytest_asyncio.fixture
+async def store(proxy: FaultProxy, request: pytest.FixtureRequest) -> AsyncIterator[EtcdStore]:
+    """A store of the same prefix that goes through the proxy."""
+    async with EtcdStore([proxy.endpoint], Config(prefix=_prefix(request))) as store:
+        yield store
+
+
+def _prefix(request: pytest.FixtureRequest) -> str:
+    return f"calls/{request.node.name.replace('[', '-').replace(']', '')}"
+
+
+Doing = Callable[[AsyncStore, KVPair], Awaitable[object]]
+
+WRITES: dict[str, Doing] = {
+    "put": lambda store, _: store.put("key", b"new"),
+    "put with ttl": lambda store, _: store.put("key", b"new", ttl=100),
+    "put and keep alive": lambda store, _: store.put("key", b"new", ttl=100, keep_alive=True),
+    "create": lambda store, _: store.atomic_put("new", b"new", None),
+    "atomic_put": lambda store, pair: store.atomic_put("key", b"new", pair),
+    "delete": lambda store, _: store.delete("key"),
+    "atomic_delete": lambda store, pair: store.atomic_delete("key", pair),
+    "delete_tree": lambda store, _: store.delete_tree(""),
+}
+READS: dict[str, Doing] = {
+    "get": lambda store, _: store.get("key"),
+    "get inconsistently": lambda store, _: store.get("key", consistent=False),
+    "exists": lambda store, _: store.exists("key"),
+    "list": lambda store, _: store.list(""),
+    "list inconsistently": lambda store, _: store.list("", consistent=False),
+    "first item of a watch": lambda store, _: anext(store.watch("key")),
+}
+
+
+@pytest.mark.parametrize("name", [*WRITES, *READS])
+async def test_round_trips(store: EtcdStore, proxy: FaultProxy, name: str) -> None:
+    pair = await store.put("key", b"value")
+    await store.put("alive", b"", ttl=100, keep_alive=True)
+    with proxy.counting() as counts:
+        await (WRITES | READS)[name](store, pair)
+    assert counts.round_trips == (2 if name == "put with ttl" else 1)
+    assert counts.connections == 0
+
+
+async def test_nothing_is_sent_while_nothing_waits(store: EtcdStore, proxy: FaultProxy) -> None:
+    await store.put("key", b"")
+    with proxy.counting() as counts:
+        await asyncio.sleep(4)
+    assert counts.requests == 0
+
+
+async def test_one_of_twenty_writers_of_the_same_value_wins(direct: EtcdStore) -> None:
+    for round_ in range(20):
+        previous = await direct.put("key", b"same")
+        outcomes = await asyncio.gather(
+            *(direct.atomic_put("key", b"same", previous) for _ in range(20)), return_exceptions=True
+        )
+        won = [outcome for outcome in outcomes if isinstance(outcome, KVPair)]
+        lost = [outcome for outcome in outcomes if isinstance(outcome, KeyModifiedError)]
+        assert (len(won), len(lost)) == (1, 19), round_
+        assert await direct.get("key") == won[0]
+        assert not any(error.maybe_applied for error in lost)
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_a_write_whose_answer_is_lost_is_reported_and_not_repeated(
+    store: EtcdStore, direct: EtcdStore, proxy: FaultProxy, name: str
+) -> None:
+    pair = await direct.put("key", b"value")
+    # The leases that keep-alive keys share are granted before the answer of the write itself is cut.
+    await store.put("alive", b"", ttl=100, keep_alive=True)
+    written = _is_write(direct, b"new" if "put" in name or name == "create" else b"")
+    watch = direct.watch_tree("")
+    first = await anext(watch)
+    proxy.cut_answers(1, matching=written)
+    with pytest.raises(NotReachableError) as caught:
+        await WRITES[name](store, pair)
+    assert proxy.answers_cut == 1
+    assert caught.value.maybe_applied is True
+    # It was applied, and once: whatever follows is the next change.
+    seen = await anext(watch)
+    assert seen.changes
+    assert (await direct.put("marker", b"")).last_index == seen.last_index + 1
+    assert first.last_index < seen.last_index
+    await watch.aclose()
+
+
+def _is_write(store: EtcdStore, value: bytes) -> Callable[[bytes], bool]:
+    prefix = store.config.prefix.encode()
+
+    def matches(sent: bytes) -> bool:
+        return prefix in sent and value in sent
+
+    return matches
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_a_write_that_certainly_was_not_sent_is_retried(store: EtcdStore, proxy: FaultProxy, name: str) -> None:
+    pair = await store.put("key", b"value")
+    proxy.refuse()
+    proxy.reset()
+    # Until somebody notices, a request counts as sent; from then on all attempts find nobody listening.
+    reading_ = asyncio.ensure_future(store.get("key"))
+    await eventually(lambda: store._connection.server is None, within=5, message="the loss is noticed")
+    writing = asyncio.ensure_future(WRITES[name](store, pair))
+    await asyncio.sleep(0.3)
+    assert not writing.done()
+    proxy.accept()
+    async with asyncio.timeout(scaled(5)):
+        await asyncio.wait([writing, reading_])
+    await writing
+    assert reading_.exception() is None or isinstance(reading_.exception(), KeyNotFoundError)
+
+
+async def test_a_write_to_a_refused_port_was_certainly_not_applied(
+    proxy: FaultProxy, request: pytest.FixtureRequest
+) -> None:
+    config = Config(prefix=_prefix(request), request_timeout=0.5)
+    async with EtcdStore([proxy.endpoint], config) as store:
+        await store.put("key", b"value")
+        proxy.refuse()
+        proxy.reset()
+        with pytest.raises(NotReachableError):
+            await store.get("key")
+        with pytest.raises(NotReachableError) as caught:
+            await store.put("key", b"new")
+        assert caught.value.maybe_applied is False
+        assert proxy.endpoint in str(caught.value)
+
+
+async def test_a_read_is_repeated_when_its_answer_is_lost(store: EtcdStore, proxy: FaultProxy) -> None:
+    pair = await store.put("key", b"value")
+    proxy.cut_answers(3)
+    assert await store.get("key") == pair
+    assert proxy.answers_cut == 3
+
+
+async def test_refusals_certainly_changed_nothing(direct: EtcdStore) -> None:
+    pair = await direct.put("key", b"")
+    await direct.put("key", b"")
+    path, old = f"{direct.config.prefix}/key", pair.last_index
+    guard = Guard(path, old)
+
+    async def refused(error: type[StoreError], doing: Callable[[Call], Awaitable[object]]) -> None:
+        call = _call()
+        with pytest.raises(error):
+            await doing(call)
+        assert not call.maybe_applied
+
+    await refused(KeyModifiedError, lambda call: direct._put(call, path, b"", expected=old, lease=None, guard=None))
+    await refused(KeyExistsError, lambda call: direct._put(call, path, b"", expected=0, lease=None, guard=None))
+    await refused(LockLostError, lambda call: direct._put(call, path, b"", expected=None, lease=None, guard=guard))
+    await refused(KeyModifiedError, lambda call: direct._delete(call, path, expected=old, guard=None))
+    await refused(KeyNotFoundError, lambda call: direct._delete(call, path + "/no", expected=old, guard=None))
+    await refused(KeyNotFoundError, lambda call: direct._delete(call, path + "/no", expected=None, guard=None))
+    await refused(LockLostError, lambda call: direct._delete(call, path, expected=None, guard=guard))
+    await refused(KeyNotFoundError, lambda call: direct._delete_tree(call, path + "/no", guard=None))
+    await refused(LockLostError, lambda call: direct._delete_tree(call, path, guard=guard))
+
+
+async def test_a_large_list_is_read_in_pages_of_one_revision(
+    direct: EtcdStore, server: EtcdServer, request: pytest.FixtureRequest
+) -> None:
+    count, value = 5000, bytes(6000)
+    assert count > 2 * reading._PAGE_KEYS
+    await asyncio.gather(*(_put_many(direct, range(start, count, 50), value) for start in range(50)))
+    before = [pair.key for pair in await direct.list("many")]
+    assert before == sorted(f"many/{number:05}" for number in range(count))
+
+    writing = True
+
+    async def change() -> None:
+        number = 0
+        while writing:
+            # The last goes and the first comes, so that a mixture of revisions has one too many or too few.
+            await direct.delete(f"many/{count - 1 - number:05}")
+            await direct.put(f"many/!{number:05}", value)
+            number += 1
+
+    changing = asyncio.create_task(change())
+    async with EtcdStore([server.endpoint], Config(prefix=_prefix(request))) as reader:
+        for _ in range(3):
+            assert len(await reader.list("many")) in (count, count - 1)
+    writing = False
+    await changing
+
+
+async def _put_many(store: AsyncStore, numbers: range, value: bytes) -> None:
+    for number in numbers:
+        await store.put(f"many/{number:05}", value)
+
+
+async def test_values_of_the_largest_size_are_listed(direct: EtcdStore) -> None:
+    value = bytes(direct.capabilities.max_value_bytes)
+    for number in range(70):
+        await direct.put(f"large/{number:02}", value)
+    # 70 MiB do not fit into one message of 64 MiB.
+    listed = await direct.list("large")
+    assert [(pair.key, len(pair.value)) for pair in listed] == [(f"large/{n:02}", len(value)) for n in range(70)]
+    assert await direct.delete_tree("large") == 70
+
+
+async def test_keys_that_no_path_names_are_not_seen(direct: EtcdStore, server: EtcdServer) -> None:
+    prefix = direct.config.prefix
+    await direct.put("seen", b"")
+    for foreign in (f"{prefix}//a", f"{prefix}/b/", f"{prefix}/c\udcff"):
+        await server.ctl("put", foreign, "x")
+    watch = direct.watch_tree("")
+    assert [pair.key for pair in await anext(watch)] == ["seen"]
+    assert [pair.key for pair in await direct.list("")] == ["seen"]
+    await server.ctl("put", f"{prefix}//a", "y")
+    await direct.put("seen too", b"")
+    assert [pair.key for pair in await anext(watch)] == ["seen", "seen too"]
+
+
+async def test_a_lost_grant_is_found_again_by_its_identifier(direct: EtcdStore) -> None:
+    call, lease = _call(), direct._lease(Lifetime(30, keep_alive=True))
+    await direct._grant(call, lease)
+    lease.ttl = 30
+    await direct._grant(call, lease)
+    assert lease.ttl == 30
+    assert await direct._renew(call, lease)
+    await direct._revoke(call, lease)
+    await direct._revoke(call, lease)
+    assert not await direct._renew(call, lease)
+
+
+async def test_a_put_under_an_unknown_lease_writes_nothing(direct: EtcdStore) -> None:
+    lease = direct._lease(Lifetime(30, keep_alive=True))
+    for expected in (None, 0):
+        call = _call()
+        with pytest.raises(LeaseLost):
+            await direct._put(call, f"{direct.config.prefix}/key", b"", expected=expected, lease=lease, guard=None)
+        assert not call.maybe_applied
+    assert not await direct.exists("key")
+
+
+async def test_the_longest_ttl(direct: EtcdStore) -> None:
+    await direct.put("key", b"", ttl=direct.longest_ttl)
+    with pytest.raises(ValueError, match="ttl"):
+        await direct.put("key", b"", ttl=direct.longest_ttl + 1)
+
+
+def _call() -> Call:
+    return Call(asyncio.timeout(None), 5)

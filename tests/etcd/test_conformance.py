@@ -1,0 +1,41 @@
+"""The etcd backend against the conformance suite, on one server and on three."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory, factory_of
+from aiolibkv.testing.servers import EtcdCluster, EtcdServer
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[EtcdServer]:
+    """Run one server."""
+    async with EtcdServer() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster() -> AsyncIterator[EtcdCluster]:
+    """Run three servers."""
+    async with EtcdCluster() as running:
+        yield running
+
+
+class TestOneServer(ConformanceSuite):
+    """Every test of the suite."""
+
+    @pytest.fixture
+    def store_factory(self, server: EtcdServer) -> StoreFactory:
+        """Make stores on the server."""
+        return factory_of("etcd", [server.endpoint])
+
+
+class TestThreeServers(ConformanceSuite):
+    """Every test of the suite."""
+
+    @pytest.fixture
+    def store_factory(self, cluster: EtcdCluster) -> StoreFactory:
+        """Make stores on the cluster."""
+        return factory_of("etcd", cluster.endpoints)

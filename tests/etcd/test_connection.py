@@ -1,0 +1,444 @@
+"""Entering, failing over, TLS, users, and closing, against real servers."""
+
+import asyncio
+import gc
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from aiolibkv import AccessDeniedError, Config, NotReachableError, StoreClosedError, StoreError
+from aiolibkv.backends.etcd import EtcdStore
+from aiolibkv.testing.proxy import FaultProxy
+from aiolibkv.testing.scale import eventually, scaled
+from aiolibkv.testing.servers import Certificates, EtcdCluster, EtcdServer
+
+pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
+
+MUTE_SECONDS = 2.5
+"""What the liveness check takes at most: a second's patience and 1.5 s for the answer."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[EtcdServer]:
+    async with EtcdServer() as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def proxy(server: EtcdServer) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(server.host, server.port) as running:
+        yield running
+
+
+@pytest.fixture
+def mute() -> Iterator[str]:
+    """The address of somebody who accepts connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def refused() -> Iterator[str]:
+    """An address where nobody listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+# -- entering ------------------------------------------------------------------------------------------------------
+
+
+async def test_entering_at_a_refused_port(refused: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(NotReachableError, match="refused") as caught:
+        async with EtcdStore([refused], Config(connection_timeout=scaled(2))):
+            pass
+    assert time.monotonic() - began < scaled(2)
+    assert refused in str(caught.value)
+
+
+async def test_entering_at_a_mute_server(mute: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(NotReachableError):
+        async with EtcdStore([mute], Config(connection_timeout=1)):
+            pass
+    assert 1 <= time.monotonic() - began < 1 + scaled(1)
+
+
+@pytest.mark.parametrize("before", [["mute"], ["refused"], ["refused", "mute"]])
+async def test_entering_finds_the_server_that_answers(
+    before: list[str], server: EtcdServer, mute: str, refused: str
+) -> None:
+    addresses = {"mute": mute, "refused": refused}
+    async with EtcdStore(
+        [*(addresses[name] for name in before), server.endpoint], Config(connection_timeout=scaled(3))
+    ) as store:
+        await store.put("entered", b"")
+
+
+async def test_entering_again_after_a_failure(proxy: FaultProxy) -> None:
+    store = EtcdStore([proxy.endpoint], Config(connection_timeout=1))
+    proxy.refuse()
+    with pytest.raises(NotReachableError):
+        async with store:
+            pass
+    proxy.accept()
+    async with store:
+        await store.put("key", b"")
+
+
+async def test_a_server_that_is_no_etcd() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as web:
+        host, port = web.sockets[0].getsockname()
+        with pytest.raises(NotReachableError):
+            async with EtcdStore([f"{host}:{port}"], Config(connection_timeout=scaled(2))):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "config", "says"),
+    [
+        ([], Config(), "endpoint"),
+        (["host:0"], Config(), "port"),
+        (["host"], Config(token="x"), "token"),
+        (["host"], Config(username="x"), "password"),
+    ],
+)
+async def test_settings_that_cannot_be(endpoints: list[str], config: Config, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        EtcdStore(endpoints, config)
+
+
+# -- failing over --------------------------------------------------------------------------------------------------
+
+
+async def test_a_read_moves_on_from_a_mute_server(server: EtcdServer, proxy: FaultProxy) -> None:
+    async with EtcdStore([proxy.endpoint, server.endpoint], Config(request_timeout=scaled(8))) as store:
+        pair = await store.put("key", b"value")
+        proxy.blackhole()
+        began = time.monotonic()
+        assert await store.get("key") == pair
+        assert time.monotonic() - began < scaled(MUTE_SECONDS + 1)
+        assert proxy.connections_total == 1
+
+
+async def test_a_write_to_a_mute_server_fails_in_doubt_before_its_time_is_over(
+    server: EtcdServer, proxy: FaultProxy
+) -> None:
+    async with EtcdStore([proxy.endpoint, server.endpoint], Config(request_timeout=scaled(8))) as store:
+        await store.put("key", b"value")
+        proxy.blackhole()
+        began = time.monotonic()
+        with pytest.raises(NotReachableError) as caught:
+            await store.put("key", b"new")
+        assert caught.value.maybe_applied is True
+        assert time.monotonic() - began < scaled(MUTE_SECONDS + 1)
+        await store.put("key", b"new")
+
+
+async def test_a_slow_answer_is_waited_for_while_the_server_lives(proxy: FaultProxy) -> None:
+    async with EtcdStore([proxy.endpoint], Config(request_timeout=scaled(8))) as store:
+        await store.put("key", b"value")
+        # Each question and each answer takes 1.2 s: more than the patience, less than is allowed for a sign of life.
+        proxy.delay(0.6)
+        await store.put("key", b"new")
+        assert proxy.connections_total == 1
+
+
+async def test_one_connection_for_many_calls_and_watches(proxy: FaultProxy) -> None:
+    async with EtcdStore([proxy.endpoint]) as store:
+        watches = [store.watch(f"key/{number}") for number in range(20)]
+        await asyncio.gather(*(anext(watch) for watch in watches))
+        await asyncio.gather(*(store.put(f"key/{number}", b"") for number in range(20)))
+        assert proxy.connections_total == 1
+
+
+async def test_stores_do_not_share_a_connection(proxy: FaultProxy) -> None:
+    async with EtcdStore([proxy.endpoint]), EtcdStore([proxy.endpoint]):
+        assert proxy.connections_open == 2
+
+
+async def test_reads_and_writes_go_on_when_the_leader_dies() -> None:
+    async with EtcdCluster() as cluster:
+        leader = await cluster.leader()
+        endpoints = [leader.endpoint, *(each for each in cluster.endpoints if each != leader.endpoint)]
+        async with EtcdStore(endpoints, Config(request_timeout=scaled(10))) as store:
+            pair = await store.put("key", b"value")
+            await leader.kill()
+            assert await store.get("key") == pair
+
+            async def put() -> bool:
+                try:
+                    await store.put("key", b"new")
+                except NotReachableError:
+                    return False
+                return True
+
+            await eventually(put, within=10, message="a write succeeds again")
+
+
+async def test_a_member_without_a_leader_is_left() -> None:
+    # Two of three members are frozen: the third serves stale reads only. When they run again, all is well.
+    async with EtcdCluster() as cluster:
+        first, second, third = cluster.servers
+        async with EtcdStore([first.endpoint], Config(request_timeout=scaled(6))) as store:
+            pair = await store.put("key", b"value")
+            second.pause()
+            third.pause()
+            with pytest.raises(StoreError):
+                await store.get("key")
+            assert await store.get("key", consistent=False) == pair
+            second.resume()
+            third.resume()
+            assert await store.get("key") == pair
+
+
+# -- TLS -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("tls"), client_name="somebody")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def tls_server(certificates: Certificates) -> AsyncIterator[EtcdServer]:
+    async with EtcdServer(tls=certificates) as running:
+        yield running
+
+
+def tls_config(certificates: Certificates, **others: object) -> Config:
+    files = {
+        "ca_file": certificates.ca,
+        "cert_file": certificates.client_cert,
+        "key_file": certificates.client_key,
+        **others,
+    }
+    return Config(tls=True, connection_timeout=scaled(3), **files)  # type: ignore[arg-type]
+
+
+async def test_tls_with_a_client_certificate(tls_server: EtcdServer, certificates: Certificates) -> None:
+    async with EtcdStore([tls_server.endpoint], tls_config(certificates)) as store:
+        pair = await store.put("key", b"value")
+        assert await anext(store.watch("key")) == pair
+
+
+async def test_a_missing_client_certificate(tls_server: EtcdServer, certificates: Certificates) -> None:
+    config = tls_config(certificates, cert_file=None, key_file=None)
+    began = time.monotonic()
+    with pytest.raises(NotReachableError, match="TLS handshake"):
+        async with EtcdStore([tls_server.endpoint], config):
+            pass
+    assert time.monotonic() - began < scaled(3)
+
+
+async def test_a_server_of_another_authority(
+    tls_server: EtcdServer, certificates: Certificates, tmp_path: Path
+) -> None:
+    config = tls_config(certificates, ca_file=Certificates(tmp_path).ca)
+    with pytest.raises(NotReachableError, match="TLS handshake"):
+        async with EtcdStore([tls_server.endpoint], config):
+            pass
+
+
+async def test_tls_to_a_server_without(server: EtcdServer, certificates: Certificates) -> None:
+    with pytest.raises(NotReachableError):
+        async with EtcdStore([server.endpoint], tls_config(certificates)):
+            pass
+
+
+@pytest.mark.parametrize("name", ["ca_file", "cert_file", "key_file"])
+@pytest.mark.parametrize("content", [None, b"nonsense"])
+async def test_a_file_that_cannot_be_used(
+    proxy: FaultProxy, certificates: Certificates, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    file = tmp_path / "file.pem"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=name) as caught:
+        async with EtcdStore([proxy.endpoint], tls_config(certificates, **{name: file})):
+            pass
+    assert str(file) in str(caught.value)
+    assert proxy.connections_total == 0
+
+
+async def test_an_ssl_context(certificates: Certificates) -> None:
+    with pytest.raises(ValueError, match="SSLContext"):
+        EtcdStore(["localhost"], Config(tls=certificates.ssl_context()))
+
+
+# -- users ---------------------------------------------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def auth_server() -> AsyncIterator[EtcdServer]:
+    async with EtcdServer(auth=("root", "secret"), extra_args=["--auth-token-ttl=1"]) as running:
+        await running.add_user("reader", "reading", prefix="open/", access="read")
+        yield running
+
+
+def user(name: str, password: str, **others: object) -> Config:
+    return Config(username=name, password=password, **others)  # type: ignore[arg-type]
+
+
+async def test_a_user_with_a_password(auth_server: EtcdServer) -> None:
+    async with EtcdStore([auth_server.endpoint], user("root", "secret")) as store:
+        pair = await store.put("open/key", b"value")
+        assert await store.get("open/key") == pair
+
+
+@pytest.mark.parametrize(("name", "password"), [("root", "wrong"), ("nobody", "secret")])
+async def test_a_wrong_password(auth_server: EtcdServer, name: str, password: str) -> None:
+    with pytest.raises(AccessDeniedError) as caught:
+        async with EtcdStore([auth_server.endpoint], user(name, password)):
+            pass
+    assert password not in str(caught.value)
+
+
+async def test_no_user_where_one_is_needed(auth_server: EtcdServer) -> None:
+    async with EtcdStore([auth_server.endpoint]) as store:
+        with pytest.raises(AccessDeniedError):
+            await store.get("open/key")
+        with pytest.raises(AccessDeniedError):
+            await anext(store.watch("open/key"))
+
+
+async def test_a_user_where_none_is_needed(server: EtcdServer) -> None:
+    async with EtcdStore([server.endpoint], user("root", "secret")) as store:
+        await store.put("key", b"")
+
+
+async def test_what_a_user_may_not_do(auth_server: EtcdServer) -> None:
+    async with (
+        EtcdStore([auth_server.endpoint], user("root", "secret")) as root,
+        EtcdStore([auth_server.endpoint], user("reader", "reading")) as reader,
+    ):
+        pair = await root.put("open/key", b"value")
+        hidden = await root.put("hidden/key", b"value")
+        assert await reader.get("open/key") == pair
+        assert [each.key for each in await reader.list("open")] == ["open/key"]
+        assert await anext(reader.watch("open/key")) == pair
+        for call in (
+            lambda: reader.get("hidden/key"),
+            lambda: reader.exists("hidden/key"),
+            lambda: reader.list("hidden"),
+            lambda: reader.list(""),
+            lambda: anext(reader.watch("hidden/key")),
+            lambda: anext(reader.watch_tree("hidden")),
+            lambda: reader.put("open/key", b""),
+            lambda: reader.put("hidden/key", b"", ttl=10),
+            lambda: reader.atomic_put("open/key", b"", pair),
+            lambda: reader.atomic_delete("open/key", pair),
+            lambda: reader.delete("open/key"),
+            lambda: reader.delete_tree("open"),
+        ):
+            with pytest.raises(AccessDeniedError) as caught:
+                await call()
+            assert caught.value.maybe_applied is False
+        assert await root.get("open/key") == pair
+        assert await root.get("hidden/key") == hidden
+
+
+async def test_an_expired_token_is_renewed(auth_server: EtcdServer) -> None:
+    async with EtcdStore([auth_server.endpoint], user("root", "secret")) as store:
+        pair = await store.put("open/key", b"value")
+        token = store._connection.token
+        await _until_refused(auth_server, token)
+        # All of them find the token refused, and one of them renews it.
+        assert await asyncio.gather(*(store.get("open/key") for _ in range(20))) == [pair] * 20
+        assert store._connection.token != token
+
+
+async def test_a_watch_outlives_its_token_and_others_can_be_added(auth_server: EtcdServer) -> None:
+    async with EtcdStore([auth_server.endpoint], user("root", "secret")) as store:
+        first = store.watch("open/first")
+        await anext(first)
+        await _until_refused(auth_server, store._connection.token)
+        second, third = store.watch("open/second"), store.watch_tree("open")
+        await anext(second)
+        await anext(third)
+        # More than once: a watch that only reads again and again would see the first change too.
+        for value in (b"1", b"2", b"3"):
+            for name, watch in (("open/first", first), ("open/second", second)):
+                pair = await store.put(name, value)
+                async with asyncio.timeout(scaled(5)):
+                    while await anext(watch) != pair:
+                        pass
+            async with asyncio.timeout(scaled(5)):
+                while (await anext(third)).get("open/second") != pair:
+                    pass
+        assert not first.is_stale
+
+
+async def _until_refused(server: EtcdServer, token: str | None) -> None:
+    """Wait until a token has expired, which using it would prevent."""
+    await asyncio.sleep(2.5)
+    import grpc
+
+    channel = grpc.aio.insecure_channel(server.endpoint)
+    try:
+        with pytest.raises(grpc.aio.AioRpcError, match="invalid auth token"):
+            await channel.unary_unary("/etcdserverpb.KV/Range", None, None)(
+                b"\n\x01a", metadata=(("token", token or ""),)
+            )
+    finally:
+        await channel.close(None)
+
+
+# -- closing -------------------------------------------------------------------------------------------------------
+
+
+async def test_close_with_a_paused_server() -> None:
+    async with EtcdServer() as own:
+        async with EtcdStore([own.endpoint], Config(request_timeout=scaled(20))) as store:
+            await store.put("key", b"", ttl=30, keep_alive=True)
+            watch = store.watch_tree("")
+            await anext(watch)
+            own.pause()
+            calls = [asyncio.ensure_future(call) for call in (store.get("key"), store.put("key", b""), anext(watch))]
+            done, _ = await asyncio.wait(calls, timeout=0.2)
+            assert not done
+            began = time.monotonic()
+            await store.close()
+            assert time.monotonic() - began < scaled(2)
+            for call in calls:
+                with pytest.raises(StoreClosedError):
+                    await call
+        own.resume()
+
+
+async def test_nothing_is_left_after_close(proxy: FaultProxy) -> None:
+    before = asyncio.all_tasks()
+    threads = threading.active_count()
+    async with EtcdStore([proxy.endpoint]) as store:
+        await store.put("key", b"", keep_alive=True)
+        watch = store.watch_tree("")
+        await anext(watch)
+        proxy.reset()
+        await store.get("key")
+        # Nor do errors that somebody keeps hold the connection.
+        proxy.blackhole()
+        with pytest.raises(TimeoutError) as kept:
+            async with asyncio.timeout(0.05):
+                await store.get("key")
+        proxy.heal()
+    assert asyncio.all_tasks() == before
+    await eventually(lambda: proxy.connections_open == 0, within=5, message="the connection is closed")
+    assert kept.value.__cause__ is not None
+    del store, watch
+
+    def alone() -> bool:
+        gc.collect()
+        return threading.active_count() <= threads
+
+    await eventually(alone, within=5, message="the transport's thread ends")

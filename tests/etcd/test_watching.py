@@ -1,0 +1,356 @@
+"""Watches through outages of real servers: each ends up with the current state, and none goes back."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from aiolibkv import AsyncStore, Config, KeyNotFoundError, KVPair, NotReachableError, Snapshot, StoreError, Watch
+from aiolibkv.backends.etcd import EtcdStore
+from aiolibkv.testing.proxy import FaultProxy
+from aiolibkv.testing.scale import eventually, scaled
+from aiolibkv.testing.servers import EtcdCluster, EtcdServer
+
+pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
+
+WATCHERS = "etcd_debugging_mvcc_watcher_total"
+STREAMS = "etcd_debugging_mvcc_watch_stream_total"
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[EtcdServer]:
+    async with EtcdServer() as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def proxy(server: EtcdServer) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(server.host, server.port, protocol="http2") as running:
+        yield running
+
+
+class Watcher:
+    """Follows a watch to its end, which must not come, and checks each item."""
+
+    def __init__(self, watch: Watch[Any]) -> None:
+        self.watch = watch
+        self.items: list[Any] = []
+        self.task = asyncio.ensure_future(self._follow())
+
+    async def _follow(self) -> None:
+        async for item in self.watch:
+            if isinstance(item, Snapshot) and self.items:
+                assert item.last_index >= self.items[-1].last_index
+                assert item != self.items[-1]
+            self.items.append(item)
+
+    @property
+    def last(self) -> Any:
+        assert not self.task.done(), "the watch has ended"
+        return self.items[-1] if self.items else None
+
+    async def stop(self) -> None:
+        assert not self.task.done(), "the watch has ended"
+        self.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.task
+        await self.watch.aclose()
+
+
+@contextlib.asynccontextmanager
+async def watching(store: AsyncStore) -> AsyncIterator[Sequence[Watcher]]:
+    """Watch five keys and five times the directory."""
+    watchers = [Watcher(store.watch(f"dir/{number}")) for number in range(5)]
+    watchers += [Watcher(store.watch_tree("dir")) for _ in range(5)]
+    try:
+        await eventually(lambda: all(watcher.items for watcher in watchers), within=10, message="all have begun")
+        yield watchers
+    finally:
+        for watcher in watchers:
+            await watcher.stop()
+
+
+async def settled(watchers: Sequence[Watcher], other: AsyncStore, *, within: float = 20) -> None:
+    """Wait until every watch shows what list gives, and is not stale."""
+
+    async def all_equal() -> bool:
+        try:
+            current = list(await other.list("dir"))
+        except KeyNotFoundError:
+            current = []
+        except StoreError:
+            return False
+        by_key = {pair.key: pair for pair in current}
+        keys = [watcher.last == by_key.get(f"dir/{number}") for number, watcher in enumerate(watchers[:5])]
+        return (
+            all(keys)
+            and all(watcher.last == current for watcher in watchers[5:])
+            and not any(watcher.watch.is_stale for watcher in watchers)
+        )
+
+    await eventually(all_equal, within=within, message="every watch equals list()")
+
+
+async def write_until(done: asyncio.Event, store: AsyncStore) -> int:
+    """Write to the watched keys, through whatever happens."""
+    number = 0
+    while not done.is_set():
+        number += 1
+        try:
+            await store.put(f"dir/{number % 7}", b"%d" % number)
+            if number % 5 == 0:
+                await store.delete(f"dir/{number % 3}")
+        except StoreError:
+            pass
+        await asyncio.sleep(0.01)
+    return number
+
+
+async def test_the_server_is_killed_and_started_again(server: EtcdServer) -> None:
+    async with EtcdStore([server.endpoint]) as store, EtcdStore([server.endpoint]) as other:
+        await store.put("dir/1", b"")
+        async with watching(store) as watchers:
+            done = asyncio.Event()
+            writing = asyncio.ensure_future(write_until(done, other))
+            for _ in range(2):
+                await asyncio.sleep(0.3)
+                await server.kill()
+                await eventually(
+                    lambda: all(watcher.watch.is_stale for watcher in watchers), within=5, message="all are stale"
+                )
+                await server.start()
+            done.set()
+            assert await writing > 0
+            await settled(watchers, other)
+            await other.put("dir/1", b"last")
+            await settled(watchers, other)
+
+
+async def test_changes_of_an_outage_are_not_lost(server: EtcdServer, proxy: FaultProxy) -> None:
+    # Every change is delivered, none is coalesced: the stream resumed where it broke.
+    async with EtcdStore([proxy.endpoint]) as store, EtcdStore([server.endpoint]) as other:
+        watcher = Watcher(store.watch("key"))
+        await other.put("key", b"0")
+        await eventually(lambda: watcher.last is not None, within=5, message="the watch has begun")
+        proxy.refuse()
+        proxy.reset()
+        await eventually(lambda: watcher.watch.is_stale, within=5, message="the watch is stale")
+        for number in range(1, 20):
+            await other.put("key", b"%d" % number)
+        proxy.accept()
+        await eventually(lambda: watcher.last.value == b"19", within=10, message="the last change has come")
+        assert [item.value for item in watcher.items if item is not None] == [b"%d" % number for number in range(20)]
+        assert not watcher.watch.is_stale
+        await watcher.stop()
+
+
+async def test_the_connected_node_is_paused() -> None:
+    async with EtcdCluster() as cluster:
+        first, *others = cluster.servers
+        healthy = [server.endpoint for server in others]
+        async with EtcdStore(cluster.endpoints) as store, EtcdStore(healthy, Config(request_timeout=10)) as other:
+            await other.put("dir/1", b"")
+            async with watching(store) as watchers:
+                done = asyncio.Event()
+                writing = asyncio.ensure_future(write_until(done, other))
+                before = len(watchers[5].items)
+                first.pause()
+                paused_at = asyncio.get_running_loop().time()
+                await eventually(
+                    lambda: len(watchers[5].items) > before + 20, within=8, message="the watch goes on elsewhere"
+                )
+                await asyncio.sleep(max(0.0, paused_at + 8 - asyncio.get_running_loop().time()))
+                first.resume()
+                done.set()
+                await writing
+                await settled(watchers, other)
+
+
+async def test_the_history_is_compacted_during_an_outage(server: EtcdServer, proxy: FaultProxy) -> None:
+    async with EtcdStore([proxy.endpoint]) as store, EtcdStore([server.endpoint]) as other:
+        for number in range(7):
+            await other.put(f"dir/{number}", b"")
+        async with watching(store) as watchers:
+            proxy.refuse()
+            proxy.reset()
+            await eventually(
+                lambda: all(watcher.watch.is_stale for watcher in watchers), within=5, message="all are stale"
+            )
+            for number in range(20):
+                await other.put(f"dir/{number % 3}", b"%d" % number)
+            await other.delete("dir/3")
+            await server.compact()
+            proxy.accept()
+            await settled(watchers, other)
+            assert watchers[3].last is None
+            await other.put("dir/1", b"last")
+            await settled(watchers, other)
+
+
+@pytest.mark.parametrize("writes", [1, 50])
+async def test_the_server_comes_back_empty(server: EtcdServer, writes: int) -> None:
+    # With 50 writes the new server has passed every revision that the watches know, before they see it.
+    async with (
+        FaultProxy(server.host, server.port) as proxy,
+        EtcdStore([proxy.endpoint]) as store,
+        EtcdStore([server.endpoint]) as other,
+    ):
+        for number in range(7):
+            await other.put(f"dir/{number}", b"old")
+        async with watching(store) as watchers:
+            proxy.refuse()
+            proxy.reset()
+            await server.wipe()
+            for number in range(writes):
+                await other.put(f"dir/{3 + number % 3}", b"new")
+            proxy.accept()
+            await settled(watchers, other)
+            assert watchers[0].last is None
+            await other.put("dir/0", b"last")
+            await settled(watchers, other)
+            # And once more, now that the newest pair is one of the new server.
+            proxy.reset()
+            await other.put("dir/0", b"very last")
+            await settled(watchers, other)
+
+
+async def test_a_stream_that_breaks_again_and_again(server: EtcdServer, proxy: FaultProxy) -> None:
+    async with EtcdStore([proxy.endpoint]) as store, EtcdStore([server.endpoint]) as other:
+        await other.put("dir/1", b"")
+        async with watching(store) as watchers:
+            done = asyncio.Event()
+            writing = asyncio.ensure_future(write_until(done, other))
+            for _ in range(15):
+                await asyncio.sleep(0.15)
+                proxy.reset()
+            done.set()
+            await writing
+            await settled(watchers, other)
+
+
+async def test_a_leaderless_member_is_left() -> None:
+    # Its peers cannot be heard by the first member, which still answers; it must not be followed any more.
+    async with EtcdCluster() as cluster, EtcdStore([cluster.servers[0].endpoint]) as store:
+        await store.put("dir/1", b"")
+        watcher = Watcher(store.watch("dir/1"))
+        await eventually(lambda: watcher.last is not None, within=5, message="the watch has begun")
+        for server in cluster.servers[1:]:
+            server.pause()
+        await eventually(lambda: watcher.watch.is_stale, within=15, message="the watch is stale")
+        for server in cluster.servers[1:]:
+            server.resume()
+        await eventually(lambda: not watcher.watch.is_stale, within=15, message="the watch goes on")
+        pair = await _put_in_the_end(store, "dir/1", b"new")
+        await eventually(lambda: watcher.last == pair, within=10, message="the change has come")
+        await watcher.stop()
+
+
+async def _put_in_the_end(store: AsyncStore, key: str, value: bytes) -> KVPair:
+    async with asyncio.timeout(scaled(20)):
+        while True:
+            with contextlib.suppress(NotReachableError):
+                return await store.put(key, value)
+
+
+async def test_a_thousand_watches_are_one_stream(server: EtcdServer, proxy: FaultProxy) -> None:
+    before = (await server.metrics())[WATCHERS]
+    async with EtcdStore([proxy.endpoint]) as store:
+        watches = [store.watch(f"dir/{number}") for number in range(1000)]
+        async with asyncio.timeout(scaled(5)):
+            assert await asyncio.gather(*(anext(watch) for watch in watches)) == [None] * 1000
+
+        async def watchers() -> float:
+            return (await server.metrics())[WATCHERS] - before
+
+        await eventually(_is(watchers, 1000), within=10, message="the server has all watches")
+        assert (await server.metrics())[STREAMS] == 1
+        assert proxy.connections_total == 1
+        pair = await store.put("dir/999", b"")
+        assert await anext(watches[999]) == pair
+        for watch in watches[:500]:
+            await watch.aclose()
+        await eventually(_is(watchers, 500), within=10, message="released watches are cancelled")
+        watches.clear()
+        del watch
+        await eventually(_is(watchers, 0), within=10, message="dropped watches are cancelled")
+        await store.get("dir/999")
+        assert proxy.connections_total == 1
+
+
+async def test_a_watch_that_is_released_before_it_was_created(server: EtcdServer, proxy: FaultProxy) -> None:
+    async def watchers() -> float:
+        return (await server.metrics())[WATCHERS]
+
+    async with EtcdStore([proxy.endpoint]) as store:
+        other = store.watch("other")
+        await anext(other)
+        await eventually(_is(watchers, 1), within=5, message="the server has one watch")
+        proxy.blackhole(to_server=False)
+        # Its first item needs an answer; the creation goes out after it.
+        proxy.heal()
+        for steps in range(30):
+            watch = store.watch("key")
+            async with asyncio.timeout(scaled(5)):
+                await anext(watch)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await watch.aclose()
+        await eventually(_is(watchers, 1), within=5, message="no watch is left but the other one")
+        pair = await store.put("other", b"")
+        assert await anext(other) == pair
+
+
+def _is(measure: Any, expected: float) -> Any:
+    async def check() -> bool:
+        return bool(await measure() == expected)
+
+    return check
+
+
+async def test_no_server_side_watch_is_left_after_close(server: EtcdServer) -> None:
+    async with EtcdStore([server.endpoint]) as store:
+        await asyncio.gather(*(anext(store.watch(f"key/{number}")) for number in range(10)))
+
+    async def left() -> bool:
+        metrics = await server.metrics()
+        return metrics[WATCHERS] == metrics[STREAMS] == 0
+
+    await eventually(left, within=5, message="nothing is left on the server")
+
+
+async def test_one_revision_is_one_change_however_large(server: EtcdServer) -> None:
+    # etcd splits an answer of more than 2 MiB into fragments: 30 000 deletions of long keys in one revision.
+    async with EtcdStore([server.endpoint]) as store:
+        name = "k" * 200
+
+        async def fill(start: int) -> None:
+            for number in range(start, 15_000, 50):
+                await store.put(f"dir/{name}{number}", b"")
+
+        await asyncio.gather(*(fill(start) for start in range(50)))
+        watch = store.watch_tree("dir")
+        assert len(await anext(watch)) == 15_000
+        assert await store.delete_tree("dir") == 15_000
+        gone = await anext(watch)
+        assert (len(gone), len(gone.changes)) == (0, 15_000)
+
+
+async def test_a_long_replay(server: EtcdServer, proxy: FaultProxy) -> None:
+    # 40 MiB of changes were missed: they come in fragments, one revision after the other.
+    async with EtcdStore([proxy.endpoint]) as store, EtcdStore([server.endpoint]) as other:
+        watcher = Watcher(store.watch("key"))
+        await eventually(lambda: watcher.items, within=5, message="the watch has begun")
+        await other.put("key", b"first")
+        await eventually(lambda: watcher.last is not None, within=5, message="a change has come")
+        proxy.refuse()
+        proxy.reset()
+        for number in range(40):
+            await other.put("key", b"%d" % number + bytes(1024 * 1024 - 10))
+        pair = await other.put("key", b"last")
+        proxy.accept()
+        await eventually(lambda: watcher.last == pair, within=20, message="the last change has come")
+        assert len(watcher.items) == 43
+        await watcher.stop()
