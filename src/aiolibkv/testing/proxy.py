@@ -228,12 +228,12 @@ class FaultProxy:
             link = _Link(
                 self._running,
                 sock,
-                lambda: socket.socket(self._family, socket.SOCK_STREAM),
-                self._address,
-                self._protocol,
-                self._faults,
-                self._tally,
-                self._links.discard,
+                new_socket=lambda: socket.socket(self._family, socket.SOCK_STREAM),
+                address=self._address,
+                protocol=self._protocol,
+                faults=self._faults,
+                tally=self._tally,
+                on_ended=self._links.discard,
             )
             self._links.add(link)
             self._tally.connected()
@@ -312,6 +312,7 @@ class _Link:
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
+        *,
         new_socket: Callable[[], socket.socket],
         address: tuple[object, ...],
         protocol: Framing,

@@ -281,7 +281,7 @@ class Server(ABC):
 
     async def _wait_for_exit(self, limit: float) -> None:
         async with asyncio.timeout(limit):
-            while self.running:  # noqa: ASYNC110 -- no event tells that another process has ended
+            while self.running:
                 await asyncio.sleep(POLL_INTERVAL)
 
     def _kill_now(self) -> None:

@@ -95,7 +95,7 @@ async def run_program(command: Sequence[str], environment: Mapping[str, str], *,
         )
         try:
             async with asyncio.timeout(scaled(within)):
-                while process.poll() is None:  # noqa: ASYNC110 -- see above
+                while process.poll() is None:
                     await asyncio.sleep(POLL_INTERVAL)
         finally:
             process.kill()

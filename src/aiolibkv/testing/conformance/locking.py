@@ -1,0 +1,352 @@
+"""Locks: one holder, guards, waiting, losing, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from aiolibkv import (
+    AsyncStore,
+    CannotLockError,
+    HeldLock,
+    KeyNotFoundError,
+    Lock,
+    LockLostError,
+    StoreClosedError,
+)
+from aiolibkv.testing.conformance.cancelling import cancel_at_every_step
+from aiolibkv.testing.conformance.suite import Stores, Suite, next_of
+from aiolibkv.testing.scale import eventually, scaled
+
+
+async def _never() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+async def is_waiting(observer: AsyncStore, directory: str, number: int) -> None:
+    """Wait until so many stand in line for the locks of a store that is rooted at a directory of the observer's."""
+
+    async def places() -> bool:
+        try:
+            return len([pair for pair in await observer.list(directory) if "/waiters/" in pair.key]) == number
+        except KeyNotFoundError:
+            return number == 0
+
+    await eventually(places, within=10, message=f"{number} stand in line")
+
+
+class Locking(Suite):
+    """Holding and waiting."""
+
+    @pytest_asyncio.fixture(loop_scope="function")
+    async def first(self, stores: Stores) -> AsyncStore:
+        """Open a store below a directory that ``observer`` sees."""
+        return await stores.open("locks")
+
+    @pytest_asyncio.fixture(loop_scope="function")
+    async def second(self, stores: Stores) -> AsyncStore:
+        """Open another store on the same locks."""
+        return await stores.open("locks")
+
+    @pytest_asyncio.fixture(loop_scope="function")
+    async def observer(self, stores: Stores) -> AsyncStore:
+        """Open a store that sees what the library keeps for the locks."""
+        return await stores.open()
+
+    async def test_the_key_has_the_value_while_the_lock_is_held(self, first: AsyncStore, second: AsyncStore) -> None:
+        async with first.new_lock("/dir/lock/", value=b"me", ttl=10) as held:
+            assert (await second.get("dir/lock")).value == b"me"
+            assert (held.key, held.value, held.is_held) == ("dir/lock", b"me", True)
+            assert held.ttl > 0
+            assert held.freed_within >= held.ttl
+        assert not held.is_held
+        assert not await second.exists("dir/lock")
+        await held.wait_lost()
+
+    async def test_one_holder_at_a_time(self, first: AsyncStore, second: AsyncStore) -> None:
+        lock, other = first.new_lock("lock"), second.new_lock("lock")
+        assert await lock.try_acquire() is not None
+        assert await other.try_acquire() is None
+        assert await first.new_lock("lock").try_acquire() is None
+        await lock.release()
+        held = await other.try_acquire()
+        assert held is not None
+        assert held.is_held
+        assert await lock.try_acquire() is None
+        await other.release()
+
+    async def test_misuse(self, first: AsyncStore) -> None:
+        lock = first.new_lock("lock")
+        with pytest.raises(CannotLockError):
+            await lock.release()
+        await lock.acquire()
+        with pytest.raises(CannotLockError):
+            await lock.acquire()
+        with pytest.raises(CannotLockError):
+            await lock.try_acquire()
+        waiting = first.new_lock("lock")
+        task = asyncio.ensure_future(waiting.acquire())
+        await asyncio.sleep(0)
+        with pytest.raises(CannotLockError):
+            await waiting.acquire()
+        await lock.release()
+        await task
+        await waiting.release()
+        with pytest.raises(CannotLockError):
+            await waiting.release()
+        with pytest.raises(ValueError, match="ttl"):
+            first.new_lock("lock", ttl=0)
+        with pytest.raises(TypeError):
+            first.new_lock("lock", value="text")  # type: ignore[arg-type]
+
+    async def test_a_lock_can_be_used_again(self, first: AsyncStore) -> None:
+        lock = first.new_lock("lock")
+        tokens = []
+        for _ in range(3):
+            async with lock as held:
+                tokens.append(held.fencing_token)
+        assert tokens == sorted(set(tokens))
+
+    async def test_waiters_get_it_one_after_the_other(self, stores: Stores, observer: AsyncStore) -> None:
+        """Two of each of four stores; tokens strictly increase; nothing is left."""
+        inside: list[HeldLock] = []
+        tokens: list[int] = []
+
+        async def work(store: AsyncStore) -> None:
+            async with store.new_lock("lock", ttl=10) as held:
+                inside.append(held)
+                assert inside == [held]
+                tokens.append(held.fencing_token)
+                await store.put("data", b"", guard=held)
+                inside.clear()
+
+        opened = [await stores.open("locks") for _ in range(4)]
+        async with asyncio.timeout(scaled(30)):
+            await asyncio.gather(*(work(store) for store in opened for _ in range(2)))
+        assert len(tokens) == 8
+        assert tokens == sorted(set(tokens))
+        await is_waiting(observer, "locks", 0)
+
+    async def test_a_key_that_exists_is_not_free(self, first: AsyncStore, second: AsyncStore) -> None:
+        await second.put("lock", b"plain")
+        lock = first.new_lock("lock", value=b"lock")
+        assert await lock.try_acquire() is None
+        task = asyncio.ensure_future(lock.acquire())
+        await asyncio.wait([task], timeout=0.1)
+        assert not task.done()
+        assert (await second.get("lock")).value == b"plain"
+        await second.delete("lock")
+        await asyncio.wait_for(task, scaled(10))
+        assert (await second.get("lock")).value == b"lock"
+        await lock.release()
+
+    async def test_it_is_renewed(self, first: AsyncStore, second: AsyncStore) -> None:
+        lock = first.new_lock("lock", ttl=max(1.0, first.capabilities.min_ttl))
+        held = await lock.acquire()
+        await asyncio.sleep(1.4 * held.ttl)
+        assert held.is_held
+        assert await second.new_lock("lock").try_acquire() is None
+        await lock.release()
+
+    async def test_close_frees_it(self, stores: Stores, second: AsyncStore) -> None:
+        store = await stores.open("locks")
+        held = await store.new_lock("lock", ttl=10).acquire()
+        waiting = asyncio.ensure_future(store.new_lock("lock").acquire())
+        other = asyncio.ensure_future(second.new_lock("lock").acquire())
+        await asyncio.sleep(0)
+        await store.close()
+        with pytest.raises(StoreClosedError):
+            await waiting
+        assert not held.is_held
+        await held.wait_lost()
+        assert (await asyncio.wait_for(other, scaled(10))).is_held
+
+
+class Guarding(Locking):
+    """Writes that a lock guards."""
+
+    async def test_writes_while_it_is_held(self, first: AsyncStore) -> None:
+        async with first.new_lock("lock") as held:
+            pair = await first.put("key", b"1", guard=held)
+            pair = await first.atomic_put("key", b"2", pair, guard=held)
+            await first.atomic_delete("key", pair, guard=held)
+            await first.put("key", b"3", guard=held)
+            await first.delete("key", guard=held)
+            await first.put("dir/key", b"4", guard=held)
+            assert await first.delete_tree("dir", guard=held) == 1
+
+    @pytest.mark.parametrize("how", ["released", "put", "deleted", "acquired again", "acquired by another"])
+    async def test_writes_after_it_was_lost(self, first: AsyncStore, second: AsyncStore, how: str) -> None:
+        """Refused by the server, whatever the holder believes."""
+        pair = await first.put("dir/key", b"old")
+        lock = first.new_lock("lock", ttl=30)
+        held = await lock.acquire()
+        if how == "put":
+            await second.put("lock", b"foreign")
+        elif how == "released":
+            await lock.release()
+        else:
+            await second.delete("lock")
+            if how != "deleted":
+                again = (first if how == "acquired again" else second).new_lock("lock", ttl=30)
+                await asyncio.wait_for(again.acquire(), scaled(10))
+        calls: list[Coroutine[Any, Any, object]] = [
+            first.put("dir/key", b"new", guard=held),
+            first.put("dir/other", b"new", guard=held),
+            first.atomic_put("dir/key", b"new", pair, guard=held),
+            first.atomic_put("dir/other", b"new", None, guard=held),
+            first.delete("dir/key", guard=held),
+            first.atomic_delete("dir/key", pair, guard=held),
+            first.delete_tree("dir", guard=held),
+        ]
+        for call in calls:
+            with pytest.raises(LockLostError) as caught:
+                await call
+            assert not caught.value.maybe_applied
+        assert await second.list("dir") == [pair]
+        await asyncio.wait_for(held.wait_lost(), scaled(10))
+
+    async def test_of_another_store(self, first: AsyncStore, second: AsyncStore) -> None:
+        async with first.new_lock("lock") as held:
+            with pytest.raises(ValueError, match="same store"):
+                await second.put("key", b"", guard=held)
+
+
+class Losing(Locking):
+    """Bodies whose lock is lost, and cancellation."""
+
+    @pytest.mark.parametrize("how", ["put", "delete", "delete_tree"])
+    async def test_the_body_is_cancelled(self, first: AsyncStore, second: AsyncStore, how: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        with pytest.raises(LockLostError):
+            async with asyncio.timeout(scaled(10)), first.new_lock("dir/lock", ttl=30) as held:
+                if how == "put":
+                    await second.put("dir/lock", b"foreign")
+                elif how == "delete":
+                    await second.delete("dir/lock")
+                else:
+                    await second.delete_tree("dir")
+                await _never()
+        assert task.cancelling() == 0
+        assert not held.is_held
+        assert await second.exists("dir/lock") == (how == "put")
+
+    async def test_a_body_that_ends_by_itself_is_told(self, first: AsyncStore, second: AsyncStore) -> None:
+        with pytest.raises(LockLostError):
+            async with first.new_lock("lock", ttl=30) as held:
+                await second.delete("lock")
+                try:
+                    await held.wait_lost()
+                except asyncio.CancelledError:
+                    pass
+
+    async def test_a_body_that_fails_keeps_its_error(self, first: AsyncStore, second: AsyncStore) -> None:
+        with pytest.raises(LookupError):
+            async with first.new_lock("lock", ttl=30):
+                raise LookupError
+        assert not await second.exists("lock")
+
+    async def test_an_outside_cancellation_stays_one(self, first: AsyncStore, second: AsyncStore) -> None:
+        inside = asyncio.Event()
+
+        async def work() -> None:
+            async with first.new_lock("lock", ttl=30):
+                inside.set()
+                await _never()
+
+        task = asyncio.ensure_future(work())
+        await inside.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not await second.exists("lock")
+
+    async def test_a_timeout_around_waiting(self, first: AsyncStore, second: AsyncStore, observer: AsyncStore) -> None:
+        async with first.new_lock("lock", ttl=30):
+            waiting = second.new_lock("lock", ttl=30)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await waiting.acquire()
+            await is_waiting(observer, "locks", 0)
+        assert await waiting.try_acquire() is not None
+        await waiting.release()
+
+    async def test_cancelling_acquire(self, first: AsyncStore, second: AsyncStore, observer: AsyncStore) -> None:
+        """At every step: free, and behind another."""
+
+        async def prepare(_: int) -> Lock:
+            return second.new_lock("lock", ttl=30)
+
+        async def acquire(lock: Lock) -> None:
+            await lock.acquire()
+            await lock.release()
+
+        async def check(lock: Lock) -> None:
+            next_one = first.new_lock("lock", ttl=30)
+            await asyncio.wait_for(next_one.acquire(), scaled(10))
+            await next_one.release()
+            assert await lock.try_acquire() is not None
+            await lock.release()
+            await is_waiting(observer, "locks", 0)
+
+        await cancel_at_every_step(prepare, acquire, check)
+        for steps in (1, 5, 20, 60, 120):
+            holder = first.new_lock("lock", ttl=30)
+            await holder.acquire()
+            task = asyncio.ensure_future(second.new_lock("lock", ttl=30).acquire())
+            for _ in range(steps):
+                await asyncio.sleep(0.0005)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            await is_waiting(observer, "locks", 0)
+            await holder.release()
+            assert not await second.exists("lock")
+
+    async def test_cancelling_release(self, first: AsyncStore, second: AsyncStore) -> None:
+        """It is freed all the same."""
+
+        async def prepare(_: int) -> Lock:
+            lock = first.new_lock("lock", ttl=30)
+            await asyncio.wait_for(lock.acquire(), scaled(10))
+            return lock
+
+        async def check(lock: Lock) -> None:
+            with pytest.raises(CannotLockError):
+                await lock.release()
+            await eventually(lambda: _is_free(second), within=10, message="the lock is free")
+
+        for steps in range(1, 40):
+            lock = await prepare(steps)
+            task = asyncio.ensure_future(lock.release())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            done = task.done()
+            task.cancel()
+            await asyncio.wait([task])
+            await check(lock)
+            if done:
+                return
+
+    async def test_waiting_is_no_watch_of_users(self, first: AsyncStore, second: AsyncStore) -> None:
+        """What the library keeps for those who wait is neither listed nor watched."""
+        async with first.watch_tree("") as watch:
+            assert list(await next_of(watch)) == []
+            holder = first.new_lock("lock", ttl=30)
+            await holder.acquire()
+            task = asyncio.ensure_future(second.new_lock("lock", ttl=30).acquire())
+            snapshot = await next_of(watch)
+            assert [pair.key for pair in snapshot] == ["lock"]
+            await asyncio.wait([task], timeout=0.2)
+            assert [pair.key for pair in await second.list("")] == ["lock"]
+            await holder.release()
+            await asyncio.wait_for(task, scaled(10))
+
+
+async def _is_free(store: AsyncStore) -> bool:
+    return not await store.exists("lock")

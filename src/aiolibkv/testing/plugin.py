@@ -1,0 +1,78 @@
+"""A pytest plugin: the fixtures of the conformance suite's surroundings, and a check that a test leaves nothing behind.
+
+Load it with ``pytest_plugins = ["aiolibkv.testing.plugin"]`` in the topmost conftest.py, or with
+``-p aiolibkv.testing.plugin``. The conformance suite needs it. Other tests are left alone unless they ask for the
+check with ``@pytest.mark.leaves_nothing_behind``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+pytest.register_assert_rewrite("aiolibkv.testing.conformance")
+
+_MARKER = "leaves_nothing_behind"
+
+# Both kinds of warning are given by a finaliser, where an error cannot be raised: pytest turns it into a warning again.
+_ERRORS = ("error::RuntimeWarning", "error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line(
+        "markers",
+        f"{_MARKER}: fail when the test leaves a task running, a coroutine not awaited, a socket open, "
+        "or something for the event loop's exception handler.",
+    )
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Make errors of the warnings that tell of something left behind."""
+    if item.get_closest_marker(_MARKER) is not None:
+        for warning in _ERRORS:
+            item.add_marker(pytest.mark.filterwarnings(warning))
+
+
+@pytest.fixture(autouse=True)
+def _check_what_is_left(request: pytest.FixtureRequest) -> None:
+    """Set up the check before everything else of a marked test, so that it is torn down last."""
+    if request.node.get_closest_marker(_MARKER) is not None:
+        request.getfixturevalue(_MARKER)
+
+
+@pytest_asyncio.fixture(loop_scope="function")
+async def leaves_nothing_behind() -> AsyncIterator[None]:
+    """Fail the test when it leaves tasks behind or something was given to the event loop's exception handler."""
+    loop = asyncio.get_running_loop()
+    handler = loop.get_exception_handler()
+    reported: list[dict[str, Any]] = []
+    known = asyncio.all_tasks()
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    # What exists already need not be looked at when the test's own garbage is collected.
+    gc.freeze()
+    yield
+    left = asyncio.all_tasks() - known - {asyncio.current_task()}
+    descriptions = [f"a task is left over: {task!r}" for task in left]
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left)
+    left.clear()
+    # The exception of a task that nobody asked for is reported when the task is collected.
+    gc.collect()
+    gc.unfreeze()
+    loop.set_exception_handler(handler)
+    descriptions += [f"the loop's exception handler was called: {_describe(context)}" for context in reported]
+    if descriptions:
+        pytest.fail("\n".join(descriptions), pytrace=False)
+
+
+def _describe(context: dict[str, Any]) -> str:
+    error = context.get("exception")
+    return context["message"] if error is None else f"{context['message']}: {error!r}"

@@ -1,0 +1,163 @@
+"""What is special to the memory backend."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+
+import pytest
+
+from aiolibkv import Config, KeyNotFoundError, LockLostError, StoreError, new_store, open_store
+from aiolibkv.backends.memory import MemoryStore
+from aiolibkv.backends.memory.space import _shared
+from aiolibkv.store import Call, Guard
+from aiolibkv.testing.conformance import ConformanceSuite
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
+
+
+async def test_stores_of_a_name_share_their_data() -> None:
+    async with open_store("memory://shared") as one, new_store("memory", ["shared"]) as two:
+        pair = await one.put("key", b"value")
+        assert await two.get("key") == pair
+
+
+async def test_stores_of_other_names_do_not() -> None:
+    async with open_store("memory://one") as one, open_store("memory://two") as two:
+        await one.put("key", b"value")
+        assert not await two.exists("key")
+
+
+async def test_a_store_without_a_name_is_private() -> None:
+    async with open_store("memory://") as one, open_store("memory://") as two, new_store("memory") as three:
+        await one.put("key", b"value")
+        assert not await two.exists("key")
+        assert not await three.exists("key")
+
+
+async def test_the_data_goes_when_the_last_store_closes() -> None:
+    async with open_store("memory://dropped") as one:
+        async with open_store("memory://dropped") as two:
+            await one.put("key", b"value", ttl=1000)
+        assert await one.exists("key")
+        with pytest.raises(StoreError):
+            await two.exists("key")
+    async with open_store("memory://dropped") as three:
+        assert not await three.exists("key")
+    assert not _shared.get(asyncio.get_running_loop())
+
+
+async def test_a_store_that_is_only_made_keeps_nothing() -> None:
+    made = open_store("memory://made")
+    async with open_store("memory://made") as store:
+        await store.put("key", b"value")
+    async with made:
+        assert not await made.exists("key")
+
+
+async def test_every_event_loop_has_its_own_data() -> None:
+    async def use() -> bool:
+        async with open_store("memory://loops") as store:
+            there = await store.exists("key")
+            await store.put("key", b"value")
+            return there
+
+    async with open_store("memory://loops") as store:
+        await store.put("key", b"of this loop")
+        assert not await asyncio.to_thread(lambda: asyncio.run(use()))
+        assert not await asyncio.to_thread(lambda: asyncio.run(use()))
+        assert (await store.get("key")).value == b"of this loop"
+
+
+async def test_a_loop_that_is_gone_keeps_no_data() -> None:
+    async def use() -> None:
+        await open_store("memory://left").__aenter__()
+
+    before = len(_shared)
+    await asyncio.to_thread(lambda: asyncio.run(use()))
+    gc.collect()
+    assert len(_shared) == before
+
+
+async def test_prefixes_share_a_space() -> None:
+    async with open_store("memory://root/a/b") as below, open_store("memory://root") as above:
+        pair = await below.put("key", b"value")
+        assert (await above.get("a/b/key")).last_index == pair.last_index
+
+
+async def test_more_than_one_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="at most one"):
+        new_store("memory", ["one", "two"])
+    with pytest.raises(ValueError, match="option"):
+        new_store("memory", [], Config(options={"durability": "full"}))
+
+
+async def test_a_guard_that_stands_lets_writes_through() -> None:
+    async with MemoryStore() as store:
+        token = (await store.put("lock", b"holder")).last_index
+        guard = Guard("lock", token)
+        await _put(store, "key", guard)
+        await _put(store, "dir/key", guard)
+        async with asyncio.timeout(5) as deadline:
+            call = Call(deadline, 5)
+            assert await store._delete_tree(call, "dir", guard=guard) == 1
+            await store._delete(call, "key", expected=None, guard=guard)
+        assert [pair.key for pair in await store.list("")] == ["lock"]
+
+
+@pytest.mark.parametrize("event", ["put", "deleted", "expired", "created again", "another token"])
+async def test_a_guard_that_fell_refuses_writes(event: str) -> None:
+    async with MemoryStore() as store:
+        await store.put("dir/key", b"kept")
+        token = (await store.put("lock", b"holder", ttl=0.01 if event == "expired" else None)).last_index
+        match event:
+            case "put":
+                await store.put("lock", b"holder")
+            case "deleted":
+                await store.delete("lock")
+            case "created again":
+                await store.delete("lock")
+                await store.put("lock", b"holder")
+            case "expired":
+                async with store.watch("lock") as watch:
+                    while await anext(watch) is not None:
+                        pass
+            case _:
+                token += 1
+        guard = Guard("lock", token)
+        before = await store.list("")
+        async with asyncio.timeout(5) as deadline:
+            call = Call(deadline, 5)
+            for key, expected in (("key", None), ("key", 0), ("dir/key", None), ("dir/key", 1)):
+                with pytest.raises(LockLostError):
+                    await store._put(call, key, b"", expected=expected, lease=None, guard=guard)
+            with pytest.raises(LockLostError):
+                await store._delete(call, "dir/key", expected=None, guard=guard)
+            with pytest.raises(LockLostError):
+                await store._delete_tree(call, "dir", guard=guard)
+        assert await store.list("") == before
+
+
+async def test_a_cancelled_call_was_not_applied() -> None:
+    async with MemoryStore() as store:
+        for call in (store.put("key", b""), store.atomic_put("key", b"", None), store.put("key", b"", ttl=5)):
+            task = asyncio.ensure_future(call)
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        with pytest.raises(KeyNotFoundError):
+            await store.get("key")
+
+
+async def _put(store: MemoryStore, path: str, guard: Guard) -> None:
+    async with asyncio.timeout(5) as deadline:
+        await store._put(Call(deadline, 5), path, b"", expected=None, lease=None, guard=guard)
+
+
+async def test_no_test_of_the_suite_hides_another() -> None:
+    parts = [part for part in ConformanceSuite.__mro__ if part not in (ConformanceSuite, object)]
+    names = [name for part in parts for name in vars(part) if name.startswith("test_")]
+    assert len(names) == len(set(names)) > 100
+    assert all(inspect.iscoroutinefunction(getattr(ConformanceSuite, name)) for name in names)

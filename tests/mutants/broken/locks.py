@@ -1,0 +1,205 @@
+"""Locks and elections, broken."""
+
+# ruff: noqa: ARG001, ARG005 - what is patched keeps its signature
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from aiolibkv import Candidate, CannotLockError, LockLostError, Registration
+from aiolibkv.store import BaseStore, Lease
+from aiolibkv.store.lifetimes import Lifetimes
+from aiolibkv.store.lock import Locks, StoreHeldLock, StoreLock
+from aiolibkv.store.session import Session
+from aiolibkv.testing.conformance.coordinating import Coordinating
+from aiolibkv.testing.conformance.locking import Guarding, Locking, Losing
+from mutants.broken.registry import mutant
+
+
+@mutant(Guarding)
+def guards_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    """A guarded write is made whether or not the lock is held."""
+    patch.setattr(BaseStore, "_guard", lambda self, held: None)
+
+
+@mutant(Guarding)
+def guards_of_any_store_are_taken(patch: pytest.MonkeyPatch) -> None:
+    """A guard may come from another store."""
+
+    def guard(self: BaseStore, held: Any) -> None:
+        if held is not None and not held.is_held:
+            raise LockLostError
+
+    patch.setattr(BaseStore, "_guard", guard)
+
+
+@mutant(Locking)
+def tokens_are_used_again(patch: pytest.MonkeyPatch) -> None:
+    """Every acquisition has the same token."""
+    acquire = BaseStore._acquire
+
+    async def same(self: BaseStore, call: Any, path: str, value: bytes, lease: Lease) -> tuple[int, int]:
+        index, _ = await acquire(self, call, path, value, lease)
+        return index, 1
+
+    patch.setattr(BaseStore, "_acquire", same)
+
+
+@mutant(Locking)
+def keys_that_exist_are_taken(patch: pytest.MonkeyPatch) -> None:
+    """Acquiring overwrites whatever is there."""
+
+    async def take(self: BaseStore, call: Any, path: str, value: bytes, lease: Lease) -> tuple[int, int]:
+        index = await self._put(call, path, value, expected=None, lease=lease, guard=None)
+        return index, index
+
+    patch.setattr(BaseStore, "_acquire", take)
+
+
+@mutant(Locking)
+def release_leaves_the_key(patch: pytest.MonkeyPatch) -> None:
+    """The lock's key stays after a release until its lease ends."""
+
+    async def end(self: Lifetimes, session: Session) -> None:
+        session.is_over = True
+        session._tasks.cancel()
+
+    patch.setattr(Lifetimes, "end_session", end)
+
+
+@mutant(Losing)
+def cancelled_waiters_stay_in_line(patch: pytest.MonkeyPatch) -> None:
+    """Whoever gives up waiting leaves its place behind."""
+    end = Lifetimes.end_session
+
+    async def only_of_holders(self: Lifetimes, session: Session) -> None:
+        if getattr(session.on_lost, "__name__", "") == "lose":
+            await end(self, session)
+        else:
+            session._tasks.cancel()
+
+    patch.setattr(Lifetimes, "end_session", only_of_holders)
+
+
+@mutant(Locking)
+def locks_are_not_renewed(patch: pytest.MonkeyPatch) -> None:
+    """A lock is lost after its ttl."""
+
+    async def never(self: Session) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    patch.setattr(Session, "_renew", never)
+
+
+@mutant(Losing)
+def bodies_go_on(patch: pytest.MonkeyPatch) -> None:
+    """The body of a lost lock is not cancelled."""
+    patch.setattr(StoreLock, "_cancel_body", lambda self: None)
+
+
+@mutant(Losing)
+def foreign_writes_go_unnoticed(patch: pytest.MonkeyPatch) -> None:
+    """The holder does not look at its key."""
+
+    async def look_away(self: StoreHeldLock) -> None:
+        """Do nothing."""
+
+    patch.setattr(StoreHeldLock, "_watch", look_away)
+
+
+@mutant(Losing)
+def cancellations_become_losses(patch: pytest.MonkeyPatch) -> None:
+    """An outside cancellation is turned into LockLostError."""
+    leave = StoreLock.__aexit__
+
+    async def lost(self: StoreLock, kind: Any, error: Any, trace: Any) -> None:
+        await leave(self, kind, error, trace)
+        if kind is asyncio.CancelledError:
+            raise LockLostError
+
+    patch.setattr(StoreLock, "__aexit__", lost)
+
+
+@mutant(Losing)
+def cancellations_are_not_taken_back(patch: pytest.MonkeyPatch) -> None:
+    """A body's task counts as cancelled after its lock was lost."""
+    leave = StoreLock.__aexit__
+
+    async def keep(self: StoreLock, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            await leave(self, kind, error, trace)
+        except LockLostError:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                pass
+            raise
+
+    patch.setattr(StoreLock, "__aexit__", keep)
+
+
+@mutant(Losing)
+def losses_are_kept_quiet(patch: pytest.MonkeyPatch) -> None:
+    """A body that ended after its lock was lost is not told."""
+    leave = StoreLock.__aexit__
+
+    async def quiet(self: StoreLock, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            await leave(self, kind, error, trace)
+        except LockLostError:
+            if kind is not None:
+                raise
+
+    patch.setattr(StoreLock, "__aexit__", quiet)
+
+
+@mutant(Locking)
+def close_keeps_locks(patch: pytest.MonkeyPatch) -> None:
+    """A held lock is not told of its store's close."""
+    patch.setattr(Locks, "lose_all", lambda self: None)
+
+
+@mutant(Locking)
+def misuse_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
+    """A lock that was never acquired can be released."""
+    release = StoreLock.release
+
+    async def anyway(self: StoreLock) -> None:
+        try:
+            await release(self)
+        except CannotLockError:
+            pass
+
+    patch.setattr(StoreLock, "release", anyway)
+
+
+@mutant(Coordinating)
+def candidates_lead_from_the_start(patch: pytest.MonkeyPatch) -> None:
+    """Every candidate believes that it leads."""
+    patch.setattr(Candidate, "is_leader", property(lambda self: True))
+
+
+@mutant(Coordinating)
+def stopped_leaders_stay(patch: pytest.MonkeyPatch) -> None:
+    """A candidate that resigns keeps the lock."""
+
+    async def stay(self: Candidate) -> None:
+        """Do nothing."""
+
+    patch.setattr(Candidate, "resign", stay)
+
+
+@mutant(Coordinating)
+def registrations_do_not_heal(patch: pytest.MonkeyPatch) -> None:
+    """A registration that was deleted stays deleted."""
+
+    async def leave(self: Registration) -> None:
+        """Do nothing."""
+
+    patch.setattr(Registration, "_register_again", leave)
