@@ -1,0 +1,234 @@
+"""Reading on the event loop's thread: a little at a time, and what belongs together at one snapshot."""
+
+# ruff: noqa: S608 - what is put into statements are only the names of tables, made of a checked identifier
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from aiolibkv.backends.sqlite.failures import meaning, primary_code
+from aiolibkv.backends.sqlite.files import Files
+from aiolibkv.backends.sqlite.schema import Tables, open_for_reading
+from aiolibkv.keys import below as bounds
+from aiolibkv.types import KVPair
+
+_LARGE = 64 * 1024
+"""Bytes; a larger value is read in slices, and other tasks run between them."""
+
+_SLICE = 1024 * 1024
+_PAGE_ROWS = 256
+_PAGE_BYTES = 1024 * 1024
+_READS_AT_ONCE = 32
+"""Reads without a wait, before one gives way to the other tasks."""
+
+_SNAPSHOTS = 8
+"""Snapshots that are read at once, each on a connection of its own."""
+
+_LAST_KEY = "\U0010ffff"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A key or what is below a directory, at one snapshot.
+
+    Attributes:
+        pairs: sorted.
+        exists: whether the key or directory is itself a key.
+        index: the bucket's index.
+    """
+
+    pairs: list[KVPair]
+    exists: bool
+    index: int
+
+
+class Logged(NamedTuple):
+    """One row of the log; value None is a deletion, and rows up to the rev ``last`` are one modification."""
+
+    rev: int
+    last: int
+    key: str
+    value: bytes | None
+
+
+class CompactedError(Exception):
+    """The log does not reach back that far any more."""
+
+
+class Reader:
+    """The reading side of one store, in its event loop."""
+
+    def __init__(self, files: Files, tables: Tables) -> None:
+        """Open a connection.
+
+        Raises:
+            StoreError: SQLite cannot.
+        """
+        self._files = files
+        self._tables = tables
+        self._reads = 0
+        self._idle: list[sqlite3.Connection] = []
+        self._snapshots = asyncio.Semaphore(_SNAPSHOTS)
+        pairs, log, sessions, live = tables.pairs, tables.log, tables.sessions, tables.live()
+        small = f"CASE WHEN length(value) <= {_LARGE} THEN value END"
+        self._quick = f"SELECT rev, {small}, expires, session FROM {pairs} WHERE key = ?"
+        self._one = f"SELECT rev, {small}, rowid FROM {pairs} WHERE key = :key AND {live}"
+        self._below = (
+            f"SELECT key, rev, {small}, rowid FROM {pairs} WHERE key > :first AND key < :end AND {live} ORDER BY key"
+        )
+        self._after = f"SELECT rev, last, key, {small}, value IS NULL FROM {log} WHERE rev > ? ORDER BY rev LIMIT ?"
+        self._newest = f"SELECT ifnull(max(rev), 0) FROM {log}"
+        self._next_end = (
+            f"SELECT min(at) FROM (SELECT min(expires) AS at FROM {pairs} WHERE expires IS NOT NULL"
+            f" UNION ALL SELECT min(expires) FROM {sessions})"
+        )
+        self._owners = f"SELECT DISTINCT owner FROM {sessions}"
+        self._main = self._try(lambda: open_for_reading(files.path))
+
+    async def get(self, path: str) -> KVPair | None:
+        """Return a live pair, or None."""
+        await self._give_way()
+        row = self._row(self._main, self._quick, (path,))
+        if row is None:
+            return None
+        rev, value, expires, session = row
+        if value is not None and session is None and (expires is None or expires > time.time()):
+            return KVPair(path, value, rev)
+        state = await self.state(path, tree=False)
+        return state.pairs[0] if state.pairs else None
+
+    async def exists(self, path: str) -> bool:
+        """Tell whether there is a live pair."""
+        await self._give_way()
+        return self._row(self._main, self._one, {"key": path, "now": time.time()}) is not None
+
+    async def state(self, path: str, *, tree: bool, paged: Callable[[], None] | None = None) -> State:
+        """Return a pair, or the pairs strictly below a directory, at one snapshot.
+
+        Args:
+            path: the key or directory.
+            tree: see above.
+            paged: called after each page of a long list.
+        """
+        await self._give_way()
+        now = time.time()
+        async with self._snapshot() as connection:
+            index = int(self._row(connection, self._newest, ())[0])
+            own = self._row(connection, self._one, {"key": path, "now": now}) if path else None
+            if not tree:
+                pairs = [] if own is None else [await self._pair(connection, path, *own)]
+                return State(pairs, own is not None, index)
+            first, end = bounds(path)
+            parameters = {"first": first, "end": end or _LAST_KEY, "now": now}
+            cursor = self._try(lambda: connection.execute(self._below, parameters))
+            try:
+                return State(await self._pages(connection, cursor, paged), own is not None, index)
+            finally:
+                cursor.close()
+
+    async def log(self, after: int) -> list[Logged]:
+        """Return the next rows of the log after a rev; none when there are none.
+
+        Raises:
+            CompactedError: the next row is not there any more.
+        """
+        rows = self._try(lambda: self._main.execute(self._after, (after, _PAGE_ROWS)).fetchall())
+        page = []
+        if rows and rows[0][0] != after + 1:
+            raise CompactedError
+        for rev, last, key, small, deleted in rows:
+            value = small
+            if small is None and not deleted:
+                async with self._snapshot() as connection:
+                    value = await self._blob(connection, self._tables.log_name, rev)
+            page.append(Logged(rev, last, key, value))
+        return page
+
+    def next_end(self) -> float | None:
+        """Return the wall clock's time at which the next key or session expires."""
+        end: float | None = self._row(self._main, self._next_end, ())[0]
+        return end
+
+    def owners(self) -> set[str]:
+        """Return the owners of sessions."""
+        return {owner for (owner,) in self._try(lambda: self._main.execute(self._owners).fetchall())}
+
+    def connections(self) -> list[sqlite3.Connection]:
+        """Return all connections, for closing; nothing may be read any more."""
+        return [self._main, *self._idle]
+
+    async def _give_way(self) -> None:
+        # A read does not wait for anything, and a task that only reads would keep all others from running.
+        self._reads += 1
+        if self._reads >= _READS_AT_ONCE:
+            self._reads = 0
+            await asyncio.sleep(0)
+
+    @asynccontextmanager
+    async def _snapshot(self) -> AsyncIterator[sqlite3.Connection]:
+        async with self._snapshots:
+            connection = self._idle.pop() if self._idle else self._try(lambda: open_for_reading(self._files.path))
+            try:
+                self._try(lambda: connection.execute("BEGIN"))
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                # Closing is the writer's: it could be the last one, which is to be done under the write lock.
+                self._idle.append(connection)
+
+    async def _pages(
+        self, connection: sqlite3.Connection, cursor: sqlite3.Cursor, paged: Callable[[], None] | None
+    ) -> list[KVPair]:
+        pairs: list[KVPair] = []
+        rows = size = 0
+        while (row := self._try(cursor.fetchone)) is not None:
+            key, *rest = row
+            pair = await self._pair(connection, key, *rest)
+            pairs.append(pair)
+            rows += 1
+            size += len(pair.value)
+            if rows >= _PAGE_ROWS or size >= _PAGE_BYTES:
+                rows = size = 0
+                await asyncio.sleep(0)
+                if paged is not None:
+                    paged()
+        return pairs
+
+    async def _pair(
+        self, connection: sqlite3.Connection, key: str, rev: int, value: bytes | None, rowid: int
+    ) -> KVPair:
+        if value is None:
+            value = await self._blob(connection, self._tables.pairs_name, rowid)
+        return KVPair(key, value, rev)
+
+    async def _blob(self, connection: sqlite3.Connection, table: str, rowid: int) -> bytes:
+        value = bytearray()
+        try:
+            with connection.blobopen(table, "value", rowid, readonly=True) as blob:
+                while piece := blob.read(_SLICE):
+                    value += piece
+                    await asyncio.sleep(0)
+        except sqlite3.Error as error:
+            if primary_code(error) == sqlite3.SQLITE_ERROR:  # no such row
+                raise CompactedError from error
+            raise meaning(error, self._files.path) from error
+        return bytes(value)
+
+    def _row(self, connection: sqlite3.Connection, statement: str, parameters: Any) -> Any:
+        try:
+            return connection.execute(statement, parameters).fetchone()
+        except sqlite3.Error as error:
+            raise meaning(error, self._files.path) from error
+
+    def _try(self, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except sqlite3.Error as error:
+            raise meaning(error, self._files.path) from error

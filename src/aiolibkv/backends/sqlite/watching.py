@@ -1,0 +1,211 @@
+"""Following the log: one cursor for all watches of a store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+from aiolibkv.backends.sqlite.files import Files
+from aiolibkv.backends.sqlite.reader import CompactedError, Logged, Reader
+from aiolibkv.backends.sqlite.signals import Signals
+from aiolibkv.errors import StoreError
+from aiolibkv.store import Feed, Tasks
+from aiolibkv.types import KVPair
+
+_log = logging.getLogger("aiolibkv")
+
+
+class Wakeup:
+    """An event that a task waits for, at most some time."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        """Wake the task."""
+        self._event.set()
+
+    async def wait(self, seconds: float | None) -> None:
+        """Return when woken or after some seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        except TimeoutError:
+            pass
+        self._event.clear()
+
+
+class Tail:
+    """The end of the log, from where the watches of one store are fed.
+
+    Revs are given inside the write transactions, of which there is one at a time, and become visible in their order;
+    so what follows the cursor is all that has happened, whichever process did it.
+    """
+
+    def __init__(self, reader: Reader, files: Files, expire: Callable[[], Awaitable[object]]) -> None:
+        """Make a tail.
+
+        Args:
+            reader: reads the log.
+            files: the database.
+            expire: deletes what has expired.
+        """
+        self._reader = reader
+        self._files = files
+        self._expire = expire
+        self._expiring: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
+        self._wakeup = Wakeup()
+        self._cursor = 0
+        self._attached: dict[Feed, asyncio.Future[None]] = {}
+        self._of_key: defaultdict[str, set[Feed]] = defaultdict(set)
+        self._of_directory: defaultdict[str, set[Feed]] = defaultdict(set)
+
+    def wake(self) -> None:
+        """Look at the log."""
+        self._wakeup.set()
+
+    async def run(self, signals: Signals) -> None:
+        """Feed the watches until cancelled."""
+        pause: float | None = None
+        while True:
+            await self._wakeup.wait(pause)
+            try:
+                if self._attached:
+                    self._files.check_identity()
+                    await self._advance()
+                pause = self._pause(signals.interval)
+            except CompactedError:
+                self._release(None)
+            except StoreError as error:
+                pause = signals.interval
+                self._release(error)
+
+    async def close(self) -> None:
+        """End the deletion that may be under way."""
+        await self._tasks.close()
+
+    async def follow(self, feed: Feed, signals: Signals) -> None:
+        """Keep a feed up to date until cancelled; see ``BaseStore._follow``."""
+        signals.listen()
+        try:
+            if feed.index == 0:
+                await self._load(feed)
+            while True:
+                try:
+                    await self._catch_up(feed)
+                    await self._feed(feed)
+                except CompactedError:
+                    pass
+                await self._load(feed)
+        finally:
+            signals.ignore()
+
+    async def _load(self, feed: Feed) -> None:
+        state = await self._reader.state(feed.path, tree=feed.tree)
+        feed.reset(state.pairs, state.index)
+
+    async def _catch_up(self, feed: Feed) -> None:
+        """Bring a feed to the cursor that the others have."""
+        rows: list[Logged] = []
+        position = feed.index
+        while self._attached and position < self._cursor:
+            for row in await self._reader.log(position):
+                rows.append(row)
+                position = row.rev
+                if row.rev == row.last:
+                    feed.apply([_change(row) for row in rows if _concerns(row, feed)], row.rev)
+                    rows = []
+
+    async def _feed(self, feed: Feed) -> None:
+        if not self._attached:
+            self._cursor = feed.index
+        feeds = self._of_directory if feed.tree else self._of_key
+        self._attached[feed] = ended = asyncio.get_running_loop().create_future()
+        feeds[feed.path].add(feed)
+        feed.resumed()
+        self.wake()
+        try:
+            await ended
+        finally:
+            del self._attached[feed]
+            feeds[feed.path].discard(feed)
+            if not feeds[feed.path]:
+                del feeds[feed.path]
+
+    async def _advance(self) -> None:
+        rows: list[Logged] = []
+        position = self._cursor
+        while page := await self._reader.log(position):
+            for row in page:
+                rows.append(row)
+                if row.rev == row.last:
+                    self._dispatch(rows, row.rev)
+                    self._cursor = row.rev
+                    rows = []
+            position = page[-1].rev
+            await asyncio.sleep(0)
+
+    def _dispatch(self, rows: Sequence[Logged], index: int) -> None:
+        changes: defaultdict[Feed, list[tuple[str, KVPair | None]]] = defaultdict(list)
+        for row in rows:
+            for feed in self._concerned(row.key):
+                changes[feed].append(_change(row))
+        for feed, changed in changes.items():
+            if index > feed.index:
+                feed.apply(changed, index)
+
+    def _concerned(self, path: str) -> Iterator[Feed]:
+        yield from self._of_key.get(path, ())
+        if self._of_directory:
+            yield from self._of_directory.get("", ())
+            end = path.find("/")
+            while end >= 0:
+                yield from self._of_directory.get(path[:end], ())
+                end = path.find("/", end + 1)
+
+    def _pause(self, interval: float) -> float | None:
+        """Return the seconds until the log is to be looked at, having begun to delete what has expired."""
+        if not self._attached:
+            return None
+        end = self._reader.next_end()
+        if end is None:
+            return interval
+        remaining = end - time.time()
+        if remaining > 0:
+            return min(interval, remaining)
+        if self._expiring is None or self._expiring.done():
+            self._expiring = self._tasks.start(self._delete_expired())
+        return interval
+
+    async def _delete_expired(self) -> None:
+        try:
+            await self._expire()
+        except StoreError as error:
+            _log.debug("what has expired could not be deleted yet: %s", error)
+        else:
+            self.wake()
+
+    def _release(self, error: StoreError | None) -> None:
+        """Let the watches begin again, by an error or else with a new list."""
+        for feed, ended in self._attached.items():
+            feed.apply((), max(feed.index, self._cursor))
+            if ended.done():
+                continue
+            if error is None:
+                ended.set_result(None)
+            else:
+                ended.set_exception(type(error)(error.message))
+
+
+def _change(row: Logged) -> tuple[str, KVPair | None]:
+    return row.key, None if row.value is None else KVPair(row.key, row.value, row.rev)
+
+
+def _concerns(row: Logged, feed: Feed) -> bool:
+    if feed.tree:
+        return not feed.path or row.key.startswith(f"{feed.path}/")
+    return row.key == feed.path

@@ -1,0 +1,207 @@
+"""One database in several processes: watches, fairness, and processes that die."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from aiolibkv import KeyNotFoundError, Snapshot
+from aiolibkv.testing.scale import eventually, scaled
+from sqlite.workers import (
+    Worker,
+    count_up,
+    hold,
+    keep_alive,
+    keep_alive_and_fork,
+    many,
+    open_sqlite,
+    put_on_demand,
+    worker,
+    write_for_a_while,
+    write_until_killed,
+)
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
+
+_KILLS = 20
+_SECONDS_OF_WRITING = float(os.environ.get("AIOLIBKV_SQLITE_SECONDS", "2"))
+"""How long four processes write at once; 10 for a thorough run."""
+
+
+def integrity(database: Path) -> str:
+    connection = sqlite3.connect(database)
+    try:
+        return str(connection.execute("PRAGMA integrity_check").fetchone()[0])
+    finally:
+        connection.close()
+
+
+async def test_writers_that_are_killed_lose_nothing_they_were_told_is_written(database: Path) -> None:
+    acknowledged: list[tuple[str, bytes, int]] = []
+    seen: dict[int, tuple[str, bytes]] = {}
+
+    async def look(snapshots: Iterator[Snapshot]) -> None:
+        for snapshot in snapshots:
+            for change in snapshot.changes:
+                assert change.pair is not None
+                seen[change.pair.last_index] = (change.key, change.pair.value)
+
+    async with open_sqlite(database) as store, store.watch_tree("") as watch:
+        await look(iter([await anext(watch)]))
+
+        async def follow() -> None:
+            async for snapshot in watch:
+                await look(iter([snapshot]))
+
+        following = asyncio.create_task(follow())
+        slots = [Worker(write_until_killed, database, "a"), Worker(write_until_killed, database, "b")]
+        for turn in range(_KILLS):
+            victim = slots[turn % 2]
+            # The pause, of varying length, lets the signal come at any point of a write.
+            acknowledged.append(await victim.receive())
+            await asyncio.sleep(0.02 + turn % 7 * 0.005)
+            victim.kill()
+            await victim.join()
+            acknowledged += victim.received()
+            victim.end()
+            slots[turn % 2] = Worker(write_until_killed, database, "ab"[turn % 2])
+        for last in slots:
+            last.kill()
+            await last.join()
+            acknowledged += last.received()
+            last.end()
+        pairs = {pair.key: pair for pair in await store.list("")}
+        newest = max(pair.last_index for pair in pairs.values())
+        await eventually(lambda: max(seen) == newest, within=10, message="the watch has seen the last write")
+        following.cancel()
+        await asyncio.wait({following})
+        await store.put("usable", b"")
+    assert len(acknowledged) > _KILLS
+    assert [entry for entry in acknowledged if seen[entry[2]] != entry[:2]] == []
+    assert sorted(seen) == list(range(1, newest + 1))
+    for key, value, index in acknowledged:
+        assert pairs[key].last_index > index or pairs[key].value == value
+    assert integrity(database) == "ok"
+
+
+async def test_four_processes_write_at_once_and_each_has_its_share(database: Path) -> None:
+    async with many(
+        write_for_a_while, database, [(f"writer{n}", 50, _SECONDS_OF_WRITING) for n in range(4)]
+    ) as workers:
+        for one in workers:
+            assert await one.receive() == "ready"
+        for one in workers:
+            one.send("go")
+        taken = [await one.receive(within=30 + _SECONDS_OF_WRITING) for one in workers]
+    counts = [len(one) for one in taken]
+    assert min(counts) > sum(counts) / 4 / 2
+    assert max(chain(*taken)) < scaled(3)
+    assert integrity(database) == "ok"
+
+
+async def test_a_watch_hears_of_another_process_at_once(database: Path) -> None:
+    with worker(put_on_demand, database, "key") as other:
+        assert await other.receive() == "ready"
+        async with open_sqlite(database) as store, store.watch("key") as watch:
+            assert await anext(watch) is None
+            late: list[float] = []
+            for _ in range(20):
+                other.send(True)
+                pair = await anext(watch)
+                assert pair is not None
+                late.append(time.monotonic() - float(pair.value))
+            other.send(False)
+            # The time that the write itself takes is part of it. Looking for changes at intervals would take 500 ms.
+            assert sorted(late)[len(late) // 2] < scaled(0.2)
+            await other.join()
+
+
+async def test_keys_kept_alive_go_when_their_process_is_killed(database: Path) -> None:
+    async with open_sqlite(database) as store, store.watch_tree("alive") as watch:
+        assert not await anext(watch)
+        await store.put("stays", b"")
+        with worker(keep_alive, database, ["alive/1", "alive/2", "alive/3"], 600) as other:
+            await other.receive()
+            while len(await anext(watch)) < 3:
+                pass
+            before = time.monotonic()
+            other.kill()
+            snapshot = await anext(watch)
+            assert time.monotonic() - before < scaled(2)
+        assert [(change.key, change.pair) for change in snapshot.changes] == [(f"alive/{n}", None) for n in (1, 2, 3)]
+        assert await store.exists("stays")
+        await eventually(lambda: not owners(database), within=5, message="the dead owner's file is removed")
+
+
+async def test_who_opens_the_database_finds_no_keys_of_the_dead(database: Path) -> None:
+    with worker(keep_alive, database, ["alive"], 600) as other:
+        await other.receive()
+        other.kill()
+        await other.join()
+    assert owners(database)
+    async with open_sqlite(database) as store:
+        with pytest.raises(KeyNotFoundError):
+            await store.get("alive")
+        assert not owners(database)
+
+
+async def test_keys_of_a_process_that_stands_still_go_after_their_ttl(database: Path) -> None:
+    with worker(keep_alive, database, ["alive"], 1) as other:
+        pid = await other.receive()
+        async with open_sqlite(database) as store, store.watch("alive") as watch:
+            assert await anext(watch) is not None
+            os.kill(pid, signal.SIGSTOP)
+            before = time.monotonic()
+            assert await anext(watch) is None
+            assert 0.3 < time.monotonic() - before < scaled(3)
+            assert not await store.exists("alive")
+            os.kill(pid, signal.SIGCONT)
+            assert await anext(watch) is not None, "created again by its living owner"
+
+
+async def test_a_child_does_not_keep_its_dead_parents_keys_alive(database: Path) -> None:
+    with worker(keep_alive_and_fork, database, "alive") as other:
+        child = await other.receive()
+        try:
+            async with open_sqlite(database) as store, store.watch("alive") as watch:
+                assert await anext(watch) is not None
+                other.kill()
+                assert await anext(watch) is None
+                os.kill(child, 0)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+async def test_a_lock_is_free_when_its_holder_was_killed(database: Path) -> None:
+    async with open_sqlite(database) as store:
+        with worker(hold, database, "lock") as other:
+            token = await other.receive()
+            assert await store.new_lock("lock").try_acquire() is None
+            waiting = asyncio.create_task(store.new_lock("lock").acquire())
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            before = time.monotonic()
+            other.kill()
+            held = await waiting
+            assert time.monotonic() - before < scaled(2)
+            assert held.fencing_token > token
+
+
+async def test_two_processes_write_one_counter(database: Path) -> None:
+    """Compare-and-swap across processes: no increment is lost."""
+    async with many(count_up, database, [(50,), (50,)]) as workers, open_sqlite(database) as store:
+        for one in workers:
+            assert await one.receive() == "done"
+        assert (await store.get("counter")).value == b"100"
+
+
+def owners(database: Path) -> list[str]:
+    return [file.name for file in Path(f"{database}-shared").glob("owner-*")]

@@ -1,0 +1,373 @@
+"""What is particular to the SQLite backend, in one process."""
+
+# ruff: noqa: ASYNC240 - files are looked at while nothing else runs
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiolibkv import KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLostError, NotReachableError
+from aiolibkv.backends.sqlite import inotify, signals, transaction
+from aiolibkv.backends.sqlite.files import Files
+from aiolibkv.backends.sqlite.transaction import Transaction
+from aiolibkv.store import Call, Guard
+from aiolibkv.testing.scale import eventually, scaled
+from sqlite.workers import open_sqlite
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
+
+
+def rows(database: Path, statement: str) -> list[Any]:
+    connection = sqlite3.connect(database)
+    try:
+        return connection.execute(statement).fetchall()
+    finally:
+        connection.close()
+
+
+async def test_values_are_readable_by_sqlite(database: Path) -> None:
+    async with open_sqlite(database, bucket="settings", prefix="app") as store:
+        pair = await store.put("key", b"value")
+        assert rows(database, "SELECT key, value, rev FROM settings") == [("app/key", b"value", pair.last_index)]
+
+
+async def test_buckets_are_apart(database: Path) -> None:
+    async with open_sqlite(database) as one, open_sqlite(database, bucket="two") as two:
+        await one.put("key", b"one")
+        with pytest.raises(KeyNotFoundError):
+            await two.get("key")
+        async with two.watch_tree("") as watch:
+            assert not await anext(watch)
+            await one.put("other", b"")
+            pair = await two.put("key", b"two")
+            assert list(await anext(watch)) == [pair]
+        assert await two.delete_tree("") == 1
+        assert len(await one.list("")) == 2
+
+
+async def test_nothing_is_left_beside_a_closed_database(database: Path) -> None:
+    async with open_sqlite(database) as store, open_sqlite(database) as other:
+        await store.put("alive", b"", keep_alive=True)
+        await other.put("alive too", b"", keep_alive=True)
+        async with store.watch_tree("") as watch:
+            await anext(watch)
+        assert len(list(database.with_name("store.db-shared").glob("owner-*"))) == 2
+    assert {file.name for file in database.parent.iterdir()} == {"store.db", "store.db-shared"}
+    assert {file.name for file in Path(f"{database}-shared").iterdir()} == {"lock", "next", "notify"}
+    assert rows(database, "SELECT * FROM aiolibkv") == []
+
+
+async def test_a_path_through_a_link_is_the_same_database(database: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(database)
+    async with open_sqlite(database) as store, open_sqlite(link) as other, other.watch("key") as watch:
+        assert await anext(watch) is None
+        pair = await store.put("key", b"")
+        assert await anext(watch) == pair
+    assert not Path(f"{link}-shared").exists()
+
+
+@pytest.mark.parametrize(("durability", "level"), [(None, 2), ("full", 2), ("normal", 1)])
+async def test_durability(database: Path, durability: str | None, level: int) -> None:
+    async with open_sqlite(database, options={"durability": durability} if durability else {}) as store:
+        await store.put("key", b"")
+        assert store._writing is not None
+        assert store._writing._connection is not None
+        assert store._writing._connection.execute("PRAGMA synchronous").fetchone()[0] == level
+
+
+async def test_many_writes_are_committed_at_once(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = 0
+    commit = Transaction.commit
+
+    def counted(self: Transaction) -> bool:
+        nonlocal commits
+        commits += 1
+        return commit(self)
+
+    monkeypatch.setattr(Transaction, "commit", counted)
+    async with open_sqlite(database) as store:
+        commits = 0
+        pairs = await asyncio.gather(*(store.put(f"key/{n:03}", b"") for n in range(200)))
+        assert commits < 20
+        assert list(await store.list("key")) == pairs
+
+
+async def test_a_refused_write_leaves_those_committed_with_it_alone(database: Path) -> None:
+    async with open_sqlite(database) as store:
+        pair = await store.put("key", b"")
+        results = await asyncio.gather(
+            store.put("before", b""),
+            store.atomic_put("key", b"refused", None),
+            store.delete("missing"),
+            store.delete_tree("missing"),
+            store.atomic_delete("before", pair.__class__("before", b"", 1)),
+            store.put("after", b""),
+            return_exceptions=True,
+        )
+        kinds = [type(result) for result in results]
+        refused = [KeyExistsError, KeyNotFoundError, KeyNotFoundError, KeyModifiedError]
+        assert kinds[1:5] == refused
+        assert not any(getattr(result, "maybe_applied", False) for result in results)
+        assert [stored.key for stored in await store.list("")] == ["after", "before", "key"]
+
+
+async def test_a_step_that_fails_leaves_those_committed_with_it_alone(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unlike a refusal, a failure rolls the transaction back; the others are carried out again."""
+    put = Transaction.put
+
+    def failing(self: Transaction, path: str, value: bytes, **conditions: Any) -> int:
+        index = put(self, path, value, **conditions)
+        if path == "bad":
+            raise sqlite3.OperationalError("made to fail")
+        return index
+
+    monkeypatch.setattr(Transaction, "put", failing)
+    async with open_sqlite(database) as store:
+        results = await asyncio.gather(*(store.put(key, b"") for key in ("a", "bad", "b")), return_exceptions=True)
+        assert "made to fail" in str(results[1])
+        assert list(await store.list("")) == [results[0], results[2]]
+
+
+async def test_a_guard_is_checked_with_the_write(database: Path) -> None:
+    """Without the client's own knowledge of a loss, which would come first."""
+    async with open_sqlite(database) as store, open_sqlite(database) as other:
+        holds = Guard("lock", (await other.put("lock", b"")).last_index)
+        kept = await store.put("kept", b"1")
+
+        def writes(guard: Guard) -> list[Callable[[Call], Awaitable[object]]]:
+            return [
+                lambda call: store._put(call, "new", b"2", expected=None, lease=None, guard=guard),
+                lambda call: store._put(call, "created", b"2", expected=0, lease=None, guard=guard),
+                lambda call: store._delete(call, "kept", expected=None, guard=guard),
+                lambda call: store._delete_tree(call, "tree", guard=guard),
+            ]
+
+        await store.put("tree/key", b"")
+        await other.put("lock", b"foreign")
+        for write in writes(holds):
+            with pytest.raises(LockLostError) as caught:
+                await store._run(write)
+            assert caught.value.maybe_applied is False
+        await other.delete("lock")
+        for write in writes(holds):
+            with pytest.raises(LockLostError):
+                await store._run(write)
+        assert [pair.key for pair in await store.list("")] == ["kept", "tree/key"]
+        assert await store.get("kept") == kept
+        for write in writes(Guard("lock", (await other.put("lock", b"")).last_index)):
+            await store._run(write)
+        assert [pair.key for pair in await store.list("")] == ["created", "lock", "new"]
+
+
+async def test_a_deleted_tree_is_one_change(database: Path) -> None:
+    async with open_sqlite(database) as store, open_sqlite(database) as other:
+        await asyncio.gather(*(store.put(f"tree/{n}", b"") for n in range(1500)))
+        async with other.watch_tree("") as watch, other.watch("tree/7") as single:
+            assert len(await anext(watch)) == 1500
+            assert await anext(single) is not None
+            assert await store.delete_tree("tree") == 1500
+            snapshot = await anext(watch)
+            assert not snapshot
+            assert len(snapshot.changes) == 1500
+            assert await anext(single) is None
+
+
+async def test_a_watch_that_the_log_does_not_reach_back_to_lists_again(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction, "KEPT_ROWS", 100)
+    async with open_sqlite(database) as store, open_sqlite(database) as other:
+        await store.put("dir/gone", b"")
+        await store.put("dir/stays", b"")
+        async with other.watch_tree("dir") as watch, other.watch("dir/gone") as single:
+            assert len(await anext(watch)) == 2
+            assert await anext(single) is not None
+            with monkeypatch.context() as patch:
+                assert other._reading is not None
+                patch.setattr(other._reading, "log", _unreachable)
+                await store.delete("dir/gone")
+                await eventually(lambda: watch.is_stale, within=5, message="the watch is cut off")
+                for number in range(500):
+                    await store.put("dir/new", b"%d" % number)
+                assert 100 <= rows(database, 'SELECT count(*) FROM "aiolibkv.log"')[0][0] < 200
+            snapshot = await anext(watch)
+            assert [(pair.key, pair.value) for pair in snapshot] == [("dir/new", b"499"), ("dir/stays", b"")]
+            assert sorted(change.key for change in snapshot.changes) == ["dir/gone", "dir/new"]
+            assert not watch.is_stale
+            assert await anext(single) is None
+            later = await store.put("dir/later", b"")
+            assert (await anext(watch)).get("dir/later") == later
+
+
+async def test_a_watch_goes_on_while_the_log_is_compacted(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transaction, "KEPT_ROWS", 20)
+    async with open_sqlite(database) as store, open_sqlite(database) as other:
+        async with other.watch_tree("") as watch:
+            assert not await anext(watch)
+            writing = asyncio.gather(*(_put_many(store, f"key{n}", 100) for n in range(5)))
+            seen = 0
+            while True:
+                snapshot = await anext(watch)
+                assert snapshot.last_index > seen
+                seen = snapshot.last_index
+                if [pair.value for pair in snapshot] == [b"99"] * 5:
+                    break
+            await writing
+        count, oldest, newest = rows(database, 'SELECT count(*), min(rev), max(rev) FROM "aiolibkv.log"')[0]
+        assert count == newest - oldest + 1 < 100
+
+
+async def test_large_values_do_not_fill_the_log(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transaction, "KEPT_BYTES", 1_000_000)
+    async with open_sqlite(database) as store:
+        for _ in range(30):
+            await store.put("key", bytes(200_000))
+        assert rows(database, 'SELECT sum(length(value)) FROM "aiolibkv.log"')[0][0] <= 1_600_000
+
+
+async def test_the_index_goes_on_after_everything_was_deleted(database: Path) -> None:
+    async with open_sqlite(database) as store:
+        first = await store.put("key", b"")
+        await store.delete_tree("")
+    async with open_sqlite(database) as store:
+        assert (await store.put("key", b"")).last_index > first.last_index + 1
+
+
+@pytest.mark.parametrize("exhausted", [False, True])
+async def test_without_inotify_changes_are_looked_for(
+    database: Path, monkeypatch: pytest.MonkeyPatch, *, exhausted: bool
+) -> None:
+    def none() -> None:
+        raise OSError("no inotify here")
+
+    def no_more(*_: object) -> int:
+        raise OSError("too many watches")
+
+    if exhausted:
+        monkeypatch.setattr(inotify.Inotify, "add", no_more)
+    else:
+        monkeypatch.setattr(signals, "Inotify", none)
+    async with open_sqlite(database) as store, open_sqlite(database) as other:
+        theirs, own = other.watch("key"), store.watch("key")
+        assert await anext(theirs) is await anext(own) is None
+        for value in (b"1", b"2"):
+            pair = await store.put("key", value)
+            before = time.monotonic()
+            assert await anext(own) == await anext(theirs) == pair
+            assert time.monotonic() - before < scaled(1)
+        await store.put("key", b"", ttl=0.2)
+        while await anext(theirs) is not None:
+            pass
+
+
+async def test_a_commit_that_nobody_told_of_is_found(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer may die between its commit and its signal."""
+    async with open_sqlite(database) as store, open_sqlite(database) as other, other.watch("key") as watch:
+        assert await anext(watch) is None
+        with monkeypatch.context() as patch:
+            patch.setattr(Files, "notify", lambda _: None)
+            pair = await store.put("key", b"")
+            async with asyncio.timeout(scaled(5)):
+                assert await anext(watch) == pair
+
+
+async def test_a_long_list_leaves_the_loop_to_others(database: Path) -> None:
+    async with open_sqlite(database) as store:
+        await asyncio.gather(*(store.put(f"key/{n}", bytes(200)) for n in range(6000)))
+        await store.put("large", bytes(16_000_000))
+        clock = time.monotonic
+        for reading in (store.list("key"), store.get("large"), anext(store.watch_tree(""))):
+            task = asyncio.ensure_future(reading)
+            steps, longest, last = 0, 0.0, clock()
+            while not task.done():
+                await asyncio.sleep(0)
+                steps, longest, last = steps + 1, max(longest, clock() - last), clock()
+            assert steps > 10
+            assert longest < scaled(0.2)
+            await task
+
+
+async def test_a_list_is_one_snapshot_though_it_is_read_in_pages(database: Path) -> None:
+    async with open_sqlite(database) as store, open_sqlite(database) as other:
+        await asyncio.gather(*(store.put(f"key/{n:04}", b"old") for n in range(2000)))
+        listing = asyncio.ensure_future(other.list("key"))
+        await asyncio.sleep(0)
+        await store.put("key/1999", b"new")
+        await store.delete("key/1998")
+        assert {pair.value for pair in await listing} == {b"old"}
+        assert len(await listing) == 2000
+
+
+async def test_a_task_that_only_reads_lets_others_run(database: Path) -> None:
+    async with open_sqlite(database) as store:
+        await store.put("key", b"")
+        steps = 0
+
+        async def read() -> None:
+            nonlocal steps
+            while True:
+                await store.get("key")
+                steps += 1
+
+        reading = asyncio.ensure_future(read())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert 10 <= steps < 1000
+        reading.cancel()
+        await asyncio.wait({reading})
+
+
+async def test_stores_of_two_event_loops_share_a_database(database: Path) -> None:
+    async with open_sqlite(database) as store, store.watch("key") as watch:
+        assert await anext(watch) is None
+
+        async def elsewhere() -> None:
+            async with open_sqlite(database) as other:
+                await other.put("key", b"", keep_alive=True)
+                assert await store_has(other)
+
+        async def store_has(other: Any) -> bool:
+            return bool(await other.exists("key"))
+
+        await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
+        while await anext(watch) is not None:
+            pass
+        assert not await store.exists("key")
+
+
+async def test_a_key_that_expired_is_deleted_by_who_comes_by(database: Path) -> None:
+    async with open_sqlite(database) as store:
+        await store.put("key", b"", ttl=0.05)
+        await eventually(lambda: _gone(store, "key"), within=5, message="the key has expired")
+        created = await store.atomic_put("key", b"", None, ttl=0.05)
+        await eventually(lambda: _gone(store, "key"), within=5, message="the key has expired again")
+        with pytest.raises(KeyModifiedError):
+            await store.atomic_put("key", b"", created)
+        with pytest.raises(KeyNotFoundError):
+            await store.delete("key")
+        with pytest.raises(KeyNotFoundError):
+            await store.delete_tree("key")
+        assert rows(database, "SELECT * FROM aiolibkv") == []
+
+
+async def _put_many(store: Any, key: str, times: int) -> None:
+    for number in range(times):
+        await store.put(key, b"%d" % number)
+
+
+async def _gone(store: Any, key: str) -> bool:
+    return not await store.exists(key)
+
+
+async def _unreachable(_: int) -> Any:
+    raise NotReachableError("made to fail")
