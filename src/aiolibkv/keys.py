@@ -40,7 +40,7 @@ def normalize_directory(directory: str) -> str:
     name = directory.strip("/")
     if not name:
         return ""
-    if not name.isprintable() or any(ord(character) >= _FIRST_SPECIAL for character in name):
+    if not name.isprintable() or ord(max(name)) >= _FIRST_SPECIAL:
         unfit = next(c for c in name if not c.isprintable() or ord(c) >= _FIRST_SPECIAL)
         raise InvalidKeyError(f"a key has no character U+{ord(unfit):04X}", key=directory)
     if len(name.encode()) > MAX_KEY_BYTES:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, runtime_checkable
 
-from aiolibkv.types import Capabilities, KVPair, Snapshot
+from aiolibkv.types import Bytes, Capabilities, KVPair, Snapshot
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -114,7 +114,7 @@ class AsyncStore(Protocol):
     async def put(
         self,
         key: str,
-        value: bytes,
+        value: Bytes,
         *,
         ttl: float | None = None,
         keep_alive: bool = False,
@@ -192,7 +192,7 @@ class AsyncStore(Protocol):
         """
         ...
 
-    def new_lock(self, key: str, *, value: bytes = b"", ttl: float = 15.0) -> Lock:
+    def new_lock(self, key: str, *, value: Bytes = b"", ttl: float = 15.0) -> Lock:
         """Make a lock on a key; nothing is sent until it is acquired."""
         ...
 
@@ -228,7 +228,7 @@ class AsyncStore(Protocol):
     async def atomic_put(
         self,
         key: str,
-        value: bytes,
+        value: Bytes,
         previous: KVPair | None,
         *,
         ttl: float | None = None,

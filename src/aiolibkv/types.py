@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple, overload
 
+Bytes = bytes | bytearray | memoryview
+"""What is taken as a value; it is kept, and given back, as bytes."""
+
 _SHOWN_BYTES = 32
 _by_key = attrgetter("key")
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
 
 from aiolibkv.testing.framing import Framing
 from aiolibkv.testing.servers import EtcdServer
@@ -15,15 +19,15 @@ class Service:
     """A running server.
 
     Attributes:
-        scheme: of its URLs.
+        template: of its URLs, with the endpoint and the name of a test's own directory.
         host: where it listens.
         port: where it listens; 0 when it is no server.
         ttl: seconds; what a lock takes so that tests are short.
-        framing: by which a proxy finds requests.
         restart: restarts it with its data.
+        framing: by which a proxy finds requests.
     """
 
-    scheme: str
+    template: str
     host: str
     port: int
     ttl: float
@@ -34,15 +38,30 @@ class Service:
     def endpoint(self) -> str:
         return f"{self.host}:{self.port}"
 
+    def needs_network(self) -> None:
+        """Skip the test where no proxy could stand between the service and its client."""
+        if not self.port:
+            pytest.skip("this backend has no network")
+
     def url(self, endpoint: str, name: str) -> str:
         """Return a URL for a directory of a test's own, through a given endpoint."""
-        return f"{self.scheme}://{endpoint}/{name}"
+        return self.template.format(endpoint=endpoint, name=name)
 
 
 @asynccontextmanager
 async def etcd() -> AsyncIterator[Service]:
     async with EtcdServer() as server:
-        yield Service("etcd", server.host, server.port, 2, server.restart, "http2")
+        yield Service("etcd://{endpoint}/{name}", server.host, server.port, 2, server.restart, "http2")
 
 
-SERVICES: dict[str, Callable[[], AbstractAsyncContextManager[Service]]] = {"etcd": etcd}
+@asynccontextmanager
+async def sqlite() -> AsyncIterator[Service]:
+    async def restart() -> None:
+        """Leave it as it is: there is nothing to restart."""
+
+    with TemporaryDirectory() as directory:
+        template = f"sqlite:///{Path(directory) / 'locks.db'}?prefix={{name}}"
+        yield Service(template, "", 0, 1, restart)
+
+
+SERVICES: dict[str, Callable[[], AbstractAsyncContextManager[Service]]] = {"etcd": etcd, "sqlite": sqlite}

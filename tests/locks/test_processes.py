@@ -135,5 +135,5 @@ async def test_a_holder_that_is_cut_off_stops_before_another_begins(service: Ser
             assert held.fencing_token > int(words[1])
             await lock.release()
 
-    if service.port:
-        await asyncio.gather(*(once(number) for number in range(10)))
+    service.needs_network()
+    await asyncio.gather(*(once(number) for number in range(10)))

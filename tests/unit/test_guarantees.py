@@ -6,22 +6,17 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+SUITE = ROOT / "src/aiolibkv/testing/conformance"
+WORDS = re.compile(r"(?P<folder>\w+): (?=`)|`(?P<test>test_\w+)`|; (?=`)")
 
 
 def test_every_test_that_is_named_exists() -> None:
-    places = {"": ROOT / "src/aiolibkv/testing/conformance"}
     missing = []
     for row in (ROOT / "docs/guarantees.md").read_text().splitlines():
-        if not row.startswith("|"):
-            continue
-        folder = ""
-        for word in re.findall(r"(?:; |\| )(\w+): `|`(test_\w+)`|(; )(?=`)", row):
-            if word[0]:
-                folder = word[0]
-            elif word[2]:
-                folder = ""
-            else:
-                place = places.setdefault(folder, ROOT / "tests" / folder)
-                if not any(f"def {word[1]}(" in file.read_text() for file in place.glob("*.py")):
-                    missing.append(f"{folder}: {word[1]}")
+        place = SUITE
+        for word in WORDS.finditer(row):
+            if word["test"] is None:
+                place = ROOT / "tests" / word["folder"] if word["folder"] else SUITE
+            elif not any(f"def {word['test']}(" in file.read_text() for file in place.glob("*.py")):
+                missing.append(f"{place.name}: {word['test']}")
     assert not missing

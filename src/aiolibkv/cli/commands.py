@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from getpass import getuser
+from pathlib import Path
+from tempfile import gettempdir
 
 import click
 
@@ -17,10 +20,10 @@ def aiolibkv() -> None:
 
 
 @aiolibkv.command()
-@click.option("--url", default="memory://", show_default=True, help="The store to show it on.")
-def demo(url: str) -> None:
-    """Show put, get, compare-and-swap, a watch, expiry, lock and election, each step explained."""
+@click.option("--url", help="The store to show it on; a database in the directory for temporary files when not given.")
+def demo(url: str | None) -> None:
+    """Show put, get, compare-and-swap, a watch, expiry, lock, election and discovery, each step explained."""
     try:
-        asyncio.run(run_demo(url))
+        asyncio.run(run_demo(url or f"sqlite:///{Path(gettempdir()) / f'aiolibkv-demo-{getuser()}.db'}"))
     except (library.StoreError, ValueError) as error:
         raise click.ClickException(str(error)) from error

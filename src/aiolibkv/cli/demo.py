@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import uuid
 
 import click
 
-from aiolibkv.coordination import Candidate
+from aiolibkv.coordination import Candidate, Discovery
 from aiolibkv.errors import KeyModifiedError, KeyNotFoundError, LockLostError
 from aiolibkv.protocol import AsyncStore
 from aiolibkv.registry import open_store
@@ -22,13 +23,16 @@ async def run_demo(url: str) -> None:
     async with open_store(url) as store:
         click.secho(f"Connected to {type(store).__name__}; everything happens below {directory}/", bold=True)
         await store.put(directory, b"a demonstration")
+        discovery = Discovery(store, "demo-services")
         try:
-            await _put_and_get(store, directory)
-            await _compare_and_swap(store, directory)
-            await _watch(store, directory)
-            await _expiry(store, directory)
-            await _lock(store, directory)
-            await _election(store, directory)
+            async with discovery.register("demo", f"process {os.getpid()}", id=directory):
+                await _put_and_get(store, directory)
+                await _compare_and_swap(store, directory)
+                await _watch(store, directory)
+                await _expiry(store, directory)
+                await _lock(store, directory)
+                await _election(store, directory)
+                await _discovery(discovery)
         finally:
             await _clean_up(store, directory)
 
@@ -136,6 +140,14 @@ async def _election(store: AsyncStore, directory: str) -> None:
     finally:
         await ann.stop()
         await bob.stop()
+
+
+async def _discovery(discovery: Discovery) -> None:
+    _step(
+        "Discovery", "An instance is registered while it lives. Run this in two terminals at once to see two of them."
+    )
+    for instance in await discovery.instances("demo"):
+        _show("await discovery.instances('demo')", f"{instance.id} at {instance.address}")
 
 
 async def _clean_up(store: AsyncStore, directory: str) -> None:

@@ -45,14 +45,14 @@ from aiolibkv.store.lifetimes import Lifetimes
 from aiolibkv.store.lock import Locks, StoreHeldLock, StoreLock
 from aiolibkv.store.tasks import Tasks, finish
 from aiolibkv.store.watch import Feed, StoreWatch
-from aiolibkv.types import Capabilities, KVPair, Snapshot
+from aiolibkv.types import Bytes, Capabilities, KVPair, Snapshot
 
 T = TypeVar("T")
 
 DEFAULT_TTL = 15.0
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
-_DISCONNECTING_TIME = 0.8
+_DISCONNECTING_TIME = 0.6
 _LARGEST_INDEX = 2**63 - 1
 
 _log = logging.getLogger("aiolibkv")
@@ -97,6 +97,7 @@ class BaseStore(ABC):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = 0
         self._entered = False
+        self._open = False
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -222,7 +223,7 @@ class BaseStore(ABC):
     async def put(
         self,
         key: str,
-        value: bytes,
+        value: Bytes,
         *,
         ttl: float | None = None,
         keep_alive: bool = False,
@@ -234,7 +235,7 @@ class BaseStore(ABC):
     async def atomic_put(
         self,
         key: str,
-        value: bytes,
+        value: Bytes,
         previous: KVPair | None,
         *,
         ttl: float | None = None,
@@ -242,6 +243,7 @@ class BaseStore(ABC):
         guard: HeldLock | None = None,
     ) -> KVPair:
         """Write a value if the key is as in previous; see AsyncStore."""
+        self._path(key)
         expected = 0 if previous is None else _expected_index(key, previous)
         return await self._write(key, value, expected, self._lifetime(ttl, keep_alive=keep_alive), guard)
 
@@ -273,8 +275,9 @@ class BaseStore(ABC):
 
     async def atomic_delete(self, key: str, previous: KVPair, *, guard: HeldLock | None = None) -> None:
         """Delete a key if it is as in previous; see AsyncStore."""
+        path = self._path(key)
         if previous is None:
-            raise self._located(PreviousNotSpecifiedError(), self._path(key))
+            raise self._located(PreviousNotSpecifiedError(), path)
         await self._remove(key, _expected_index(key, previous), guard)
 
     async def delete_tree(self, directory: str, *, guard: HeldLock | None = None) -> int:
@@ -299,7 +302,7 @@ class BaseStore(ABC):
         feed = Feed(self._directory(directory), tree=True, name=self._visible_name)
         return StoreWatch(feed, self._start_watch, lambda snapshot: snapshot)
 
-    def new_lock(self, key: str, *, value: bytes = b"", ttl: float = DEFAULT_TTL) -> Lock:
+    def new_lock(self, key: str, *, value: Bytes = b"", ttl: float = DEFAULT_TTL) -> Lock:
         """Make a lock on a key; see AsyncStore."""
         path = self._path(key)
         return StoreLock(self, path, self._value(value, path), self._seconds(ttl))
@@ -314,7 +317,8 @@ class BaseStore(ABC):
             self._closed = True
             now = asyncio.get_running_loop().time()
             for deadline in self._pending:
-                deadline.reschedule(now)
+                if not deadline.expired():
+                    deadline.reschedule(now)
             for feed in self._feeds:
                 feed.fail(self._located(StoreClosedError(), feed.path))
             self._locks.lose_all()
@@ -343,6 +347,7 @@ class BaseStore(ABC):
             raise
         finally:
             self._pending.discard(deadline)
+        self._open = True
         return self
 
     def _not_connected(self) -> StoreError:
@@ -397,7 +402,7 @@ class BaseStore(ABC):
         raise self._located(failure, path) from failure.__cause__
 
     async def _write(
-        self, key: str, value: bytes, expected: int | None, lifetime: Lifetime | None, guard: HeldLock | None
+        self, key: str, value: Bytes, expected: int | None, lifetime: Lifetime | None, guard: HeldLock | None
     ) -> KVPair:
         path, held = self._path(key), self._guard(guard)
         data = self._value(value, path)
@@ -465,8 +470,8 @@ class BaseStore(ABC):
             _log.debug("%s: the connection was dropped, not closed", self.name)
 
     def _check_open(self) -> None:
-        if self._closed or not self._entered:
-            raise self._located(StoreClosedError("" if self._closed else "the store was not entered: async with"))
+        if self._closed or not self._open:
+            raise self._located(StoreClosedError("" if self._closed else "the store is not open: async with"))
         self._check_home()
 
     def _check_home(self) -> None:
@@ -501,7 +506,7 @@ class BaseStore(ABC):
         error.locate(self.name, self._hosts(), None if path is None else self._name(path))
         return error
 
-    def _value(self, value: bytes, path: str) -> bytes:
+    def _value(self, value: Bytes, path: str) -> bytes:
         if not isinstance(value, bytes | bytearray | memoryview):
             raise TypeError(f"a value is bytes, not {type(value).__name__}")
         data = bytes(value)

@@ -31,7 +31,7 @@ class Endpoints:
         Raises:
             ValueError: there is none, or one cannot be read.
         """
-        self._all = tuple(parse_endpoint(address, default_port) for address in addresses)
+        self._all = tuple(dict.fromkeys(parse_endpoint(address, default_port) for address in addresses))
         if not self._all:
             raise ValueError("at least one endpoint, host:port, is needed")
         self.current = self._all[0]

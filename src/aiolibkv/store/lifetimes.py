@@ -22,7 +22,7 @@ from aiolibkv.store.tasks import Tasks, finish
 if TYPE_CHECKING:
     from aiolibkv.store.base import BaseStore
 
-_REVOKING_TIME = 1.0
+_REVOKING_TIME = 0.7
 """Seconds for the revocations at close; what is not revoked by then expires by itself."""
 
 _log = logging.getLogger("aiolibkv")

@@ -13,6 +13,11 @@ from anyio import CancelScope
 from aiolibkv.errors import StoreError
 
 T = TypeVar("T")
+
+_CANCELLATIONS = 3
+"""How often tasks are cancelled: one that is cancelled may start another."""
+_CANCELLING_TIME = 0.1
+
 _log = logging.getLogger("aiolibkv")
 
 
@@ -54,10 +59,11 @@ class Tasks:
             await asyncio.wait(self._running, timeout=limit)
 
     async def close(self) -> None:
-        """Cancel all tasks and wait until they have ended."""
-        while self._running:
-            self.cancel()
-            await asyncio.wait(self._running)
+        """Cancel all tasks and wait until they have ended, but not for one that does not heed it."""
+        for _ in range(_CANCELLATIONS):
+            if self._running:
+                self.cancel()
+                await asyncio.wait(self._running, timeout=_CANCELLING_TIME)
 
 
 async def finish(work: asyncio.Task[None], limit: float = math.inf) -> None:
