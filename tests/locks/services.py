@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from aiolibkv.testing.framing import Framing
-from aiolibkv.testing.servers import EtcdServer
+from aiolibkv.testing.servers import ConsulServer, EtcdServer
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,12 @@ async def etcd() -> AsyncIterator[Service]:
 
 
 @asynccontextmanager
+async def consul() -> AsyncIterator[Service]:
+    async with ConsulServer() as server:
+        yield Service("consul://{endpoint}/{name}", server.host, server.port, 10, server.restart, "http1")
+
+
+@asynccontextmanager
 async def sqlite() -> AsyncIterator[Service]:
     async def restart() -> None:
         """Leave it as it is: there is nothing to restart."""
@@ -64,4 +70,8 @@ async def sqlite() -> AsyncIterator[Service]:
         yield Service(template, "", 0, 1, restart)
 
 
-SERVICES: dict[str, Callable[[], AbstractAsyncContextManager[Service]]] = {"etcd": etcd, "sqlite": sqlite}
+SERVICES: dict[str, Callable[[], AbstractAsyncContextManager[Service]]] = {
+    "consul": consul,
+    "etcd": etcd,
+    "sqlite": sqlite,
+}

@@ -286,7 +286,7 @@ async def test_refuse_and_accept_keep_the_port(proxy: FaultProxy) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_dead_server_resets_the_client(proxy: FaultProxy) -> None:
+async def test_a_dead_server_resets_the_client() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         async with FaultProxy("127.0.0.1", unused.getsockname()[1]) as proxy, connected(proxy) as (reader, _):

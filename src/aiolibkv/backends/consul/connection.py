@@ -1,0 +1,276 @@
+"""HTTP requests to Consul's servers.
+
+One client session with one pool serves calls and polls alike, since a session cannot have two pools. The pool
+itself has no limit, so nobody ever waits in it (its queue is not fair: with 500 tasks on aiohttp 3.14 the
+slowest were five times slower than with a FIFO in front); calls are limited here, polls by whoever makes
+them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import aiohttp
+from yarl import URL
+
+from aiolibkv.backends.consul.credentials import TokenSource, ssl_context
+from aiolibkv.backends.consul.encoding import (
+    Answer,
+    Entry,
+    Operation,
+    TxnFailedError,
+    check_operation,
+    denies,
+    failure_of,
+    parse_txn,
+    read_mode,
+    start_of,
+    txn_body,
+)
+from aiolibkv.config import Config
+from aiolibkv.errors import NotReachableError
+from aiolibkv.keys import RESERVED
+from aiolibkv.store import Endpoint, Endpoints
+
+CALLS_AT_ONCE = 32
+"""Connections for calls. A server allows 200 to a client by default, and another store may share them."""
+
+CONNECTING_TIME = 1.0
+"""Seconds for TCP and TLS to one server."""
+
+PATIENCE = 1.5
+"""Seconds without an answer after which a server counts as mute, at first."""
+
+
+class MuteError(NotReachableError):
+    """The server took the request and said nothing for so long."""
+
+
+class _LostError(Exception):
+    """The connection broke; no error after which aiohttp would send the request again."""
+
+
+class _Request(NamedTuple):
+    """What ``Connection.request`` is given."""
+
+    method: str
+    target: str
+    body: bytes | None
+    patience: float | None
+    on_sending: Callable[[], None] | None
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One sending of a request.
+
+    Attributes:
+        on_sending: called when a connection was found and the request may leave.
+        sent: whether that happened.
+    """
+
+    on_sending: Callable[[], None] | None
+    sent: bool = False
+
+
+async def _on_sending(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
+    attempt: _Attempt = context.trace_request_ctx
+    attempt.sent = True
+    if attempt.on_sending is not None:
+        attempt.on_sending()
+
+
+async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending a PUT or GET again when a reused connection broke before the answer.
+
+    It does so on its own after ClientOSError and ServerDisconnectedError (3.14); a write would be applied
+    twice.
+    """
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _LostError from error
+
+
+class Connection:
+    """The way to the servers; one of them is in use until it fails.
+
+    Attributes:
+        leader: who leads the servers, as last heard by whoever listens to them.
+    """
+
+    def __init__(self, config: Config, endpoints: Endpoints) -> None:
+        """Prepare; no I/O.
+
+        Raises:
+            ValueError: a file of a certificate cannot be read, or the token cannot be one.
+        """
+        self.leader: str | None = None
+        self._endpoints = endpoints
+        self._token = TokenSource(config.token)
+        self._ssl = ssl_context(config)
+        self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
+        self._scheme = "http" if self._ssl is None else "https"
+        tracing = aiohttp.TraceConfig()
+        tracing.on_connection_create_end.append(_on_sending)
+        tracing.on_connection_reuseconn.append(_on_sending)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=True if self._ssl is None else self._ssl),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            middlewares=(_send_once,),
+            trace_configs=[tracing],
+            # Consul compresses for those who accept it, which makes reads of 100 KB nearly three times
+            # slower.
+            skip_auto_headers=("Accept-Encoding", "User-Agent", "Content-Type"),
+            auto_decompress=False,
+            trust_env=False,
+        )
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The server in use."""
+        return self._endpoints.current
+
+    @property
+    def has_alternatives(self) -> bool:
+        """Whether there is more than one server."""
+        return len(self._endpoints) > 1
+
+    def failed(self, endpoint: Endpoint) -> None:
+        """Move on from a server."""
+        self._endpoints.failed(endpoint)
+
+    async def close(self) -> None:
+        """Drop all connections."""
+        await self._session.close()
+
+    async def read(self, target: str) -> Answer:
+        """Make a request that changes nothing by GET; see ``repeatable``."""
+        return await self.repeatable("GET", target)
+
+    async def repeatable(self, method: str, target: str, body: bytes | None = None) -> Answer:
+        """Make a request that may be sent any number of times; a mute server is given up for the next one.
+
+        Its patience doubles, so that an answer which takes long gets its time.
+
+        Args:
+            method: of HTTP.
+            target: what follows /v1/ in the URL.
+            body: if there is one.
+
+        Raises:
+            NotReachableError: the connection broke, or the server cannot serve now.
+            StoreError: the server refused.
+        """
+        for patience in _growing_patience():
+            try:
+                return await self.request(method, target, body, patience=patience)
+            except MuteError:
+                continue
+        raise AssertionError("patience has no end")
+
+    async def check_access(self, path: str) -> None:
+        """Make sure that a key may be read, where the server would leave it out without a word.
+
+        Raises:
+            AccessDeniedError: it may not.
+        """
+        try:
+            # The empty key, for all there is, is refused; what the library keeps for itself stands in for it.
+            await self.read_txn([check_operation(path or start_of(RESERVED), 0)], read_mode(consistent=True))
+        except TxnFailedError as failed:
+            failed.raise_if_denied()
+
+    async def read_txn(self, operations: list[Operation], mode: str) -> list[Entry]:
+        """Carry out a transaction that only reads.
+
+        Args:
+            operations: get, get-tree and checks.
+            mode: as a query parameter.
+
+        Raises:
+            TxnFailedError: a condition does not hold.
+        """
+        return parse_txn(await self.repeatable("PUT", f"txn?{mode}", txn_body(operations)))
+
+    async def request(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        *,
+        patience: float | None = None,
+        on_sending: Callable[[], None] | None = None,
+        counted: bool = True,
+    ) -> Answer:
+        """Make a request once, or once more when the token was refused and there is a new one.
+
+        Args:
+            method: of HTTP.
+            target: what follows /v1/ in the URL.
+            body: if there is one.
+            patience: seconds without anything from the server after which it counts as mute; None for ever.
+            on_sending: called before the request may leave.
+            counted: whether it is a call, of which only so many are made at once.
+
+        Raises:
+            NotReachableError: ``maybe_applied`` is False when the request did not leave or was not carried
+            out. StoreError: the server refused; nothing was done.
+        """
+        request = _Request(method, target, body, patience, on_sending)
+        headers = self._token.headers()
+        answer, endpoint = await self._admit(request, headers, counted=counted)
+        if self._token.renewable and denies(answer):
+            self._token.forget(headers)
+            answer, endpoint = await self._admit(request, self._token.headers(), counted=counted)
+        failure = failure_of(answer)
+        if failure is None:
+            return answer
+        if isinstance(failure, NotReachableError):
+            self.failed(endpoint)
+        failure.endpoint = str(endpoint)
+        raise failure
+
+    async def _admit(self, request: _Request, headers: dict[str, str], *, counted: bool) -> tuple[Answer, Endpoint]:
+        if not counted:
+            return await self._send(request, headers)
+        async with self._calls:
+            return await self._send(request, headers)
+
+    async def _send(self, request: _Request, headers: dict[str, str]) -> tuple[Answer, Endpoint]:
+        endpoint = self.endpoint
+        attempt = _Attempt(request.on_sending)
+        try:
+            async with self._session.request(
+                request.method,
+                URL(f"{self._scheme}://{endpoint}/v1/{request.target}", encoded=True),
+                data=request.body,
+                headers=headers,
+                allow_redirects=False,
+                trace_request_ctx=attempt,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECTING_TIME, sock_read=request.patience),
+            ) as response:
+                index = response.headers.get("X-Consul-Index", "0")
+                return Answer(response.status, int(index), await response.read()), endpoint
+        except (_LostError, aiohttp.ClientError, TimeoutError) as error:
+            self.failed(endpoint)
+            mute = attempt.sent and isinstance(error, TimeoutError)
+            cause = error.__cause__ if isinstance(error, _LostError) else error
+            raise (MuteError if mute else NotReachableError)(
+                f"no answer within {request.patience:g} s" if mute else f"the connection failed: {cause}",
+                endpoint=str(endpoint),
+                maybe_applied=attempt.sent,
+            ) from cause
+
+
+def _growing_patience() -> Iterator[float]:
+    patience = PATIENCE
+    while True:
+        yield patience
+        patience *= 2

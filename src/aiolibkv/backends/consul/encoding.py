@@ -1,0 +1,303 @@
+"""What goes to and comes from Consul's HTTP API, without any I/O.
+
+Texts and formats were seen on Consul 1.8.7.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from secrets import randbits
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError, ValueTooLargeError
+from aiolibkv.types import KVPair
+
+MAX_VALUE_BYTES = 512 * 1024
+"""The server's default ``kv_max_value_size``."""
+
+MAX_TXN_BYTES = 512 * 1024
+"""The server's default ``txn_max_req_len``: of the body, in which values are base64."""
+
+MAX_TXN_OPERATIONS = 64
+
+LOCK_FLAGS = 3304740253564472344
+"""Flags of keys that are locks, to Consul's own clients."""
+
+Operation = dict[str, object]
+
+_READ_BY_CALLERS = frozenset({HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT})
+_OUTAGES = frozenset({429, 500, 502, 503, 504})
+DENIED = "Permission denied"
+"""What the server says of a token that may not do this; of one that it does not know: "ACL not found"."""
+
+_DENIALS = frozenset({DENIED, "ACL not found"})
+# No other 500 says that nothing was written: "leadership lost while committing log" and a broken call do not.
+_NOTHING_DONE = ("No cluster leader", "node is not the leader")
+_BAD_TTL = "Invalid Session TTL"
+_SHOWN = 200
+_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_SLICE = 2000
+"""Pairs decoded before other tasks have their turn; about 5 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer.
+
+    Attributes:
+        status: of HTTP.
+        index: X-Consul-Index; 0 when there is none.
+        body: as it came.
+    """
+
+    status: int
+    index: int
+    body: bytes
+
+    @property
+    def found(self) -> bool:
+        """Whether there is something; otherwise the status is 404."""
+        return self.status != HTTPStatus.NOT_FOUND
+
+    @property
+    def text(self) -> str:
+        """The beginning of the body, for errors."""
+        return self.body[:_SHOWN].decode(errors="replace").strip()
+
+
+class Entry(NamedTuple):
+    """A key with what the server keeps of it besides the value.
+
+    Attributes:
+        pair: key, value, ModifyIndex.
+        flags: the key's number, free for clients; here a nonce of the write.
+        session: the session that holds the key, or "".
+    """
+
+    pair: KVPair
+    flags: int
+    session: str
+
+
+class Failure(NamedTuple):
+    """Why an operation of a transaction failed.
+
+    Attributes:
+        position: which operation.
+        reason: the server's text.
+    """
+
+    position: int
+    reason: str
+
+    @property
+    def denied(self) -> bool:
+        """Whether it is a matter of access."""
+        return self.reason in _DENIALS
+
+    @property
+    def missing(self) -> bool:
+        """Whether the key does not exist."""
+        return self.reason.endswith("doesn't exist")
+
+
+class TxnFailedError(Exception):
+    """A transaction was refused as a whole; nothing was applied.
+
+    Attributes:
+        failures: of its operations.
+    """
+
+    def __init__(self, failures: Sequence[Failure]) -> None:
+        super().__init__(failures)
+        self.failures = failures
+
+    def raise_if_denied(self) -> None:
+        """Raise AccessDeniedError when it is a matter of access."""
+        for failure in self.failures:
+            if failure.denied:
+                raise AccessDeniedError(f"access denied: {failure.reason}") from None
+
+    def at(self, position: int) -> Failure | None:
+        """Return what an operation failed with, None when it did not."""
+        return next((failure for failure in self.failures if failure.position == position), None)
+
+
+def new_nonce() -> int:
+    """Return a number that no other write has in its flags.
+
+    63 bits: Consul keeps 64 without a sign, but readers in other languages may not.
+    """
+    return randbits(62) + (1 << 62)
+
+
+def kv_target(path: str, query: str) -> str:
+    """Return the part of a URL after ``/v1/`` for a key or, with a trailing slash, a directory."""
+    return f"kv/{quote(path, safe='/')}?{query}"
+
+
+def start_of(directory: str) -> str:
+    """Return what the keys below a directory begin with."""
+    return f"{directory}/" if directory else ""
+
+
+def read_mode(*, consistent: bool) -> str:
+    """Return the query parameter for a read.
+
+    The server's default is neither: a deposed leader may still answer.
+    """
+    return "consistent" if consistent else "stale"
+
+
+def txn_body(operations: Iterable[Operation]) -> bytes:
+    """Return a transaction's body."""
+    return json.dumps([{"KV": operation} for operation in operations], separators=(",", ":")).encode()
+
+
+def set_operation(path: str, value: bytes, flags: int, session: str | None) -> Operation:
+    """Return what writes a key: bound to a session, or to none."""
+    operation: Operation = {
+        "Verb": "lock" if session else "set",
+        "Key": path,
+        "Value": b64encode(value).decode(),
+        "Flags": flags,
+    }
+    if session:
+        operation["Session"] = session
+    return operation
+
+
+def check_operation(path: str, index: int) -> Operation:
+    """Return the condition that a key is at an index; 0: that there is none."""
+    if index:
+        return {"Verb": "check-index", "Key": path, "Index": index}
+    return {"Verb": "check-not-exists", "Key": path}
+
+
+def parse_entry(item: dict[str, Any]) -> Entry:
+    """Return a key as the server's JSON has it."""
+    value = item["Value"]
+    pair = KVPair(item["Key"], b64decode(value) if value else b"", item["ModifyIndex"])
+    return Entry(pair, item["Flags"], item.get("Session", ""))
+
+
+def parse_entries(answer: Answer) -> list[Entry]:
+    """Return the keys of a read; none when it was answered by 404."""
+    return [parse_entry(item) for item in json.loads(answer.body)] if answer.found else []
+
+
+async def parse_tree(answer: Answer) -> list[KVPair]:
+    """Return the pairs of a recursive read, in order; other tasks have their turn meanwhile.
+
+    A thread would not help: the decoder of JSON keeps the interpreter's lock. Keys that end in a slash, by
+    which Consul's own web pages keep empty folders, are no keys here.
+    """
+    if not answer.found:
+        return []
+    decoder = json.JSONDecoder()
+    text = answer.body.decode()
+    pairs: list[KVPair] = []
+    end = text.rindex("]")
+    position = text.index("[") + 1
+    count = 0
+    while position < end:
+        item, position = decoder.raw_decode(text, position)
+        position += 1  # the comma, or the bracket
+        if not is_folder(item["Key"]):
+            pairs.append(parse_entry(item).pair)
+        count += 1
+        if count % _SLICE == 0:
+            await asyncio.sleep(0)
+    return pairs
+
+
+def parse_names(answer: Answer, start: str) -> list[str]:
+    """Return the first segments below a directory of a read of keys by separator."""
+    keys = json.loads(answer.body) if answer.found else []
+    return [key[len(start) :] for key in keys if key != start]
+
+
+def is_folder(path: str) -> bool:
+    """Tell whether a key is a marker by which others keep an empty folder."""
+    return path.endswith("/")
+
+
+def parse_txn(answer: Answer) -> list[Entry]:
+    """Return what a transaction's operations gave: its sets and gets in order, deletions and checks nothing.
+
+    Raises:
+        TxnFailedError: it was refused.
+    """
+    content = json.loads(answer.body)
+    if answer.status == HTTPStatus.CONFLICT:
+        raise TxnFailedError([Failure(error["OpIndex"], error["What"]) for error in content["Errors"]])
+    return [parse_entry(result["KV"]) for result in content["Results"]]
+
+
+def denies(answer: Answer) -> bool:
+    """Tell whether an answer says that the token may not do this."""
+    if answer.status == HTTPStatus.CONFLICT:
+        return any(error["What"] in _DENIALS for error in json.loads(answer.body)["Errors"] or ())
+    return answer.status == HTTPStatus.FORBIDDEN
+
+
+def failure_of(answer: Answer) -> StoreError | None:
+    """Return the error that a status stands for; None for those that a caller has to read itself.
+
+    A NotReachableError's ``maybe_applied`` is False when the server says that nothing was done.
+    """
+    status, text = answer.status, answer.text
+    if status in _READ_BY_CALLERS or text.startswith(_BAD_TTL):
+        return None
+    if status == HTTPStatus.FORBIDDEN:
+        return AccessDeniedError(f"access denied: {text}")
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return ValueTooLargeError(f"the server takes less: {text}")
+    if status in _OUTAGES:
+        undone = any(phrase in text for phrase in _NOTHING_DONE)
+        return NotReachableError(f"the server answered {status}: {text}", maybe_applied=not undone)
+    return StoreError(f"the server answered {status}: {text}")
+
+
+def shortest_ttl(answer: Answer) -> float | None:
+    """Return the shortest TTL in seconds that a server has for sessions, when it refused one; else None."""
+    bounds = re.search(r"between \[(.+)=", answer.text)
+    return parse_duration(bounds[1]) if answer.status != HTTPStatus.OK and bounds else None
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a duration as Go writes it: "1m30s"."""
+    return math.fsum(
+        float(number) * _SECONDS[unit] for number, unit in re.findall(r"([\d.]+)(h|ms|m|us|µs|ns|s)", text)
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for Go, rounded up to milliseconds."""
+    return f"{math.ceil(seconds * 1000)}ms"
+
+
+def deletion_units(names: Iterable[str], kept: str) -> list[tuple[str, bool]]:
+    """Return what to delete so that of a directory only one subtree remains.
+
+    Each is (what is deleted, whether everything that begins with it is), and covers as much as it can without
+    what is kept: the shortest beginning of a name that is no beginning of the kept one.
+
+    Args:
+        names: first segments of what is there, those of directories with a trailing slash.
+        kept: the first segment to be kept, with a trailing slash.
+    """
+    units: dict[tuple[str, bool], None] = {}
+    for name in names:
+        if name != kept:
+            length = next((at for at in range(1, len(name) + 1) if not kept.startswith(name[:at])), None)
+            units[(name, False) if length is None else (name[:length], True)] = None
+    return list(units)

@@ -1,0 +1,137 @@
+"""Lifetimes by Consul's sessions: a key that a session holds goes with it.
+
+Seen on 1.8.7: a session that is not renewed ends between once and twice its TTL after the last renewal; its
+identifier is the server's choice, but its name is the client's and is listed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from uuid import uuid4
+
+from aiolibkv.backends.consul.connection import PATIENCE, Connection
+from aiolibkv.backends.consul.encoding import duration, shortest_ttl
+from aiolibkv.errors import NotReachableError, StoreError
+from aiolibkv.store import Lease, Lifetime
+
+SHORTEST_TTL = 10.0
+LONGEST_TTL = 86400.0
+LASTS_UP_TO = 2.0
+"""Times its TTL that a session may last."""
+_EXPIRING_TIME = 1.0
+"""Seconds for the servers to remove what expired."""
+
+
+@dataclass(eq=False, kw_only=True)
+class ConsulLease(Lease):
+    """A session.
+
+    Attributes:
+        session_ttl: seconds; the session's TTL.
+        renewed: whether the store renews it.
+        name: chosen here, so that it is found when the answer was lost.
+        asked: whether a request to create it may have reached a server.
+        session: its identifier, "" until it is known.
+    """
+
+    name: str
+    renewed: bool
+    ttl: float = 0.0
+    session_ttl: float = 0.0
+    asked: bool = False
+    session: str = ""
+
+    def ask(self) -> None:
+        """Note that the request to create it leaves."""
+        self.asked = True
+
+    def last(self, session_ttl: float) -> None:
+        """Note the session's TTL.
+
+        One that is renewed counts on the TTL. One that is not may last twice as long, and has to be ended by whoever
+        wants it gone in time.
+        """
+        self.session_ttl = session_ttl
+        longest = session_ttl * LASTS_UP_TO
+        self.ttl = session_ttl if self.renewed else longest
+        self.overshoot = longest + _EXPIRING_TIME - self.ttl
+
+
+def new_lease(lifetime: Lifetime) -> ConsulLease:
+    """Return a lease that is not granted yet.
+
+    Half of a ttl that is renewed is asked for, because a session whose owner died may last twice as long.
+    """
+    lease = ConsulLease(name=f"aiolibkv-{uuid4().hex}", renewed=lifetime.keep_alive)
+    lease.last(max(SHORTEST_TTL, lifetime.ttl / LASTS_UP_TO if lifetime.keep_alive else lifetime.ttl))
+    return lease
+
+
+def overshoot(ttl: float) -> float:
+    """Return how many seconds later than its ttl a key may go when its writer has died."""
+    return LASTS_UP_TO * max(SHORTEST_TTL, ttl) + _EXPIRING_TIME - ttl
+
+
+class Sessions:
+    """Sessions on the servers."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def create(self, lease: ConsulLease) -> None:
+        """Create the session of a lease, or find the one that was created before.
+
+        Raises:
+            NotReachableError: it is not known to be there; to be tried again, also with the same lease.
+        """
+        if lease.asked and await self._find(lease):
+            return
+        try:
+            await self._create(lease)
+        except NotReachableError as error:
+            if not error.maybe_applied or not await self._find(lease):
+                raise
+
+    async def renew(self, lease: ConsulLease) -> bool:
+        """Renew the session; False when there is none any more."""
+        answer = await self._connection.repeatable("PUT", f"session/renew/{lease.session}")
+        return answer.found
+
+    async def destroy(self, lease: ConsulLease) -> None:
+        """End the session, if there is one, and its keys with it."""
+        if lease.session or (lease.asked and await self._find(lease)):
+            await self._connection.repeatable("PUT", f"session/destroy/{lease.session}")
+
+    async def _create(self, lease: ConsulLease) -> None:
+        patience = PATIENCE if self._connection.has_alternatives else None
+        while True:
+            settings = {
+                "Name": lease.name,
+                "TTL": duration(lease.session_ttl),
+                "Behavior": "delete",
+                "LockDelay": "0s",
+                # With the default, the session would end as soon as the agent is thought to be dead.
+                "NodeChecks": [],
+            }
+            answer = await self._connection.request(
+                "PUT",
+                "session/create",
+                json.dumps(settings).encode(),
+                patience=patience,
+                on_sending=lease.ask,
+            )
+            if answer.status == HTTPStatus.OK:
+                lease.session = json.loads(answer.body)["ID"]
+                return
+            shortest = shortest_ttl(answer)
+            if shortest is None or shortest <= lease.session_ttl:
+                raise StoreError(f"the server gives no session: {answer.text}")
+            lease.last(shortest)
+
+    async def _find(self, lease: ConsulLease) -> bool:
+        answer = await self._connection.read("session/list?consistent")
+        named = (session["ID"] for session in json.loads(answer.body) or () if session["Name"] == lease.name)
+        lease.session = next(named, "")
+        return bool(lease.session)

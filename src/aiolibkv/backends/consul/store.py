@@ -1,0 +1,497 @@
+"""The Consul store: each call as a transaction of the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import uniform
+from typing import ClassVar
+
+from aiolibkv.backends.consul.connection import PATIENCE, Connection
+from aiolibkv.backends.consul.encoding import (
+    DENIED,
+    LOCK_FLAGS,
+    MAX_TXN_BYTES,
+    MAX_TXN_OPERATIONS,
+    MAX_VALUE_BYTES,
+    Answer,
+    Entry,
+    Operation,
+    TxnFailedError,
+    check_operation,
+    deletion_units,
+    is_folder,
+    kv_target,
+    new_nonce,
+    parse_entries,
+    parse_names,
+    parse_tree,
+    parse_txn,
+    read_mode,
+    set_operation,
+    start_of,
+    txn_body,
+)
+from aiolibkv.backends.consul.polls import Polls
+from aiolibkv.backends.consul.sessions import (
+    LONGEST_TTL,
+    SHORTEST_TTL,
+    ConsulLease,
+    Sessions,
+    new_lease,
+    overshoot,
+)
+from aiolibkv.config import Config
+from aiolibkv.errors import (
+    AccessDeniedError,
+    CallNotSupportedError,
+    KeyExistsError,
+    KeyModifiedError,
+    KeyNotFoundError,
+    LockLostError,
+    NotReachableError,
+    StoreError,
+)
+from aiolibkv.keys import RESERVED
+from aiolibkv.store import BaseStore, Call, Endpoints, Feed, Guard, Lease, LeaseLost, Lifetime, Listing
+from aiolibkv.store.tasks import Tasks
+from aiolibkv.types import Capabilities, KVPair
+
+_DEFAULT_PORT = 8500
+_LONGEST_PAUSE = 0.2
+_UNITS_AT_ONCE = (MAX_TXN_OPERATIONS - 1) // 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """A transaction that changes one key.
+
+    Attributes:
+        path: the key.
+        body: as it is sent.
+        expected: the index that it requires, as for ``_put``.
+        guard: the lock that it requires.
+        deletes: whether the key is gone afterwards.
+    """
+
+    path: str
+    body: bytes
+    expected: int | None
+    guard: Guard | None
+    deletes: bool = False
+
+    def refusal(self, failed: TxnFailedError) -> Exception:
+        """Return the error for its failure."""
+        error = _refusal(failed, self.guard)
+        if self.deletes and isinstance(error, KeyModifiedError) and failed.failures[0].missing:
+            return KeyNotFoundError()
+        return error
+
+
+class ConsulStore(BaseStore):
+    """A store in Consul's key/value tree.
+
+    Made for and tested with Consul 1.8.7. A write is one transaction that first deletes the key, which
+    detaches it from a session, and sets its flags to a number of its own: a write of the value already there
+    is then a change like any other, and a write whose answer was lost is recognised by reading the key.
+
+    Values that do not fit into a transaction (above about 390 KB) are written by plain requests, which can
+    neither check a guard nor begin a lifetime: CallNotSupportedError, before anything is written.
+    """
+
+    name: ClassVar[str] = "consul"
+    longest_ttl: ClassVar[float] = LONGEST_TTL
+    capabilities = Capabilities(
+        distributed=True,
+        durable=True,
+        linearizable_reads=True,
+        exact_compare=True,
+        atomic_list=True,
+        atomic_delete_tree=True,
+        every_change=False,
+        lifetime_with_children=True,
+        ttl_survives_client=True,
+        min_ttl=SHORTEST_TTL,
+        max_value_bytes=MAX_VALUE_BYTES,
+        ttl_overshoot=overshoot,
+    )
+
+    def __init__(self, endpoints: Sequence[str] = (), config: Config | None = None) -> None:
+        """Make a store.
+
+        Args:
+            endpoints: "host:port" of agents of one datacenter; the port is 8500 when not given.
+            config: settings.
+
+        Raises:
+            ValueError: there is no endpoint, one cannot be read, or a user is given: Consul knows tokens.
+        """
+        super().__init__(endpoints, config)
+        self._servers = Endpoints(self.endpoints, _DEFAULT_PORT)
+        if self.config.username is not None or self.config.password is not None:
+            raise ValueError("consul: there are no users; access is by token")
+        self._tasks = Tasks()
+        self._opened: Connection | None = None
+
+    # -- the connection --------------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        self._opened = Connection(self.config, self._servers)
+        self._sessions = Sessions(self._opened)
+        self._polls = Polls(self._opened, self._tasks, self.config.prefix)
+        share = self.config.connection_timeout / len(self._servers)
+        reason = NotReachableError()
+        for _ in self.endpoints:
+            try:
+                async with asyncio.timeout(share):
+                    await self._greet()
+                return
+            except NotReachableError as error:
+                reason = error
+            except TimeoutError:
+                reason = NotReachableError(f"no answer within {share:g} s", endpoint=str(self._opened.endpoint))
+            self._opened.failed(self._opened.endpoint)
+        reason.maybe_applied = False
+        raise reason
+
+    async def _greet(self) -> None:
+        """Have a server answer that has a leader, and does not say that the token is unknown."""
+        target = kv_target(self._hidden.rstrip("/"), "raw&consistent")
+        try:
+            await self._connection.request("GET", target, patience=self.config.connection_timeout)
+        except AccessDeniedError as error:
+            if DENIED not in error.message:
+                raise
+
+    async def _disconnect(self) -> None:
+        await self._tasks.close()
+        if self._opened is not None:
+            await self._opened.close()
+            self._opened = None
+
+    @property
+    def _connection(self) -> Connection:
+        assert self._opened is not None, "open"
+        return self._opened
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    async def _get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
+        answer = await self._connection.read(kv_target(path, f"raw&{read_mode(consistent=consistent)}"))
+        return KVPair(path, answer.body, answer.index) if answer.found else None
+
+    async def _exists(self, call: Call, path: str, *, consistent: bool) -> bool:
+        try:
+            await self._connection.read_txn([check_operation(path, 0)], read_mode(consistent=consistent))
+        except TxnFailedError as failed:
+            failed.raise_if_denied()
+            return True
+        return False
+
+    async def _list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
+        mode = read_mode(consistent=consistent)
+        pairs = await parse_tree(await self._connection.read(kv_target(start_of(directory), f"recurse&{mode}")))
+        return Listing(pairs, bool(pairs) or await self._is_key(directory, mode))
+
+    async def _is_key(self, directory: str, mode: str) -> bool:
+        """Tell whether a directory with nothing below is itself a key, and make sure that it may be read.
+
+        The server leaves out what may not be read. A directory whose own name may not be read is taken for
+        none.
+        """
+        start = start_of(directory)
+        if not directory:
+            await self._connection.check_access(start)
+            return False
+        try:
+            await self._connection.read_txn([check_operation(start, 0), check_operation(directory, 0)], mode)
+        except TxnFailedError as failed:
+            below, itself = failed.at(0), failed.at(1)
+            if below is not None and below.denied:
+                failed.raise_if_denied()
+            return itself is not None and not itself.denied
+        return False
+
+    async def _follow(self, feed: Feed) -> None:
+        await self._polls.follow(feed)
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    async def _put(
+        self,
+        call: Call,
+        path: str,
+        value: bytes,
+        *,
+        expected: int | None,
+        lease: Lease | None,
+        guard: Guard | None,
+    ) -> int:
+        nonce = new_nonce()
+        session = None if lease is None else _own(lease).session
+        body = _replacing(path, expected, set_operation(path, value, nonce, session), guard)
+        if len(body) > MAX_TXN_BYTES:
+            if lease is not None or guard is not None:
+                raise CallNotSupportedError("a value of this size has neither a lifetime nor a guard on Consul")
+            return await self._put_large(call, path, value, nonce, expected)
+
+        return await self._certainly(call, _Write(path, body, expected, guard), lambda entry: entry.flags == nonce)
+
+    async def _acquire(self, call: Call, path: str, value: bytes, lease: Lease) -> tuple[int, int]:
+        """Create a lock's key; see BaseStore.
+
+        Its flags are those by which Consul's own clients know a lock, and refuse other keys; it is recognised by its
+        session instead, which holds no other key of this name.
+        """
+        session = _own(lease).session
+        body = _replacing(path, 0, set_operation(path, value, LOCK_FLAGS, session), None)
+        if len(body) > MAX_TXN_BYTES:
+            raise CallNotSupportedError("a lock cannot have a value of this size on Consul")
+        index = await self._certainly(call, _Write(path, body, 0, None), lambda entry: entry.session == session)
+        return index, index
+
+    async def _delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
+        condition: Operation = {"Verb": "get", "Key": path} if expected is None else check_operation(path, expected)
+        body = txn_body([*_conditions(guard), condition, {"Verb": "delete", "Key": path}])
+
+        write = _Write(path, body, expected, guard, deletes=True)
+        await self._certainly(call, write, lambda _: False)
+
+    async def _certainly(self, call: Call, write: _Write, is_own: Callable[[Entry], bool]) -> int:
+        """Carry out a write, and find out what became of it when its answer is lost.
+
+        Args:
+            call: what is carried out.
+            write: the transaction.
+            is_own: tells whether what is there was written by it.
+
+        Returns:
+            The key's new index; 0 for a deletion.
+        """
+        try:
+            return await self._write_once(call, write)
+        except TxnFailedError as failed:
+            call.settled()
+            raise write.refusal(failed) from None
+        except NotReachableError as error:
+            if not call.maybe_applied:
+                raise
+            return await self._resolve(call, write, is_own, error)
+
+    async def _resolve(
+        self, call: Call, write: _Write, is_own: Callable[[Entry], bool], lost: NotReachableError
+    ) -> int:
+        """Find out what became of a write whose answer was lost.
+
+        As long as the key is at the expected index, the write was not applied and may be sent again: it cannot be
+        applied twice, since that index never comes again. No other write is repeated; it might be applied now,
+        somebody else's after it, and then the first one, late.
+        """
+        refused: Exception | None = None
+        while True:
+            entry = await self._look(write.path, lost)
+            if entry is not None and is_own(entry):
+                return entry.pair.last_index
+            if not write.expected or entry is None or entry.pair.last_index != write.expected:
+                raise lost from lost.__cause__
+            if refused is not None:
+                call.settled()
+                raise refused
+            try:
+                return await self._write_once(call, write)
+            except TxnFailedError as failed:
+                refused = write.refusal(failed)
+            except StoreError as error:
+                # What became of the repetition says nothing of the first one.
+                call.writing()
+                if not isinstance(error, NotReachableError):
+                    raise lost from error
+                await _pause()
+
+    async def _write_once(self, call: Call, write: _Write) -> int:
+        entries = await self._transact(call, write.body)
+        return entries[-1].pair.last_index if entries and not write.deletes else 0
+
+    async def _look(self, path: str, lost: NotReachableError) -> Entry | None:
+        """Read a key to see what became of a write, as soon as a server can be reached again."""
+        try:
+            answer = await self._read_entry(path)
+        except AccessDeniedError:
+            raise lost from lost.__cause__
+        return next(iter(parse_entries(answer)), None)
+
+    async def _read_entry(self, path: str) -> Answer:
+        while True:
+            try:
+                return await self._connection.read(kv_target(path, "consistent"))
+            except NotReachableError:
+                await _pause()
+
+    async def _transact(self, call: Call, body: bytes) -> list[Entry]:
+        """Send a writing transaction once.
+
+        Raises:
+            TxnFailedError: it was refused; the call is not told.
+        """
+        return parse_txn(await self._change(call, "txn?consistent", body))
+
+    async def _change(self, call: Call, target: str, body: bytes) -> Answer:
+        """Send a change once, and tell the call whether it may have been applied."""
+        patience = PATIENCE if self._connection.has_alternatives else None
+        try:
+            return await self._connection.request("PUT", target, body, patience=patience, on_sending=call.writing)
+        except StoreError as error:
+            if not error.maybe_applied:
+                call.settled()
+            raise
+
+    async def _put_large(self, call: Call, path: str, value: bytes, nonce: int, expected: int | None) -> int:
+        """Write a value that does not fit into a transaction; three round trips, two to create.
+
+        The write itself is one request, conditional on what was read before: a compare-and-swap at the index
+        read, or by the session that holds the key, which is released by it. The server does not say the new
+        index, so it is read. If the key was written again in between, an index is returned at which it cannot
+        be any more.
+        """
+        while True:
+            condition = "cas=0" if expected == 0 else await self._condition(path, expected)
+            lost: NotReachableError | None = None
+            try:
+                answer = await self._change(call, kv_target(path, f"{condition}&flags={nonce}"), value)
+            except NotReachableError as error:
+                if not call.maybe_applied:
+                    raise
+                lost = error
+            else:
+                if answer.body.strip() != b"true":
+                    call.settled()
+                    if expected == 0:
+                        raise KeyExistsError
+                    continue
+            answer = await self._read_entry(path)
+            indexes = [entry.pair.last_index for entry in parse_entries(answer) if entry.flags == nonce]
+            if lost is not None and not indexes:
+                raise lost from lost.__cause__
+            return indexes[0] if indexes else answer.index - 1
+
+    async def _condition(self, path: str, expected: int | None) -> str:
+        """Return the query parameter by which a plain request replaces just what is there."""
+        entry = next(iter(parse_entries(await self._read_entry(path))), None)
+        index = entry.pair.last_index if entry is not None else 0
+        if expected and index != expected:
+            raise KeyModifiedError
+        if entry is None or not entry.session:
+            return f"cas={index}"
+        if expected:
+            raise CallNotSupportedError("a value of this size cannot replace a key with a lifetime on Consul")
+        return f"release={entry.session}"
+
+    async def _delete_tree(self, call: Call, directory: str, *, guard: Guard | None) -> int:
+        """Delete a tree in one transaction; see BaseStore.
+
+        At the store's root, where the reserved subtree is to stay, it takes two requests. The first reads the
+        names directly below the root. The transaction then deletes all that begins like one of them, by the
+        shortest beginnings that leave the reserved subtree out: mostly one character each. It takes effect at
+        one instant, and includes keys created since under the same first characters; others count as created
+        afterwards. Where more than 31 different beginnings are needed, they take several transactions one
+        after the other.
+        """
+        if directory == self.config.prefix:
+            return await self._delete_root(call, guard)
+        start = start_of(directory)
+        deleted = await self._delete_units(call, [(start, True)], guard)
+        if not deleted:
+            call.settled()
+            if not await self._is_key(directory, read_mode(consistent=True)):
+                raise KeyNotFoundError
+        return deleted
+
+    async def _delete_root(self, call: Call, guard: Guard | None) -> int:
+        start = start_of(self.config.prefix)
+        names = await self._connection.read(kv_target(start, "keys&separator=/&consistent"))
+        units = [(start + unit, whole) for unit, whole in deletion_units(parse_names(names, start), f"{RESERVED}/")]
+        if not units:
+            await self._connection.check_access(start)
+        deleted = 0
+        for position in range(0, max(len(units), 1), _UNITS_AT_ONCE):
+            try:
+                deleted += await self._delete_units(call, units[position : position + _UNITS_AT_ONCE], guard)
+            except StoreError:
+                if position:
+                    call.writing()
+                raise
+        return deleted
+
+    async def _delete_units(self, call: Call, units: Sequence[tuple[str, bool]], guard: Guard | None) -> int:
+        """Delete keys, or all that begins in a certain way, in one transaction; return how many there were."""
+        operations = _conditions(guard)
+        for unit, whole in units:
+            operations.append({"Verb": "get-tree", "Key": unit})
+            operations.append({"Verb": "delete-tree" if whole else "delete", "Key": unit})
+        if not operations:
+            return 0
+        try:
+            entries = await self._transact(call, txn_body(operations))
+        except TxnFailedError as failed:
+            call.settled()
+            raise _refusal(failed, guard) from None
+        starts = tuple(unit for unit, whole in units if whole)
+        single = {unit for unit, whole in units if not whole}
+        keys = {entry.pair.key for entry in entries}
+        return sum(not is_folder(key) and (key in single or key.startswith(starts)) for key in keys)
+
+    # -- lifetimes -------------------------------------------------------------------------------------------
+
+    def _lease(self, lifetime: Lifetime) -> Lease:
+        return new_lease(lifetime)
+
+    async def _grant(self, call: Call, lease: Lease) -> None:
+        await self._sessions.create(_own(lease))
+
+    async def _renew(self, call: Call, lease: Lease) -> bool:
+        return await self._sessions.renew(_own(lease))
+
+    async def _revoke(self, call: Call, lease: Lease) -> None:
+        await self._sessions.destroy(_own(lease))
+
+
+def _own(lease: Lease) -> ConsulLease:
+    assert isinstance(lease, ConsulLease), "made by this store"
+    return lease
+
+
+def _replacing(path: str, expected: int | None, setting: Operation, guard: Guard | None) -> bytes:
+    """Return the transaction that writes a key, detached from what it was."""
+    operations = _conditions(guard)
+    if expected is not None:
+        operations.append(check_operation(path, expected))
+    if expected != 0:
+        operations.append({"Verb": "delete", "Key": path})
+    return txn_body([*operations, setting])
+
+
+def _conditions(guard: Guard | None) -> list[Operation]:
+    return [] if guard is None else [check_operation(guard.path, guard.token)]
+
+
+def _refusal(failed: TxnFailedError, guard: Guard | None) -> Exception:
+    """Return the error for a transaction that failed."""
+    first = failed.failures[0]
+    if any(failure.denied for failure in failed.failures):
+        return AccessDeniedError(f"access denied: {first.reason}")
+    if guard is not None and first.position == 0:
+        return LockLostError()
+    if first.reason.startswith("invalid session"):
+        return LeaseLost()
+    if first.reason.endswith("due to lock delay"):
+        return NotReachableError(f"the key cannot be taken yet: {first.reason}")
+    if first.reason.endswith(" exists"):
+        return KeyExistsError()
+    if first.missing or first.reason.startswith("failed index check"):
+        return KeyModifiedError()
+    return StoreError(f"the server refused: {first.reason}")
+
+
+async def _pause() -> None:
+    await asyncio.sleep(uniform(_LONGEST_PAUSE / 4, _LONGEST_PAUSE))

@@ -1,0 +1,191 @@
+"""Tokens, and what they may not do."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import pytest_asyncio
+
+from aiolibkv import AccessDeniedError, Config, KVPair
+from aiolibkv.backends.consul import ConsulStore
+from aiolibkv.config import Token
+from aiolibkv.testing.scale import scaled
+from aiolibkv.testing.servers import ConsulServer
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
+
+ROOT = "the-management-token"
+RULES = """
+key_prefix "mine/" { policy = "write" }
+key_prefix "seen/" { policy = "read" }
+session_prefix "" { policy = "write" }
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def guarded() -> AsyncIterator[ConsulServer]:
+    async with ConsulServer(token=ROOT) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def limited(guarded: ConsulServer) -> str:
+    return await guarded.add_token(RULES)
+
+
+def _store(server: ConsulServer, token: Token | None, prefix: str = "", **settings: float) -> ConsulStore:
+    return ConsulStore([server.endpoint], Config(token=token, prefix=prefix, **settings))  # type: ignore[arg-type]
+
+
+async def test_every_call_that_may_not_be_is_denied(guarded: ConsulServer, limited: str) -> None:
+    previous = KVPair("other/key", b"", 1)
+    async with _store(guarded, ROOT) as root, _store(guarded, limited) as store:
+        pair = await root.put("other/key", b"secret")
+        seen = await root.put("seen/key", b"")
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: store.get("other/key"),
+            lambda: store.get("other/key", consistent=False),
+            lambda: store.get("other/missing"),
+            lambda: store.exists("other/key"),
+            lambda: store.exists("other/missing"),
+            lambda: store.list("other"),
+            lambda: store.list("other/key"),
+            lambda: store.list("missing"),
+            lambda: store.put("other/key", b""),
+            lambda: store.put("other/key", b"", ttl=60),
+            lambda: store.put("other/key", b"", keep_alive=True),
+            lambda: store.put("other/key", bytes(500_000)),
+            lambda: store.put("seen/key", b""),
+            lambda: store.atomic_put("other/key", b"", None),
+            lambda: store.atomic_put("other/key", b"", previous),
+            lambda: store.atomic_put("seen/key", b"", seen),
+            lambda: store.delete("other/key"),
+            lambda: store.delete("seen/key"),
+            lambda: store.atomic_delete("other/key", previous),
+            lambda: store.atomic_delete("seen/key", seen),
+            lambda: store.delete_tree("other"),
+            lambda: store.delete_tree("seen"),
+            lambda: anext(store.watch("other/key")),
+            lambda: anext(store.watch("other/missing")),
+            lambda: anext(store.watch_tree("other")),
+            lambda: anext(store.watch_tree("missing")),
+            lambda: store.new_lock("other/lock").try_acquire(),
+        ]
+        for number, call in enumerate(calls):
+            with pytest.raises(AccessDeniedError) as caught:
+                async with asyncio.timeout(scaled(5)):
+                    await call()
+            assert not caught.value.maybe_applied, number
+            assert caught.value.backend == "consul"
+            assert limited not in f"{caught.value!s}{caught.value!r}{caught.value.__cause__!r}"
+        assert await root.get("other/key") == pair
+        assert await root.get("seen/key") == seen
+
+
+async def test_what_the_token_may_do_is_not_disturbed(guarded: ConsulServer, limited: str) -> None:
+    async with _store(guarded, limited, "mine") as store:
+        assert list(await store.list("")) == []
+        pair = await store.put("dir/key", b"")
+        assert list(await store.list("")) == [pair]
+        async with store.watch_tree("") as watch:
+            assert await anext(watch) == [pair]
+            assert await store.delete_tree("") == 1
+            assert await anext(watch) == []
+            assert await store.delete_tree("") == 0
+            later = await store.put("later", b"", ttl=60)
+            assert await anext(watch) == [later]
+        assert not await store.exists("missing")
+        async with store.new_lock("lock") as held:
+            await store.delete("later", guard=held)
+
+
+async def test_a_shared_poll_denies_as_well(guarded: ConsulServer, limited: str) -> None:
+    """Beyond the most polls there are, watches are served from a directory, of which the server leaves things out."""
+    async with _store(guarded, limited) as store:
+        watches = [store.watch(f"mine/{number}/key") for number in range(100)]
+        for watch in watches:
+            assert await anext(watch) is None
+        with pytest.raises(AccessDeniedError):
+            await anext(store.watch("other/key"))
+        with pytest.raises(AccessDeniedError):
+            await anext(store.watch_tree("other"))
+        for watch in watches:
+            await watch.aclose()
+
+
+async def test_an_unknown_token_is_refused_at_entering(guarded: ConsulServer) -> None:
+    unknown = "ffffffff-0000-0000-0000-000000000000"
+    with pytest.raises(AccessDeniedError) as caught:
+        await _store(guarded, unknown).__aenter__()
+    assert unknown not in str(caught.value)
+    for nothing in (None, ""):
+        async with _store(guarded, nothing) as store:
+            with pytest.raises(AccessDeniedError):
+                await store.get("key")
+
+
+async def test_a_callable_is_asked_again_after_a_refusal(guarded: ConsulServer, limited: str) -> None:
+    tokens: list[str] = []
+
+    def renew() -> str:
+        tokens.append(current[0])
+        return current[0]
+
+    current = [limited]
+    async with _store(guarded, renew) as store:
+        await store.put("mine/key", b"1")
+        await store.get("mine/key")
+        # Once to begin with, and once because what entering reads is denied.
+        assert len(tokens) == 2
+        current[0] = ROOT
+        for write in (
+            lambda: store.put("other/renewed", b"2"),
+            lambda: store.get("other/renewed"),
+            lambda: store.exists("other/renewed"),
+        ):
+            await write()
+            assert tokens == [limited, limited, ROOT]
+        current[0] = "ffffffff-0000-0000-0000-000000000000"
+        await store.delete("other/renewed")
+        assert len(tokens) == 3
+    current[0] = limited
+    async with _store(guarded, renew) as store:
+        with pytest.raises(AccessDeniedError) as caught:
+            await store.put("other/key", b"")
+        assert not caught.value.maybe_applied
+        # Asked for entering, and once more for the refusal of each, not again and again.
+        assert len(tokens) <= 6
+
+
+async def test_a_watch_goes_on_with_a_new_token(guarded: ConsulServer) -> None:
+    old = await guarded.add_token(RULES)
+    new = await guarded.add_token(RULES)
+    current = [old]
+    async with _store(guarded, lambda: current[0]) as store, store.watch("mine/watched") as watch:
+        assert await anext(watch) is None
+        current[0] = new
+        accessor = await _accessor(guarded, old)
+        await guarded.api("DELETE", f"/v1/acl/token/{accessor}")
+        pair = await store.put("mine/watched", b"")
+        async with asyncio.timeout(scaled(20)):
+            assert await anext(watch) == pair
+
+
+async def test_a_token_that_cannot_be_had(guarded: ConsulServer) -> None:
+    def fail() -> str:
+        raise RuntimeError("secret words")
+
+    with pytest.raises(AccessDeniedError) as caught:
+        await _store(guarded, fail).__aenter__()
+    assert "secret words" not in str(caught.value)
+    with pytest.raises(ValueError, match="token"):
+        await _store(guarded, "two\nlines").__aenter__()
+
+
+async def _accessor(server: ConsulServer, token: str) -> str:
+    for listed in json.loads(await server.api("GET", "/v1/acl/tokens")):
+        accessor = str(listed["AccessorID"])
+        if json.loads(await server.api("GET", f"/v1/acl/token/{accessor}"))["SecretID"] == token:
+            return accessor
+    raise AssertionError("no such token")

@@ -1,0 +1,43 @@
+"""The Consul backend against the conformance suite, on one server and on three."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from aiolibkv import AsyncStore, Config
+from aiolibkv.backends.consul import ConsulStore
+from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory
+from aiolibkv.testing.conformance.calls import Calls, CompareAndSwap
+from aiolibkv.testing.conformance.directories import DeletingTrees, Directories
+from aiolibkv.testing.servers import ConsulCluster, ConsulServer
+
+
+def _factory(endpoints: Sequence[str]) -> StoreFactory:
+    def make(*, prefix: str | None = None, **overrides: Any) -> AsyncStore:
+        return ConsulStore(endpoints, Config(**overrides, prefix=prefix or ""))
+
+    return make
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster() -> AsyncIterator[ConsulCluster]:
+    async with ConsulCluster() as running:
+        yield running
+
+
+class TestOneServer(ConformanceSuite):
+    """Every test of the suite."""
+
+    @pytest.fixture
+    def store_factory(self, server: ConsulServer) -> StoreFactory:
+        return _factory([server.endpoint])
+
+
+class TestThreeServers(Calls, CompareAndSwap, Directories, DeletingTrees):
+    """What the servers answer together; watches on three servers are shown where servers fail."""
+
+    @pytest.fixture
+    def store_factory(self, cluster: ConsulCluster) -> StoreFactory:
+        return _factory(cluster.endpoints)
