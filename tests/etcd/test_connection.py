@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -383,14 +384,13 @@ async def test_a_watch_outlives_its_token_and_others_can_be_added(auth_server: E
 async def _until_refused(server: EtcdServer, token: str | None) -> None:
     """Wait until a token has expired, which using it would prevent."""
     await asyncio.sleep(2.5)
-    import grpc
+    import grpc.aio
 
     channel = grpc.aio.insecure_channel(server.endpoint)
     try:
         with pytest.raises(grpc.aio.AioRpcError, match="invalid auth token"):
-            await channel.unary_unary("/etcdserverpb.KV/Range", None, None)(
-                b"\n\x01a", metadata=(("token", token or ""),)
-            )
+            read: Any = channel.unary_unary("/etcdserverpb.KV/Range", None, None)
+            await read(b"\n\x01a", metadata=(("token", token or ""),))
     finally:
         await channel.close(None)
 

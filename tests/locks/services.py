@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from aiolibkv.testing.framing import Framing
-from aiolibkv.testing.servers import ConsulServer, EtcdServer
+from aiolibkv.testing.servers import ConsulServer, EtcdServer, ZooKeeperServer
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Service:
         ttl: seconds; what a lock takes so that tests are short.
         restart: restarts it with its data.
         framing: by which a proxy finds requests.
+        requests: how many an acquisition and its release may cost, the waiting included.
     """
 
     template: str
@@ -33,6 +34,7 @@ class Service:
     ttl: float
     restart: Callable[[], Awaitable[None]]
     framing: Framing = "raw"
+    requests: int = 10
 
     @property
     def endpoint(self) -> str:
@@ -61,6 +63,12 @@ async def consul() -> AsyncIterator[Service]:
 
 
 @asynccontextmanager
+async def zookeeper() -> AsyncIterator[Service]:
+    async with ZooKeeperServer() as server:
+        yield Service("zk://{endpoint}/{name}", server.host, server.port, 2, server.restart, "zookeeper", 30)
+
+
+@asynccontextmanager
 async def sqlite() -> AsyncIterator[Service]:
     async def restart() -> None:
         """Leave it as it is: there is nothing to restart."""
@@ -74,4 +82,5 @@ SERVICES: dict[str, Callable[[], AbstractAsyncContextManager[Service]]] = {
     "consul": consul,
     "etcd": etcd,
     "sqlite": sqlite,
+    "zookeeper": zookeeper,
 }

@@ -3,6 +3,7 @@ import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -620,7 +621,7 @@ def put_request(key: bytes, value: bytes) -> bytes:
 async def test_counts_and_cuts_with_etcd() -> None:
     async with EtcdServer() as server, FaultProxy(server.host, server.port, protocol="http2") as proxy:
         async with grpc.aio.insecure_channel(proxy.endpoint) as channel:
-            put = channel.unary_unary("/etcdserverpb.KV/Put", None, None)
+            put: Any = channel.unary_unary("/etcdserverpb.KV/Put", None, None)
             await put(put_request(b"k", b"0"), timeout=scaled(10))
             with proxy.counting() as counts:
                 for value in (b"1", b"2", b"3"):

@@ -1,6 +1,6 @@
 """The rules for keys and values, broken."""
 
-# ruff: noqa: ARG005, PLR0917 - what is patched keeps its signature
+# ruff: noqa: ARG005 - what is patched keeps its signature
 
 from __future__ import annotations
 

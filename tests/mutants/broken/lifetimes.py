@@ -1,6 +1,6 @@
 """ttl and keep_alive, broken."""
 
-# ruff: noqa: ARG001, ARG005, PLR0917 - what is patched keeps its signature
+# ruff: noqa: ARG001, ARG005 - what is patched keeps its signature
 
 from __future__ import annotations
 

@@ -120,7 +120,8 @@ class Channel:
         Raises:
             RpcFailedError: the channel was dropped.
         """
-        rpc = self._open_channel().stream_stream(method, None, None)(None, metadata=metadata)
+        open_stream: Any = self._open_channel().stream_stream(method, None, None)
+        rpc = open_stream(None, metadata=metadata)
         self._calls.add(rpc)
         return Stream(self, rpc)
 

@@ -1,0 +1,363 @@
+"""One connection to one server: frames, answers in the order of their requests, and the watch over its silence.
+
+A request is written at once and answered by a future; when the connection ends, all that is pending fails at once.
+Nothing is ever sent again here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from aiolibkv.backends.zookeeper.operations import (
+    AUTH_XID,
+    EVENT_XID,
+    PING_XID,
+    SESSION_CODES,
+    Event,
+    Operation,
+    Welcome,
+    authenticate,
+    parse_event,
+    parse_welcome,
+    ping,
+    refusal,
+)
+from aiolibkv.errors import NotReachableError, StoreError
+from aiolibkv.store.endpoints import Endpoint
+
+T = TypeVar("T")
+
+_LENGTH = struct.Struct("!i")
+_HEADER = struct.Struct("!iqi")
+_LARGEST_FRAME = 128 * 1024 * 1024
+"""Bytes; what is longer is no answer that was asked for."""
+_LARGEST_WELCOME = 1024
+_LAST_XID = 2**31 - 1
+_SILENCE = 2.0
+"""Seconds after which a connection without a sign of life is given up. Servers count as dead to each other after
+syncLimit ticks (10 s with ZooKeeper's sample configuration), and only then elect another leader."""
+_SILENCE_OF_TIMEOUT = 2 / 3
+_PINGS_PER_SILENCE = 4
+_CLOSING_OF_TLS = 0.2
+
+
+class NotWelcomeError(NotReachableError):
+    """The server closed the connection instead of answering the first request: it does not serve, or lags behind."""
+
+
+class Answer(NamedTuple):
+    """What a server answers.
+
+    Attributes:
+        code: 0, or what is wrong.
+        zxid: the last transaction that the server knew.
+        frame: the whole answer.
+    """
+
+    code: int
+    zxid: int
+    frame: bytes
+
+
+class Results(NamedTuple):
+    """The results of several operations.
+
+    Attributes:
+        values: each operation's, or what is wrong with it.
+        zxid: the last transaction that the server knew when it answered the last of them.
+    """
+
+    values: Sequence[Any]
+    zxid: int
+
+
+class Connection(asyncio.Protocol):
+    """A connection that continues or begins a session.
+
+    Attributes:
+        endpoint: the server.
+        welcome: what the server said of the session; session is 0 when it does not know it.
+        zxid: the last transaction that the server has told of.
+        closed: done when the connection has ended; its result is why.
+    """
+
+    welcome: Welcome
+
+    def __init__(self, endpoint: Endpoint, on_event: Callable[[Event], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self.endpoint = endpoint
+        self.zxid = 0
+        self.closed: asyncio.Future[StoreError] = loop.create_future()
+        self._gone: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+        self._on_event = on_event
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._greeted: asyncio.Future[bytes | None] = loop.create_future()
+        self._xid = 0
+        self._pending: deque[tuple[int, asyncio.Future[Answer | None]]] = deque()
+        self._pings: deque[asyncio.Future[bool]] = deque()
+        self._patience = _SILENCE
+        self._pinged = 0.0
+        self._heard = 0.0
+        self._watchdog: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        endpoint: Endpoint,
+        hello: bytes,
+        *,
+        tls: ssl.SSLContext | None,
+        credentials: bytes | None,
+        on_event: Callable[[Event], None],
+    ) -> Connection:
+        """Connect and continue or begin a session.
+
+        Args:
+            endpoint: the server.
+            hello: the first request.
+            tls: None for plain TCP.
+            credentials: of a user, sent before anything else that needs a session.
+            on_event: called with what the session's watches say.
+
+        Raises:
+            NotReachableError: there is no server, or it does not serve.
+        """
+        loop = asyncio.get_running_loop()
+        connection = cls(endpoint, on_event)
+        try:
+            await loop.create_connection(
+                lambda: connection,
+                endpoint.host,
+                endpoint.port,
+                ssl=tls,
+                ssl_shutdown_timeout=None if tls is None else _CLOSING_OF_TLS,
+            )
+            connection._write(hello)
+            welcome = await connection._greeted
+        except OSError as error:
+            raise NotReachableError(f"no connection: {error}", endpoint=str(endpoint)) from error
+        except BaseException:
+            connection.abort(NotReachableError("connecting was given up"))
+            raise
+        if welcome is None:
+            raise NotWelcomeError(connection.closed.result().message, endpoint=str(endpoint))
+        try:
+            connection._welcomed(parse_welcome(welcome), credentials)
+        except struct.error as error:
+            connection._nonsense(error)
+            raise connection._failure() from error
+        return connection
+
+    def send(self, operations: Sequence[Operation[Any]]) -> Sequence[asyncio.Future[Answer | None]]:
+        """Write operations at once; each future gives the answer, or None when the connection ended before.
+
+        Raises:
+            NotReachableError: the connection has ended; nothing was sent.
+        """
+        self.check_open()
+        frames = bytearray()
+        futures = []
+        for operation in operations:
+            self._xid = self._xid % _LAST_XID + 1
+            request = operation.encode(self._xid)
+            frames += _LENGTH.pack(len(request)) + request
+            future: asyncio.Future[Answer | None] = self._loop.create_future()
+            self._pending.append((self._xid, future))
+            futures.append(future)
+        assert self._transport is not None, "connected"
+        self._transport.write(frames)
+        return futures
+
+    def check_open(self) -> None:
+        """Raise NotReachableError when the connection has ended, and nothing can be sent."""
+        if self.closed.done():
+            raise self._failure()
+
+    async def ask(self, operation: Operation[T]) -> T:
+        """Carry out an operation.
+
+        Raises:
+            NotReachableError: the connection ended before the answer.
+            StoreError: the server refused.
+        """
+        (future,) = self.send([operation])
+        return self._read(operation, await future)
+
+    async def ask_all(self, operations: Sequence[Operation[Any]]) -> Results:
+        """Carry out operations in one round trip.
+
+        Raises:
+            NotReachableError: the connection ended before the last answer.
+        """
+        futures = self.send(operations)
+        values: list[Any] = []
+        answer: Answer | None = None
+        for operation, future in zip(operations, futures, strict=True):
+            answer = await future
+            try:
+                values.append(self._read(operation, answer))
+            except NotReachableError:
+                raise
+            except StoreError as error:
+                values.append(error)
+        return Results(values, 0 if answer is None else answer.zxid)
+
+    async def ping(self) -> None:
+        """Have the server begin the session's timeout anew.
+
+        Raises:
+            NotReachableError: the connection ended before the answer.
+        """
+        if not (not self.closed.done() and await self._ping()):
+            raise self._failure()
+
+    def abort(self, reason: StoreError) -> None:
+        """End the connection without a word; what is pending fails."""
+        self._end(reason)
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def drop(self, reason: StoreError) -> None:
+        """End the connection without a word, and wait until its socket is closed."""
+        self.abort(reason)
+        if self._transport is not None:
+            await asyncio.wait([self._gone])
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        assert isinstance(transport, asyncio.Transport), "a stream"
+        self._transport = transport
+        if self.closed.done():
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail what is pending."""
+        self._end(NotReachableError(f"the connection broke: {exc or 'closed by the server'}"))
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has arrived, and hand out the frames that are complete."""
+        self._heard = self._loop.time()
+        self._buffer += data
+        start = 0
+        try:
+            while len(self._buffer) - start >= _LENGTH.size and not self.closed.done():
+                length = _LENGTH.unpack_from(self._buffer, start)[0]
+                if not 0 <= length <= (_LARGEST_FRAME if self._greeted.done() else _LARGEST_WELCOME):
+                    raise ValueError(f"a frame of {length} bytes")
+                end = start + _LENGTH.size + length
+                if len(self._buffer) < end:
+                    break
+                self._take(bytes(memoryview(self._buffer)[start + _LENGTH.size : end]))
+                start = end
+        except (struct.error, ValueError) as error:
+            self._nonsense(error)
+        if self.closed.done():
+            self._buffer.clear()
+        else:
+            del self._buffer[:start]
+
+    def _write(self, request: bytes) -> None:
+        if not self.closed.done() and self._transport is not None:
+            self._transport.write(_LENGTH.pack(len(request)) + request)
+
+    def _welcomed(self, welcome: Welcome, credentials: bytes | None) -> None:
+        self.welcome = welcome
+        if not welcome.session or self.closed.done():
+            return
+        if credentials is not None:
+            self._write(authenticate(credentials))
+        silence = min(_SILENCE, welcome.timeout * _SILENCE_OF_TIMEOUT)
+        self._patience = silence * (_PINGS_PER_SILENCE - 1) / _PINGS_PER_SILENCE
+        self._keep_alive(silence / _PINGS_PER_SILENCE)
+
+    def _keep_alive(self, interval: float) -> None:
+        if self.closed.done():
+            return
+        now = self._loop.time()
+        if not self._pings:
+            self._ping()
+        elif now - max(self._pinged, self._heard) >= self._patience:
+            self.abort(NotReachableError(f"no sign of life for {now - self._heard:.1f} s"))
+            return
+        self._watchdog = self._loop.call_later(interval, self._keep_alive, interval)
+
+    def _ping(self) -> asyncio.Future[bool]:
+        answered: asyncio.Future[bool] = self._loop.create_future()
+        if not self._pings:
+            self._pinged = self._loop.time()
+        self._pings.append(answered)
+        self._write(ping())
+        return answered
+
+    def _take(self, frame: bytes) -> None:
+        if not self._greeted.done():
+            self._greeted.set_result(frame)
+            return
+        xid, zxid, code = _HEADER.unpack_from(frame)
+        if xid == EVENT_XID:
+            self._on_event(parse_event(frame, _HEADER.size))
+            return
+        self.zxid = max(self.zxid, zxid)
+        if xid == PING_XID and self._pings:
+            answered = self._pings.popleft()
+            if not answered.done():
+                answered.set_result(True)
+            self._pinged = self._heard
+        elif xid == AUTH_XID:
+            if code:
+                self.abort(refusal(code))
+        else:
+            expected, future = self._pending.popleft() if self._pending else (0, None)
+            if future is None or xid != expected:
+                raise ValueError(f"an answer to request {xid} instead of {expected}")
+            if not future.done():
+                future.set_result(Answer(code, zxid, frame))
+            if code in SESSION_CODES:
+                self.abort(refusal(code))
+
+    def _read(self, operation: Operation[T], answer: Answer | None) -> T:
+        if answer is None:
+            raise self._failure()
+        if answer.code:
+            raise refusal(answer.code)
+        try:
+            return operation.parse(answer.frame, _HEADER.size)[0]
+        except (struct.error, ValueError, TypeError) as error:
+            self._nonsense(error)
+            raise self._failure() from error
+
+    def _nonsense(self, error: Exception) -> None:
+        self.abort(NotReachableError(f"what the server sent is no answer of ZooKeeper's: {error}"))
+
+    def _failure(self) -> StoreError:
+        reason = self.closed.result()
+        failure = type(reason)(reason.message, endpoint=str(self.endpoint))
+        failure.__cause__ = reason.__cause__
+        return failure
+
+    def _end(self, reason: StoreError) -> None:
+        if self.closed.done():
+            return
+        reason.endpoint = str(self.endpoint)
+        self.closed.set_result(reason)
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if not self._greeted.done():
+            self._greeted.set_result(None)
+        pending, self._pending = self._pending, deque()
+        for _, future in pending:
+            if not future.done():
+                future.set_result(None)
+        pings, self._pings = self._pings, deque()
+        for answered in pings:
+            if not answered.done():
+                answered.set_result(False)

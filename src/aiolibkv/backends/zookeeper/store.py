@@ -1,0 +1,241 @@
+"""The ZooKeeper store: reads, and what it keeps of connections and lifetimes; the writes are in ``writing``."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+from aiolibkv.backends.zookeeper.connection import Connection
+from aiolibkv.backends.zookeeper.leases import Lifespans, ZooKeeperLease
+from aiolibkv.backends.zookeeper.operations import NoNodeError, Operation, get, sync
+from aiolibkv.backends.zookeeper.security import acl, credentials, ssl_context
+from aiolibkv.backends.zookeeper.session import Reach, SessionLostError, ZooKeeperSession
+from aiolibkv.backends.zookeeper.tree import Reader, is_servers_own, pair, znode
+from aiolibkv.backends.zookeeper.watching import Watching
+from aiolibkv.backends.zookeeper.writing import Writer
+from aiolibkv.config import Config
+from aiolibkv.errors import InvalidKeyError, StoreError
+from aiolibkv.store import BaseStore, Call, Endpoints, Feed, Guard, Lease, LeaseLost, Lifetime, Listing
+from aiolibkv.types import Capabilities, KVPair
+
+_PORT = 2181
+_MAX_VALUE_BYTES = 1_000_000
+"""A request of more than 1 MB (jute.maxbuffer) has the server drop the connection; this leaves room for the rest."""
+_TICK = 2.0
+"""Seconds. Clients are not told the server's; this is what ZooKeeper's sample configuration says."""
+_SHORTEST_SESSION = 2 * _TICK
+_SESSION_TIMEOUT = 10.0
+
+_log = logging.getLogger("aiolibkv")
+
+
+class ZooKeeperStore(BaseStore):
+    """A store in ZooKeeper 3.5 or later; from 3.6 on watches and lists cost less.
+
+    A key with null data, as zkCli creates them without a value, is not seen: null marks the directories of other
+    keys, which are pruned when they have none left. ``min_ttl`` and ``ttl_overshoot`` suppose that the server's
+    tickTime is at most 2 s. A key with ttl or keep_alive, and a lock, is an ephemeral node; those of keep_alive and
+    of locks have a session, and so a connection, for each ttl and for each lock.
+
+    Options: ``acl``, who may use the nodes that are created: ``"world"`` or ``"creator"`` (those who log in as the
+    same user); ``session_timeout``, seconds after which the keys with a ttl of a store that died are gone, 10 if not
+    given.
+    """
+
+    name: ClassVar[str] = "zookeeper"
+    option_names: ClassVar[frozenset[str]] = frozenset({"acl", "session_timeout"})
+    uses_operations_of_3_6: ClassVar[bool] = True
+    """Whether to try what ZooKeeper knows since 3.6: recursive watches that stay, and reads in bundles."""
+
+    def __init__(self, endpoints: Sequence[str] = (), config: Config | None = None) -> None:
+        """Make a store.
+
+        Args:
+            endpoints: "host:port" of one or more servers; the port is 2181 when not given.
+            config: settings.
+
+        Raises:
+            ValueError: an endpoint cannot be read, a file cannot be used, or a setting is none that ZooKeeper has.
+        """
+        super().__init__(endpoints, config)
+        if self.config.token is not None:
+            raise ValueError("zookeeper: there is no token to give; there are username and password")
+        if is_servers_own(self.config.prefix):
+            raise InvalidKeyError("the prefix is in the server's own tree", key=self.config.prefix)
+        self._session_timeout = _session_timeout(self.config)
+        self._acl = acl(self.config)
+        self._reach = Reach(
+            Endpoints(self.endpoints, _PORT),
+            tls=ssl_context(self.config),
+            credentials=credentials(self.config),
+            connection_timeout=self.config.connection_timeout,
+        )
+        self.capabilities = Capabilities(
+            distributed=True,
+            durable=True,
+            linearizable_reads=False,
+            exact_compare=False,
+            atomic_list=False,
+            atomic_delete_tree=True,
+            every_change=False,
+            lifetime_with_children=False,
+            ttl_survives_client=False,
+            min_ttl=_SHORTEST_SESSION,
+            max_value_bytes=_MAX_VALUE_BYTES,
+            ttl_overshoot=self._ttl_overshoot,
+        )
+        self._reader = Reader(self._hidden.rstrip("/"), bundles=self.uses_operations_of_3_6)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._watches = Watching(self._reader, are_persistent=self.uses_operations_of_3_6)
+        self._session = ZooKeeperSession(
+            self._reach, self._session_timeout, is_replaced=True, on_event=self._watches.dispatch
+        )
+        self._writer = Writer(self._reader, acl=self._acl, hidden=self._hidden, root=self.config.prefix)
+        self._lifespans = Lifespans(self._session, self._writer)
+
+    def _ttl_overshoot(self, ttl: float) -> float:
+        return max(0.0, self._session_timeout - ttl, _SHORTEST_SESSION - ttl) + _TICK
+
+    def _path(self, key: str) -> str:
+        return self._outside_servers_own(super()._path(key))
+
+    def _directory(self, directory: str) -> str:
+        return self._outside_servers_own(super()._directory(directory))
+
+    def _outside_servers_own(self, path: str) -> str:
+        if is_servers_own(path):
+            error = InvalidKeyError("the key is in the server's own tree", key=path)
+            self._located(error)
+            raise error
+        return path
+
+    async def _connect(self) -> None:
+        self._prepare()
+        self._session.begin()
+        await self._session.connection()
+
+    async def _disconnect(self) -> None:
+        await self._lifespans.close()
+        await self._session.close_now()
+
+    async def _get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
+        connection = await self._session.connection()
+        operations: list[Operation[object]] = [sync()] if consistent else []
+        node = (await connection.ask_all([*operations, get(znode(path))])).values[-1]
+        if isinstance(node, NoNodeError):
+            return None
+        if isinstance(node, StoreError):
+            raise node
+        return None if node.data is None else pair(path, node)
+
+    async def _list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
+        connection = await self._session.connection()
+        tree = await self._reader.read_tree(connection, directory, consistent=consistent, level_read=call.extend)
+        return Listing(tree.pairs(), exists=tree.node is not None and tree.node.data is not None)
+
+    async def _put(
+        self, call: Call, path: str, value: bytes, *, expected: int | None, lease: Lease | None, guard: Guard | None
+    ) -> int:
+        if lease is None:
+            connection = await self._session.connection()
+            with self._lifespans.ending(path):
+                return (await self._writer.put(call, connection, path, value, expected=expected, guard=guard)).index
+        assert isinstance(lease, ZooKeeperLease), "made by _lease"
+        connection = await self._connection_of(lease)
+        with self._lifespans.in_doubt(call, path, lease):
+            stat = await self._writer.put(
+                call,
+                connection,
+                path,
+                value,
+                expected=expected,
+                guard=guard,
+                owner=connection.welcome.session,
+                version=self._lifespans.version(path, connection.welcome.session),
+            )
+        self._lifespans.note(path, lease, connection.welcome.session, stat)
+        return stat.index
+
+    async def _delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
+        connection = await self._session.connection()
+        with self._lifespans.ending(path):
+            await self._writer.delete(call, connection, path, expected=expected, guard=guard)
+
+    async def _delete_tree(self, call: Call, directory: str, *, guard: Guard | None) -> int:
+        connection = await self._session.connection()
+        with self._lifespans.ending(directory, below=True):
+            return await self._writer.delete_tree(call, connection, directory, guard=guard)
+
+    async def _follow(self, feed: Feed) -> None:
+        await self._watches.follow(await self._session.connection(), feed)
+
+    def _lease(self, lifetime: Lifetime) -> Lease:
+        if not lifetime.keep_alive:
+            # The key is deleted on time from here: the session is everybody's, and does not end with one key.
+            return ZooKeeperLease(math.inf, lifetime=lifetime.ttl)
+        session = ZooKeeperSession(self._reach, lifetime.ttl, is_replaced=False)
+        return ZooKeeperLease(lifetime.ttl, _TICK, lifetime=lifetime.ttl, session=session)
+
+    async def _grant(self, call: Call, lease: Lease) -> None:
+        assert isinstance(lease, ZooKeeperLease), "made by _lease"
+        if lease.session is not None:
+            self._lifespans.began(lease.session)
+            try:
+                await lease.session.connection()
+            except SessionLostError as error:
+                raise LeaseLost from error
+            lease.ttl = lease.session.timeout
+
+    async def _renew(self, call: Call, lease: Lease) -> bool:
+        assert isinstance(lease, ZooKeeperLease), "made by _lease"
+        try:
+            await (await self._connection_of(lease)).ping()
+        except LeaseLost:
+            return False
+        return True
+
+    async def _revoke(self, call: Call, lease: Lease) -> None:
+        assert isinstance(lease, ZooKeeperLease), "made by _lease"
+        await self._lifespans.end(lease)
+
+    async def _acquire(self, call: Call, path: str, value: bytes, lease: Lease) -> tuple[int, int]:
+        assert isinstance(lease, ZooKeeperLease), "made by _lease"
+        connection = await self._connection_of(lease)
+        try:
+            stat, token = await self._writer.acquire(call, connection, path, value)
+        except StoreError:
+            if not call.maybe_applied:
+                raise
+            # The session is nobody else's, so what it owns was created by the request whose answer was lost. One
+            # that is still under way is not carried out once the session has moved to another connection.
+            connection = await self._connection_of(lease)
+            found = await self._writer.find_acquired(connection, path)
+            if found is None:
+                call.settled()
+                raise
+            stat, token = found
+        self._lifespans.note(path, lease, connection.welcome.session, stat)
+        return stat.index, token
+
+    async def _connection_of(self, lease: ZooKeeperLease) -> Connection:
+        try:
+            return await (lease.session or self._session).connection()
+        except SessionLostError as error:
+            raise LeaseLost from error
+
+
+def _session_timeout(config: Config) -> float:
+    wanted = config.options.get("session_timeout", _SESSION_TIMEOUT)
+    seconds = math.nan
+    if isinstance(wanted, int | float | str) and not isinstance(wanted, bool):
+        try:
+            seconds = float(wanted)
+        except ValueError:
+            pass
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"zookeeper: option session_timeout is a number of seconds above 0, not {wanted!r}")
+    return seconds

@@ -1,0 +1,373 @@
+"""Paths, nodes, and the parents that keys need without being keys.
+
+Every key needs a node for each of its directories. Such a node, an implicit parent, has null data and is no key; a key
+without a value has empty data. Whoever deletes the last key below deletes the implicit parents in the same transaction.
+
+A transaction can depend only on versions, and those begin at 0 again when a node is created again. A parent that others
+prune and somebody creates again as a key, both while a deletion is on its way, must not be taken for the one that
+was read: an implicit parent is therefore written until it is at a version that a key does not reach so quickly, and
+only one at such a version is pruned. Empty nodes that other programs left at a lower version stay where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from aiolibkv.backends.zookeeper.connection import Connection
+from aiolibkv.backends.zookeeper.operations import (
+    BadVersionError,
+    Node,
+    NoNodeError,
+    NotEmptyError,
+    Operation,
+    Stat,
+    TransactionRefusedError,
+    UnknownOperationError,
+    create,
+    delete,
+    exists,
+    get,
+    get_children,
+    read_all,
+    set_data,
+    sync,
+    transaction,
+)
+from aiolibkv.errors import AccessDeniedError, StoreError
+from aiolibkv.types import KVPair
+
+PARENT_VERSION = 4
+"""The least version of an implicit parent; see above."""
+
+SERVERS_OWN = "zookeeper"
+"""The server's own subtree, at the root."""
+
+_NODES_IN_A_REQUEST = 100
+"""Read at once; the answer has at most so many values, each at most 1 MB."""
+_REQUESTS_AT_ONCE = 20
+_NODES_AT_ONCE = 500
+"""As many without multiRead, each two requests."""
+
+Ops = list[Operation[Any]]
+
+
+def znode(path: str) -> str:
+    """Return the server's spelling of a path."""
+    return f"/{path}"
+
+
+def path_of(spelling: str) -> str:
+    """Return the path that a server's spelling stands for."""
+    return spelling[1:]
+
+
+def ancestors(path: str) -> list[str]:
+    """Return a path's directories, the nearest first; the root is none."""
+    parts = path.split("/")
+    return ["/".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
+
+
+def is_servers_own(path: str) -> bool:
+    """Tell whether a path is in the server's own subtree."""
+    return path == SERVERS_OWN or path.startswith(f"{SERVERS_OWN}/")
+
+
+class Place(NamedTuple):
+    """What is at a path and above it.
+
+    Attributes:
+        node: None when there is none.
+        above: the directories, the nearest first, and their nodes; None where there is none.
+    """
+
+    node: Node | None
+    above: Sequence[tuple[str, Node | None]]
+
+    @property
+    def key(self) -> Node | None:
+        """The node, if it is a key."""
+        return None if self.node is None or self.node.data is None else self.node
+
+
+async def read_places(connection: Connection, paths: Sequence[str], *, consistent: bool = True) -> list[Place]:
+    """Read paths with their directories, in one round trip."""
+    wanted = list(dict.fromkeys(name for path in paths for name in (path, *ancestors(path))))
+    operations: Ops = [sync()] if consistent else []
+    operations += [get(znode(name)) for name in wanted]
+    results = await connection.ask_all(operations)
+    nodes = dict(zip(wanted, results.values[consistent:], strict=True))
+    places = []
+    for path in paths:
+        node = nodes[path]
+        if isinstance(node, StoreError) and not isinstance(node, NoNodeError):
+            raise node
+        above = [(name, _seen(nodes[name])) for name in ancestors(path)]
+        places.append(Place(None if isinstance(node, StoreError) else node, above))
+    return places
+
+
+async def read_place(connection: Connection, path: str) -> Place:
+    """Read a path with its directories, in one round trip."""
+    (place,) = await read_places(connection, [path])
+    return place
+
+
+_UNSEEN = Node(b"", Stat(index=0, version=0, size=0, children=0, owner=0))
+"""What is there and may not be read; nobody takes it for an implicit parent."""
+
+
+def _seen(result: Node | StoreError) -> Node | None:
+    if isinstance(result, StoreError):
+        return None if isinstance(result, NoNodeError) else _UNSEEN
+    return result
+
+
+def make_parent(path: str, acl: Any) -> Ops:
+    """Create an implicit parent."""
+    return [create(znode(path), None, acl), *(set_data(znode(path), None) for _ in range(PARENT_VERSION))]
+
+
+def make_parents(place: Place, acl: Any) -> list[Ops]:
+    """Create those directories of a place that are missing, the highest first."""
+    return [make_parent(path, acl) for path, node in reversed(place.above) if node is None]
+
+
+def empty(path: str, version: int) -> Ops:
+    """Make an implicit parent of a key with this version."""
+    times = max(1, PARENT_VERSION - version)
+    return [set_data(znode(path), None, version), *(set_data(znode(path), None) for _ in range(times - 1))]
+
+
+def is_idle(node: Node | None, children: int) -> bool:
+    """Tell whether a node is an implicit parent that has no more than so many children."""
+    return (
+        node is not None
+        and node.data is None
+        and node.stat.owner == 0
+        and node.stat.version >= PARENT_VERSION
+        and node.stat.children == children
+    )
+
+
+class Pruning(NamedTuple):
+    """The deletion of those directories that a deletion leaves without keys.
+
+    Attributes:
+        operations: to be carried out in the transaction of the deletion, after it.
+        rest: the directory that stays, to be looked at afterwards: others may empty it at the same time.
+    """
+
+    operations: Ops
+    rest: str | None
+
+
+def prune(above: Sequence[tuple[str, Node | None]]) -> Pruning:
+    """Return how to prune the directories above a node that goes."""
+    operations: Ops = []
+    for path, node in above:
+        if node is None or not is_idle(node, 1):
+            return Pruning(operations, path)
+        operations.append(delete(znode(path), node.stat.version))
+    return Pruning(operations, None)
+
+
+async def delete_and_look(connection: Connection, operations: Ops, rest: str | None) -> bool:
+    """Carry out a transaction, and tell whether it left a directory that may have to be pruned, in one round trip."""
+    asked: Ops = [transaction(operations)]
+    if rest is not None:
+        asked.append(exists(znode(rest)))
+    results = (await connection.ask_all(asked)).values
+    if isinstance(results[0], StoreError):
+        raise results[0]
+    return rest is not None and _looks_idle(results[1])
+
+
+def _looks_idle(stat: Stat | StoreError) -> bool:
+    return isinstance(stat, Stat) and stat.children == 0 and stat.size == 0 and stat.version >= PARENT_VERSION
+
+
+async def tidy(connection: Connection, paths: Collection[str]) -> None:
+    """Prune directories, and those above, that have no children any more; what cannot be pruned stays.
+
+    Raises:
+        NotReachableError: the connection ended.
+    """
+    stats = (await connection.ask_all([exists(znode(path)) for path in paths])).values
+    for path, stat in zip(paths, stats, strict=True):
+        if _looks_idle(stat):
+            await tidy_from(connection, path)
+
+
+async def tidy_from(connection: Connection, path: str) -> None:
+    """Prune a directory, and those above, if it has no children any more."""
+    rest: str | None = path
+    while rest is not None:
+        (place,) = await read_places(connection, [rest], consistent=False)
+        if place.node is None or not is_idle(place.node, 0):
+            return
+        pruning = prune(place.above)
+        operations = [delete(znode(rest), place.node.stat.version), *pruning.operations]
+        try:
+            rest = pruning.rest if await delete_and_look(connection, operations, pruning.rest) else None
+        except TransactionRefusedError as error:
+            if error.position == 0 or isinstance(error.reason, AccessDeniedError):
+                return
+
+
+def is_retried(error: StoreError) -> bool:
+    """Tell whether an operation was refused because others changed what had been read."""
+    return isinstance(error, NoNodeError | BadVersionError | NotEmptyError)
+
+
+def pair(path: str, node: Node) -> KVPair:
+    """Return the pair of a key."""
+    assert node.data is not None, "a key"
+    return KVPair(path, node.data, node.stat.index)
+
+
+class Subtree(NamedTuple):
+    """What is at a directory and below it.
+
+    Attributes:
+        node: the directory's; None when there is none.
+        above: if asked for, the directories above it, the nearest first, and their nodes; None where there is none.
+        nodes: of everything below, by path; implicit parents, too.
+        zxid: the last transaction that the server knew at the end.
+    """
+
+    node: Node | None
+    above: Sequence[tuple[str, Node | None]]
+    nodes: dict[str, Node]
+    zxid: int
+
+    def pairs(self) -> list[KVPair]:
+        """Return the pairs of the keys below, sorted."""
+        return [pair(path, node) for path, node in sorted(self.nodes.items()) if node.data is not None]
+
+
+class Reader:
+    """Reads of many nodes.
+
+    Attributes:
+        bundles: whether many reads go in one request, which servers know since 3.6.
+    """
+
+    def __init__(self, hidden: str, *, bundles: bool) -> None:
+        """Make a reader.
+
+        Args:
+            hidden: the directory that is not read with those above it.
+            bundles: see above; given up when a server does not know it.
+        """
+        self.bundles = bundles
+        self._hidden = hidden
+
+    def is_hidden(self, directory: str, path: str) -> bool:
+        """Tell whether a path is left out of what is below a directory."""
+        if not directory and is_servers_own(path):
+            return True
+        return _is_within(path, self._hidden) and not _is_within(directory, self._hidden)
+
+    async def read_tree(
+        self,
+        connection: Connection,
+        directory: str,
+        *,
+        consistent: bool,
+        level_read: Callable[[], None],
+        with_above: bool = False,
+    ) -> Subtree:
+        """Read a directory and everything below it, a level in one round trip.
+
+        Args:
+            connection: to a server.
+            directory: ``""`` is the root.
+            consistent: let the server catch up first.
+            level_read: called after each level.
+            with_above: read the directories above it, too.
+        """
+        directories = ancestors(directory) if with_above else []
+        reads = [*(get(znode(path)) for path in directories), get(znode(directory)), get_children(znode(directory))]
+        values, zxid = await self._read(connection, reads, consistent=consistent)
+        level_read()
+        above = [(path, _seen(node)) for path, node in zip(directories, values[:-2], strict=True)]
+        node, names = values[-2:]
+        for result in (node, names):
+            if isinstance(result, StoreError) and not isinstance(result, NoNodeError):
+                raise result
+        if isinstance(node, StoreError) or isinstance(names, StoreError):
+            return Subtree(None, above, {}, zxid)
+        nodes: dict[str, Node] = {}
+        level = self._children(directory, directory, names)
+        while level:
+            deeper: list[str] = []
+            async for path, found, below, known in self.read_nodes(connection, level):
+                zxid = known
+                if found is not None:
+                    nodes[path] = found
+                    deeper += self._children(directory, path, below)
+            level_read()
+            level = deeper
+        return Subtree(node, above, nodes, zxid)
+
+    def _children(self, directory: str, path: str, names: Sequence[str]) -> list[str]:
+        start = f"{path}/" if path else ""
+        return [child for name in names if not self.is_hidden(directory, child := start + name)]
+
+    async def read_nodes(
+        self, connection: Connection, paths: Sequence[str], *, with_children: bool = True, watch: bool = False
+    ) -> AsyncIterator[tuple[str, Node | None, Sequence[str], int]]:
+        """Read nodes.
+
+        Args:
+            connection: to a server.
+            paths: of the nodes.
+            with_children: read the names of their children, too.
+            watch: be told once of a change of what is read of each that exists.
+
+        Yields:
+            (path, node or None, names of its children, the last transaction that the server knew).
+        """
+        kinds: list[Callable[..., Operation[Any]]] = [get, get_children] if with_children else [get]
+        at_once = _REQUESTS_AT_ONCE * _NODES_IN_A_REQUEST if self.bundles and not watch else _NODES_AT_ONCE
+        for group in _slices(paths, at_once):
+            reads = [kind(znode(path), watch=watch) for path in group for kind in kinds]
+            values, zxid = await self._read(connection, reads, watch=watch)
+            for path, results in zip(group, _slices(values, len(kinds)), strict=True):
+                for result in results:
+                    if isinstance(result, StoreError) and not isinstance(result, NoNodeError):
+                        raise result
+                if any(isinstance(result, StoreError) for result in results):
+                    yield path, None, (), zxid
+                else:
+                    yield path, results[0], results[1] if with_children else (), zxid
+
+    async def _read(
+        self, connection: Connection, reads: Ops, *, consistent: bool = False, watch: bool = False
+    ) -> tuple[Sequence[Any], int]:
+        """Carry out reads in one round trip; returns their results, and the last transaction the server knew."""
+        start: Ops = [sync()] if consistent else []
+        if not self.bundles or watch:
+            results = await connection.ask_all([*start, *reads])
+            return results.values[len(start) :], results.zxid
+        bundles = [read_all(part) for part in _slices(reads, 2 * _NODES_IN_A_REQUEST)]
+        results = await connection.ask_all([*start, *bundles])
+        values: list[Any] = []
+        for bundle in results.values[len(start) :]:
+            if isinstance(bundle, UnknownOperationError):
+                self.bundles = False
+                return await self._read(connection, reads, consistent=consistent)
+            if isinstance(bundle, StoreError):
+                raise bundle
+            values += bundle
+        return values, results.zxid
+
+
+def _is_within(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(f"{directory}/")
+
+
+def _slices(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,255 @@
+"""All watches of a store on its one connection.
+
+A watch is armed first and reads then, so nothing is missed in between; what an event says is only which node to read
+again. Since 3.6 a server keeps one watch for a key or tree. Before, each node that was read has one that ends with its
+event, and reading it again is what renews it. No watch outlives its connection here: after each a watch begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+
+from aiolibkv.backends.zookeeper.connection import Connection
+from aiolibkv.backends.zookeeper.operations import (
+    Event,
+    Node,
+    NoNodeError,
+    UnknownOperationError,
+    add_watch,
+    exists,
+    get,
+    remove_watches,
+    sync,
+)
+from aiolibkv.backends.zookeeper.tree import Reader, ancestors, pair, path_of, znode
+from aiolibkv.errors import NotReachableError, StoreError
+from aiolibkv.store import Feed
+from aiolibkv.types import KVPair
+
+
+class _Interest:
+    """What one watch has been told and has not read yet."""
+
+    def __init__(self, feed: Feed, connection: Connection) -> None:
+        self.feed = feed
+        self.connection = connection
+        self.watched: set[str] = set()
+        self._changed: set[str] = set()
+        self._wakeup: asyncio.Future[None] | None = None
+        connection.closed.add_done_callback(self._wake)
+
+    def close(self) -> None:
+        self.connection.closed.remove_done_callback(self._wake)
+
+    def tell(self, path: str) -> None:
+        self._changed.add(path)
+        self._wake()
+
+    async def changed(self) -> set[str]:
+        """Wait for changes and return the paths of all."""
+        while not self._changed:
+            self.connection.check_open()
+            self._wakeup = asyncio.get_running_loop().create_future()
+            try:
+                await self._wakeup
+            finally:
+                self._wakeup = None
+        changed, self._changed = self._changed, set()
+        return changed
+
+    def _wake(self, _: object = None) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
+
+
+class Watching:
+    """The watches of one store."""
+
+    def __init__(self, reader: Reader, *, are_persistent: bool) -> None:
+        """Begin without any.
+
+        Args:
+            reader: of many nodes.
+            are_persistent: whether the server keeps a watch until it is removed; given up when it cannot.
+        """
+        self._reader = reader
+        self._are_persistent = are_persistent
+        self._interests: defaultdict[str, set[_Interest]] = defaultdict(set)
+        self._armed: Counter[tuple[Connection, str]] = Counter()
+
+    def dispatch(self, event: Event) -> None:
+        """Tell those that an event concerns."""
+        path = path_of(event.path)
+        for above in (path, *ancestors(path), ""):
+            for interest in self._interests.get(above, ()):
+                if above == path or interest.feed.tree:
+                    interest.tell(path)
+
+    async def follow(self, connection: Connection, feed: Feed) -> None:
+        """Keep a feed equal to the server's state until cancelled.
+
+        Raises:
+            NotReachableError: the connection ended.
+            AccessDeniedError: the user may not read this.
+        """
+        interest = _Interest(feed, connection)
+        try:
+            if self._are_persistent:
+                try:
+                    await self._follow_persistently(interest)
+                except UnknownOperationError:
+                    self._are_persistent = False
+                    self._release(interest)
+            await self._follow_renewing(interest)
+        finally:
+            interest.close()
+            self._release(interest)
+
+    # -- watches that stay -------------------------------------------------------------------------------------------
+
+    async def _follow_persistently(self, interest: _Interest) -> None:
+        feed, connection = interest.feed, interest.connection
+        self._hold(interest, feed.path)
+        # Each watch asks, though one is enough for all of a path, to be told itself when the server does not know how.
+        await connection.ask(add_watch(znode(feed.path)))
+        if feed.tree:
+            tree = await self._reader.read_tree(connection, feed.path, consistent=True, level_read=_nothing)
+            feed.reset(tree.pairs(), tree.zxid)
+        else:
+            found, zxid = await self._read_key(connection, feed.path)
+            feed.reset([] if found is None else [found], zxid)
+        while True:
+            changed = await interest.changed()
+            if feed.tree:
+                changed = {path for path in changed if not self._reader.is_hidden(feed.path, path)}
+                changed.discard(feed.path)
+            await self._apply(interest, changed)
+
+    async def _read_key(self, connection: Connection, path: str) -> tuple[KVPair | None, int]:
+        results = await connection.ask_all([sync(), get(znode(path))])
+        return _pair_of(path, results.values[-1]), results.zxid
+
+    async def _apply(self, interest: _Interest, changed: set[str]) -> None:
+        changes: list[tuple[str, KVPair | None]] = []
+        index = 0
+        reads = self._reader.read_nodes(interest.connection, sorted(changed), with_children=False)
+        async for path, node, _, zxid in reads:
+            changes.append((path, _pair_of(path, node)))
+            index = zxid
+        if changes:
+            interest.feed.apply(changes, index)
+
+    # -- watches that end with their event ---------------------------------------------------------------------------
+
+    async def _follow_renewing(self, interest: _Interest) -> None:
+        feed, connection = interest.feed, interest.connection
+        await connection.ask(sync())
+        children: dict[str, set[str]] = {}
+        index = 0
+        is_first = True
+        changed = {feed.path}
+        while True:
+            changes: dict[str, KVPair | None] = {}
+            while changed:
+                changed, index = await self._renew(interest, changed, children, changes)
+            if is_first:
+                feed.reset([found for found in changes.values() if found is not None], index)
+            else:
+                feed.apply(list(changes.items()), index)
+            is_first = False
+            changed = {path for path in await interest.changed() if path == feed.path or feed.tree}
+
+    async def _renew(
+        self,
+        interest: _Interest,
+        paths: set[str],
+        children: dict[str, set[str]],
+        changes: dict[str, KVPair | None],
+    ) -> tuple[set[str], int]:
+        """Read nodes and renew their watches; returns those that have to be read next, and the server's index."""
+        feed, connection = interest.feed, interest.connection
+        following: set[str] = set()
+        index = 0
+        for path in paths:
+            self._hold(interest, path)
+        reads = self._reader.read_nodes(connection, sorted(paths), with_children=feed.tree, watch=True)
+        async for path, node, names, zxid in reads:
+            index = zxid
+            if not feed.tree or path != feed.path:
+                changes[path] = _pair_of(path, node)
+            if node is None:
+                self._forget(interest, path, children, changes)
+                if path == feed.path and await self._await_creation(interest):
+                    following.add(path)
+            elif feed.tree:
+                start = f"{path}/" if path else ""
+                found = {start + name for name in names if not self._reader.is_hidden(feed.path, start + name)}
+                known = children.get(path, set())
+                children[path] = found
+                following |= found - known
+                for gone in known - found:
+                    changes[gone] = None
+                    self._forget(interest, gone, children, changes)
+        return following, index
+
+    async def _await_creation(self, interest: _Interest) -> bool:
+        """Be told when a missing node is created; tell whether it has been already."""
+        self._hold(interest, interest.feed.path)
+        try:
+            await interest.connection.ask(exists(znode(interest.feed.path), watch=True))
+        except NoNodeError:
+            return False
+        return True
+
+    def _forget(
+        self, interest: _Interest, path: str, children: dict[str, set[str]], changes: dict[str, KVPair | None]
+    ) -> None:
+        for child in children.pop(path, ()):
+            changes[child] = None
+            self._forget(interest, child, children, changes)
+        if path != interest.feed.path:
+            self._drop(interest, path, is_over=True)
+
+    # -- who watches what --------------------------------------------------------------------------------------------
+
+    def _hold(self, interest: _Interest, path: str) -> None:
+        """Have an interest told of a path."""
+        if path not in interest.watched:
+            interest.watched.add(path)
+            self._interests[path].add(interest)
+            self._armed[interest.connection, path] += 1
+
+    def _drop(self, interest: _Interest, path: str, *, is_over: bool = False) -> None:
+        """Have an interest not told of a path any more, and with the last one the server, unless its watch is over."""
+        if path not in interest.watched:
+            return
+        interest.watched.discard(path)
+        self._interests[path].discard(interest)
+        if not self._interests[path]:
+            del self._interests[path]
+        self._armed[interest.connection, path] -= 1
+        if not self._armed[interest.connection, path]:
+            del self._armed[interest.connection, path]
+            if is_over:
+                return
+            try:
+                interest.connection.send([remove_watches(znode(path))])
+            except NotReachableError:
+                return
+
+    def _release(self, interest: _Interest) -> None:
+        for path in tuple(interest.watched):
+            self._drop(interest, path)
+
+
+def _pair_of(path: str, node: Node | StoreError | None) -> KVPair | None:
+    if node is None or isinstance(node, NoNodeError):
+        return None
+    if isinstance(node, StoreError):
+        raise node
+    return None if node.data is None else pair(path, node)
+
+
+def _nothing() -> None:
+    """Take as long as it takes."""

@@ -1,0 +1,518 @@
+"""Writes: what each call asks of the server, and what it makes of the answers.
+
+A write is first tried as it usually succeeds. When the server refuses, the key and its directories are read, and one
+transaction is made of what was found; it depends on the versions read, and is made anew when others were faster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import Any
+
+from aiolibkv.backends.zookeeper.connection import Connection
+from aiolibkv.backends.zookeeper.operations import (
+    ANY_VERSION,
+    BadVersionError,
+    EphemeralParentError,
+    NodeExistsError,
+    NoNodeError,
+    NotEmptyError,
+    Operation,
+    Stat,
+    TransactionRefusedError,
+    check,
+    create,
+    delete,
+    set_data,
+    transaction,
+)
+from aiolibkv.backends.zookeeper.tree import (
+    Ops,
+    Place,
+    Pruning,
+    Reader,
+    Subtree,
+    delete_and_look,
+    empty,
+    is_idle,
+    is_retried,
+    make_parents,
+    prune,
+    read_place,
+    read_places,
+    tidy_from,
+    znode,
+)
+from aiolibkv.errors import (
+    AccessDeniedError,
+    CallNotSupportedError,
+    KeyExistsError,
+    KeyModifiedError,
+    KeyNotFoundError,
+    LockLostError,
+    NotReachableError,
+    StoreError,
+)
+from aiolibkv.store import Call, Guard
+
+_LOCK_VERSION = 3
+"""The version of a held lock's key, so that a guard sees when others deleted and wrote it."""
+_REQUEST_BYTES = 950_000
+"""Of one transaction; the server takes 1 MB."""
+_OPERATION_BYTES = 80
+"""Of one operation without its path and data, at most."""
+_DIRECTORIES_AT_ONCE = 100
+
+_log = logging.getLogger("aiolibkv")
+
+
+class Writer:
+    """The writes of one store."""
+
+    def __init__(self, reader: Reader, *, acl: Any, hidden: str, root: str) -> None:
+        """Make a writer.
+
+        Args:
+            reader: of trees.
+            acl: of the nodes that are created.
+            hidden: where the library keeps what is its own, with a slash at the end.
+            root: the store's prefix.
+        """
+        self._reader = reader
+        self._acl = acl
+        self._hidden = hidden
+        self._root = root
+        self._making: dict[str, asyncio.Future[None]] = {}
+
+    # -- put ---------------------------------------------------------------------------------------------------------
+
+    async def put(
+        self,
+        call: Call,
+        connection: Connection,
+        path: str,
+        value: bytes,
+        *,
+        expected: int | None,
+        guard: Guard | None,
+        owner: int = 0,
+        version: int | None = None,
+    ) -> Stat:
+        """Write a key; see BaseStore._put.
+
+        Args:
+            call: told when the write is sent and when its answer is known.
+            connection: of the owner, if there is one.
+            path: the key.
+            value: its value.
+            expected: as for BaseStore._put.
+            guard: as for BaseStore._put.
+            owner: the session that the key is to live with; 0 for one that stays.
+            version: of the key, if it is the owner's already as far as is known.
+        """
+        guesses = self._guesses(path, value, expected, owner, version, is_alone=guard is None)
+        directory = path.rpartition("/")[0]
+        while True:
+            is_directory_missing = False
+            for operations in guesses:
+                try:
+                    stat: Stat = (await self._transact(call, connection, operations, guard))[-1]
+                except (NoNodeError, NodeExistsError, BadVersionError) as error:
+                    is_directory_missing = isinstance(error, NoNodeError) and not expected
+                    continue
+                except EphemeralParentError as error:
+                    raise _no_children() from error
+                if stat.owner != owner:
+                    return await self._change_kind(call, connection, path, value, stat, owner)
+                return stat
+            if is_directory_missing and directory in self._making:
+                await asyncio.wait([self._making[directory]])
+                guesses = guesses[-1:]
+                continue
+            with self._making_directory(directory if is_directory_missing else None):
+                place = await read_place(connection, path)
+                if expected is not None and (unexpected := _unexpected(place, expected)) is not None:
+                    await self._require(connection, guard)
+                    raise unexpected
+                try:
+                    return await self._write_at(call, connection, path, value, place, owner, guard)
+                except EphemeralParentError as error:
+                    raise _no_children() from error
+                except (NoNodeError, NodeExistsError, BadVersionError, NotEmptyError) as error:
+                    _log.debug("zookeeper: a write begins again: %s", error)
+            guesses = []
+
+    @contextmanager
+    def _making_directory(self, directory: str | None) -> Iterator[None]:
+        """Have others wait who find the same directory missing: of all that make it at once, only one succeeds."""
+        if directory is None:
+            yield
+            return
+        made = self._making[directory] = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        finally:
+            del self._making[directory]
+            made.set_result(None)
+
+    def _guesses(
+        self, path: str, value: bytes, expected: int | None, owner: int, version: int | None, *, is_alone: bool
+    ) -> list[Ops]:
+        """Return what will usually do, to be tried in turn; the last creates the key, if that may be."""
+        guesses: list[Ops] = []
+        if expected is None and owner == 0:
+            guesses.append([set_data(znode(path), value)])
+        elif expected is None and version is not None:
+            guesses.append([set_data(znode(path), value, version)])
+        if not expected and is_alone:
+            guesses.append([create(znode(path), value, self._acl, ephemeral=owner != 0)])
+        elif not expected:
+            guesses.append(self._fresh(path, value, owner))
+        return guesses
+
+    def _fresh(self, path: str, value: bytes, owner: int, *, other_than: int | None = None) -> Ops:
+        """Create a node within a transaction, where only writing it gives its index.
+
+        Args:
+            path: of the node.
+            value: its data.
+            owner: the session that it lives with, 0 for none.
+            other_than: the version that it is not to have, so that no comparison takes it for the one it replaces.
+        """
+        node = znode(path)
+        operations: Ops = [create(node, b"", self._acl, ephemeral=owner != 0), set_data(node, value)]
+        if other_than == 1:
+            operations.insert(1, set_data(node, b""))
+        return operations
+
+    async def _write_at(
+        self,
+        call: Call,
+        connection: Connection,
+        path: str,
+        value: bytes,
+        place: Place,
+        owner: int,
+        guard: Guard | None,
+    ) -> Stat:
+        """Write a key whose place was read."""
+        node = place.node
+        if node is None:
+            operations = self._fresh(path, value, owner)
+            results = await self._create(call, connection, operations, len(value), [place], guard)
+        elif node.stat.owner == owner:
+            operations = [set_data(znode(path), value, node.stat.version)]
+            results = await self._transact(call, connection, operations, guard)
+        elif node.stat.children:
+            raise _no_children()
+        else:
+            operations = self._replace(path, value, node.stat.version, owner)
+            results = await self._transact(call, connection, operations, guard)
+        stat: Stat = results[-1]
+        return stat
+
+    def _replace(self, path: str, value: bytes, version: int, owner: int) -> Ops:
+        """Make a node of the other kind."""
+        return [delete(znode(path), version), *self._fresh(path, value, owner, other_than=version)]
+
+    async def _change_kind(
+        self, call: Call, connection: Connection, path: str, value: bytes, stat: Stat, owner: int
+    ) -> Stat:
+        """Have a key that was written live as long as it should; whoever writes it meanwhile sees to that himself."""
+        try:
+            replacement = self._replace(path, value, stat.version, owner)
+            made: Stat = (await self._transact(call, connection, replacement, None))[-1]
+            return made
+        except BadVersionError:
+            return stat
+        except NotEmptyError as error:
+            raise _no_children() from error
+        except NoNodeError as error:
+            _log.debug("zookeeper: a key went before it was made permanent: %s", error)
+        finally:
+            call.writing()
+        # Its session ended, most likely: a write that is acknowledged must not go with it.
+        while True:
+            place = await read_place(connection, path)
+            if place.node is not None:
+                return stat
+            try:
+                return await self._write_at(call, connection, path, value, place, owner, None)
+            except NodeExistsError:
+                return stat
+            except NoNodeError:
+                continue
+            finally:
+                call.writing()
+
+    async def _create(
+        self,
+        call: Call,
+        connection: Connection,
+        operations: Ops,
+        size: int,
+        places: Sequence[Place],
+        guard: Guard | None,
+    ) -> Sequence[Any]:
+        """Create nodes with those of their directories that are missing."""
+        missing = {parent[0].request.path: parent for place in places for parent in make_parents(place, self._acl)}
+        parents = sorted(missing.values(), key=lambda parent: len(parent[0].request.path))
+        size += sum(len(parent) * (len(parent[0].request.path.encode()) + _OPERATION_BYTES) for parent in parents)
+        if size > _REQUEST_BYTES:
+            for start in range(0, len(parents), _DIRECTORIES_AT_ONCE):
+                part = parents[start : start + _DIRECTORIES_AT_ONCE]
+                await self._transact(call, connection, [step for parent in part for step in parent], None)
+                call.settled()
+            parents = []
+        above = [step for parent in parents for step in parent]
+        return (await self._transact(call, connection, above + operations, guard))[len(above) :]
+
+    # -- delete ------------------------------------------------------------------------------------------------------
+
+    async def delete(
+        self, call: Call | None, connection: Connection, path: str, *, expected: int | None, guard: Guard | None
+    ) -> None:
+        """Delete a key, and the directories that it leaves without keys; see BaseStore._delete."""
+        may_prune = True
+        while True:
+            place = await read_place(connection, path)
+            key = place.key
+            if key is None or (expected is not None and key.stat.index != expected):
+                await self._require(connection, guard)
+                raise KeyNotFoundError if key is None else KeyModifiedError
+            rest: str | None = path
+            if key.stat.children:
+                operations = empty(path, key.stat.version)
+                decisive = len(operations)
+            else:
+                operations = [delete(znode(path), ANY_VERSION if expected is None else key.stat.version)]
+                decisive = 1
+                rest = place.above[0][0] if place.above else None
+                if may_prune:
+                    pruning = prune(place.above)
+                    operations += pruning.operations
+                    rest = pruning.rest
+            checks = self._checks(guard)
+            try:
+                connection.check_open()
+                if call is not None:
+                    call.writing()
+                is_idle_now = await delete_and_look(connection, checks + operations, rest)
+            except TransactionRefusedError as error:
+                if call is not None:
+                    call.settled()
+                if error.position < len(checks):
+                    raise _guard_failed(error) from error
+                if isinstance(error.reason, AccessDeniedError) and error.position >= len(checks) + decisive:
+                    may_prune = False
+                elif not is_retried(error.reason):
+                    raise error.reason from error
+                continue
+            if is_idle_now and rest is not None:
+                await self._tidy_after(connection, rest)
+            return
+
+    async def delete_exactly(self, connection: Connection, path: str, index: int) -> None:
+        """Delete a key if it is still at an index; may be repeated."""
+        try:
+            await self.delete(None, connection, path, expected=index, guard=None)
+        except (KeyNotFoundError, KeyModifiedError) as error:
+            _log.debug("zookeeper: a key had gone or changed before its end: %s", error)
+
+    async def delete_owned(self, connection: Connection, path: str) -> None:
+        """Delete a key if it belongs to the connection's session."""
+        place = await read_place(connection, path)
+        if place.key is not None and place.key.stat.owner == connection.welcome.session:
+            await self.delete_exactly(connection, path, place.key.stat.index)
+
+    async def _tidy_after(self, connection: Connection, rest: str) -> None:
+        try:
+            await tidy_from(connection, rest)
+        except StoreError as error:
+            _log.debug("zookeeper: an empty directory was left: %s", error)
+
+    # -- delete_tree -------------------------------------------------------------------------------------------------
+
+    async def delete_tree(self, call: Call, connection: Connection, directory: str, *, guard: Guard | None) -> int:
+        """Delete everything below a directory, and the directories that this leaves; see BaseStore._delete_tree."""
+        deleted = 0
+        may_prune = True
+        while True:
+            tree = await self._reader.read_tree(
+                connection, directory, consistent=True, level_read=call.extend, with_above=True
+            )
+            if deleted:
+                call.writing()
+            if not any(node.data is not None for node in tree.nodes.values()):
+                await self._require(connection, guard)
+                is_key = tree.node is not None and tree.node.data is not None
+                if not deleted and not is_key and directory != self._root:
+                    raise KeyNotFoundError
+                return deleted
+            above, rest = _prune_tree(directory, tree) if may_prune else Pruning([], None)
+            parts = _in_parts(_deletions(tree), _REQUEST_BYTES - sum(map(_size, above)))
+            try:
+                for part in parts:
+                    is_last = part is parts[-1]
+                    checks = self._checks(guard)
+                    operations = checks + [operation for operation, _ in part] + (above if is_last else [])
+                    connection.check_open()
+                    call.writing()
+                    is_idle_now = await delete_and_look(connection, operations, rest if is_last else None)
+                    deleted += sum(is_key for _, is_key in part)
+                    call.extend()
+            except TransactionRefusedError as error:
+                if not deleted:
+                    call.settled()
+                if error.position < len(checks):
+                    raise _guard_failed(error) from error
+                if isinstance(error.reason, AccessDeniedError) and error.position >= len(checks) + len(part):
+                    may_prune = False
+                elif not is_retried(error.reason):
+                    raise error.reason from error
+                continue
+            if is_idle_now and rest is not None:
+                await self._tidy_after(connection, rest)
+            return deleted
+
+    # -- locks -------------------------------------------------------------------------------------------------------
+
+    async def acquire(self, call: Call, connection: Connection, path: str, value: bytes) -> tuple[Stat, int]:
+        """Create a lock's key for the connection's session, and count the acquisition.
+
+        Returns:
+            The key's stat, and the number of the acquisition, which guards compare.
+        """
+        node, epoch = znode(path), self._epoch(path)
+        take: Ops = [
+            create(node, b"", self._acl, ephemeral=True),
+            *(set_data(node, b"") for _ in range(_LOCK_VERSION - 1)),
+            set_data(node, value),
+        ]
+        count = set_data(znode(epoch), b"")
+        places: Sequence[Place] = []
+        while True:
+            operations = [*take, count]
+            if places and places[1].node is None:
+                operations = [*take, create(znode(epoch), b"", self._acl), count]
+            try:
+                results = await self._create(call, connection, operations, len(value), places, None)
+                return results[-1 - len(operations) + len(take)], results[-1].version
+            except EphemeralParentError as error:
+                raise _no_children() from error
+            except (NoNodeError, NodeExistsError) as error:
+                _log.debug("zookeeper: a lock is tried again: %s", error)
+            places = await read_places(connection, [path, epoch])
+            if places[0].key is not None:
+                raise KeyExistsError
+            if places[0].node is not None:
+                raise _no_children()
+
+    async def find_acquired(self, connection: Connection, path: str) -> tuple[Stat, int] | None:
+        """Return what ``acquire`` would have, if it was carried out for the connection's session."""
+        lock, epoch = await read_places(connection, [path, self._epoch(path)])
+        if lock.node is None or lock.node.stat.owner != connection.welcome.session or epoch.node is None:
+            return None
+        return lock.node.stat, epoch.node.stat.version
+
+    def _epoch(self, path: str) -> str:
+        return f"{self._hidden}epochs/{blake2b(path.encode(), digest_size=16).hexdigest()}"
+
+    def _checks(self, guard: Guard | None) -> Ops:
+        if guard is None:
+            return []
+        return [check(znode(guard.path), _LOCK_VERSION), check(znode(self._epoch(guard.path)), guard.token)]
+
+    async def _require(self, connection: Connection, guard: Guard | None) -> None:
+        """Raise LockLostError unless a guard holds."""
+        if guard is not None:
+            try:
+                await connection.ask(transaction(self._checks(guard)))
+            except TransactionRefusedError as error:
+                raise _guard_failed(error) from error
+
+    # -- all ---------------------------------------------------------------------------------------------------------
+
+    async def _transact(
+        self, call: Call, connection: Connection, operations: Ops, guard: Guard | None
+    ) -> Sequence[Any]:
+        """Carry out operations if the guard holds; raises what is wrong with the first that cannot be."""
+        checks = self._checks(guard)
+        connection.check_open()
+        call.writing()
+        try:
+            if len(operations) == 1 and not checks:
+                return [await connection.ask(operations[0])]
+            return (await connection.ask(transaction(checks + operations)))[len(checks) :]
+        except TransactionRefusedError as error:
+            call.settled()
+            if error.position < len(checks):
+                raise _guard_failed(error) from error
+            raise error.reason from error
+        except NotReachableError:
+            raise
+        except StoreError:
+            call.settled()
+            raise
+
+
+def _unexpected(place: Place, expected: int) -> StoreError | None:
+    """Return what forbids a write that expects the key at an index, 0 for no key."""
+    if not expected:
+        return None if place.key is None else KeyExistsError()
+    return None if place.key is not None and place.key.stat.index == expected else KeyModifiedError()
+
+
+def _no_children() -> StoreError:
+    return CallNotSupportedError("on ZooKeeper a key with ttl or keep_alive, or a lock, has no keys below it")
+
+
+def _guard_failed(error: TransactionRefusedError) -> StoreError:
+    return LockLostError() if is_retried(error.reason) else error.reason
+
+
+def _prune_tree(directory: str, tree: Subtree) -> Pruning:
+    """Return how to prune a directory that loses all below it."""
+    below = f"{directory}/"
+    children = sum("/" not in path[len(below) :] for path in tree.nodes)
+    if not directory or not is_idle(tree.node, children):
+        return Pruning([], directory or None)
+    assert tree.node is not None, "idle"
+    pruning = prune(tree.above)
+    return Pruning([delete(znode(directory), tree.node.stat.version), *pruning.operations], pruning.rest)
+
+
+def _deletions(tree: Subtree) -> Iterator[tuple[Operation[None], bool]]:
+    """Yield what deletes each node below a directory, children first, and whether it is a key.
+
+    A key is deleted whatever it has become; a directory only as it was read, since it may have become a key that
+    is to be counted, and a key with children too, since it may have become a directory.
+    """
+    for path in sorted(tree.nodes, reverse=True):
+        node = tree.nodes[path]
+        is_key = node.data is not None
+        version = ANY_VERSION if is_key and not node.stat.children else node.stat.version
+        yield delete(znode(path), version), is_key
+
+
+def _in_parts(
+    deletions: Iterable[tuple[Operation[None], bool]], limit: int
+) -> list[list[tuple[Operation[None], bool]]]:
+    """Divide deletions so that each part fits into a request."""
+    parts: list[list[tuple[Operation[None], bool]]] = [[]]
+    left = limit
+    for deletion in deletions:
+        left -= _size(deletion[0])
+        if left < 0:
+            parts.append([])
+            left = limit - _size(deletion[0])
+        parts[-1].append(deletion)
+    return parts
+
+
+def _size(operation: Operation[None]) -> int:
+    return len(operation.request.path.encode()) + _OPERATION_BYTES

@@ -1,0 +1,67 @@
+"""The ZooKeeper backend against the conformance suite."""
+
+from functools import partial
+
+import pytest
+
+from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory
+from aiolibkv.testing.conformance.calls import Calls, CompareAndSwap
+from aiolibkv.testing.conformance.cancelling import Cancelling
+from aiolibkv.testing.conformance.closing import Closing, Errors
+from aiolibkv.testing.conformance.directories import DeletingTrees, Directories
+from aiolibkv.testing.conformance.keys import Keys, Values
+from aiolibkv.testing.conformance.libkv import Libkv
+from aiolibkv.testing.conformance.lifetimes import Lifetimes
+from aiolibkv.testing.conformance.rooting import Rooting
+from aiolibkv.testing.conformance.watching import Watching
+from aiolibkv.testing.conformance.watching_trees import WatchingTrees
+from aiolibkv.testing.servers import ZooKeeperCluster, ZooKeeperServer
+from zookeeper.conftest import OneShotStore, make_store
+
+
+class TestZooKeeper(ConformanceSuite):
+    """Every test of the suite, on one server."""
+
+    @pytest.fixture
+    def store_factory(self, server: ZooKeeperServer) -> StoreFactory:
+        """Make stores as users do."""
+        return partial(make_store, [server.endpoint])
+
+
+class TestZooKeeper35(
+    Lifetimes,
+    Cancelling,
+    Closing,
+    Errors,
+    WatchingTrees,
+    Watching,
+    Rooting,
+    DeletingTrees,
+    Directories,
+    Keys,
+    Values,
+    CompareAndSwap,
+    Calls,
+    Libkv,
+):
+    """The suite with the watches and reads of servers before 3.6, but for keeping alive, which has nothing of them."""
+
+    @pytest.fixture
+    def store_factory(self, server: ZooKeeperServer) -> StoreFactory:
+        """Make stores that use no operation of ZooKeeper 3.6."""
+        return partial(make_store, [server.endpoint], kind=OneShotStore)
+
+
+class TestThreeServers(Watching, Directories, CompareAndSwap):
+    """What may depend on which server answers, on three servers."""
+
+    @pytest.fixture
+    def store_factory(self, cluster: ZooKeeperCluster) -> StoreFactory:
+        """Make stores that begin at different servers."""
+        endpoints = list(cluster.endpoints)
+
+        def make(**settings: object) -> object:
+            endpoints.append(endpoints.pop(0))
+            return make_store(tuple(endpoints), **settings)  # type: ignore[arg-type]
+
+        return make  # type: ignore[return-value]

@@ -1,0 +1,194 @@
+"""What is ZooKeeper's own of locks: sessions, the epochs that guards compare, and what stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+
+from aiolibkv import AsyncStore, CallNotSupportedError, LockLostError
+from aiolibkv.store import Guard
+from aiolibkv.testing.proxy import FaultProxy
+from aiolibkv.testing.scale import eventually, scaled
+from aiolibkv.testing.servers import ZooKeeperServer
+from zookeeper.conftest import MakeStore, make_store
+from zookeeper.test_implicit_parents import nodes_below
+
+
+async def _put(store: AsyncStore) -> None:
+    await store.put("dir/lock", b"foreign")
+
+
+async def _delete(store: AsyncStore) -> None:
+    await store.delete("dir/lock")
+
+
+async def _replace(store: AsyncStore) -> None:
+    await store.delete("dir/lock")
+    await store.put("dir/lock", b"foreign")
+
+
+async def _replace_for_a_while(store: AsyncStore) -> None:
+    await store.delete("dir/lock")
+    await store.put("dir/lock", b"foreign", ttl=1000)
+
+
+async def _write_with_ttl(store: AsyncStore) -> None:
+    await store.put("dir/lock", b"foreign", ttl=1000)
+
+
+async def _delete_tree(store: AsyncStore) -> None:
+    await store.delete_tree("dir")
+
+
+async def _take(store: AsyncStore) -> None:
+    await store.delete("dir/lock")
+    assert await store.new_lock("dir/lock", ttl=5).acquire()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("write", [_put, _delete, _replace, _replace_for_a_while, _write_with_ttl, _delete_tree, _take])
+async def test_a_guard_refuses_after_a_foreign_write(
+    make: MakeStore, write: Callable[[AsyncStore], Awaitable[None]]
+) -> None:
+    async with make() as store, make() as other:
+        held = await store.new_lock("dir/lock", value=b"me", ttl=5).acquire()
+        pair = await store.put("key", b"", guard=held)
+        tree = await store.put("tree/key", b"", guard=held)
+        await write(other)
+        # The server refuses, whether or not the holder has heard of it.
+        guard = Guard(store._path("dir/lock"), held.fencing_token)
+        store._guard = lambda held: guard if held else None  # type: ignore[method-assign]
+        for call in (
+            lambda: store.put("key", b"", guard=held),
+            lambda: store.put("new", b"", guard=held),
+            lambda: store.atomic_put("key", b"", pair, guard=held),
+            lambda: store.atomic_put("new", b"", None, guard=held),
+            lambda: store.delete("key", guard=held),
+            lambda: store.delete("missing", guard=held),
+            lambda: store.atomic_delete("key", pair, guard=held),
+            lambda: store.delete_tree("tree", guard=held),
+            lambda: store.put("key", b"", ttl=5, guard=held),
+        ):
+            with pytest.raises(LockLostError) as caught:
+                await call()
+            assert caught.value.maybe_applied is False
+        await asyncio.wait_for(held.wait_lost(), scaled(2))
+        assert list(await other.list("tree")) == [tree]
+        assert await other.get("key") == pair
+
+
+@pytest.mark.asyncio
+async def test_tokens_increase_and_nothing_is_left_but_the_epoch(make: MakeStore, prefix: str) -> None:
+    async with make() as store, make() as other:
+        tokens = []
+        for number in range(4):
+            async with (store, other)[number % 2].new_lock("dir/lock", ttl=5) as held:
+                tokens.append(held.fencing_token)
+        assert tokens == sorted(set(tokens))
+
+        async def is_clean() -> bool:
+            if await nodes_below(store, prefix):
+                return False
+            own = f"{prefix}/.aiolibkv"
+            left = [path.removeprefix(f"{own}/") for path in await nodes_below(store, own)]
+            return len(left) == 2 and left[0] == "epochs" and left[1].startswith("epochs/")
+
+        await eventually(is_clean, within=5, message="only the epoch stays")
+
+
+@pytest.mark.asyncio
+async def test_a_directory_is_no_lock(make: MakeStore) -> None:
+    async with make() as store:
+        await store.put("dir/key", b"")
+        with pytest.raises(CallNotSupportedError):
+            await store.new_lock("dir").try_acquire()
+        async with store.new_lock("lock", ttl=5):
+            with pytest.raises(CallNotSupportedError):
+                await store.put("lock/key", b"")
+
+
+@pytest.mark.asyncio
+async def test_the_ttl_is_what_was_agreed_with_the_server(make: MakeStore) -> None:
+    async with make() as store:
+        for asked, agreed in ((2.5, 2.5), (1000, 10)):
+            async with store.new_lock("lock", ttl=asked) as held:
+                assert held.ttl == agreed
+                assert held.freed_within == agreed + 2
+
+
+@pytest.mark.asyncio
+async def test_a_lock_of_a_dead_holder_is_freed_in_time(server: ZooKeeperServer, prefix: str) -> None:
+    async with (
+        FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
+        make_store([proxy.endpoint], prefix=prefix) as holder,
+        make_store([server.endpoint], prefix=prefix) as other,
+    ):
+        held = await holder.new_lock("lock", ttl=2).acquire()
+        waiting = asyncio.ensure_future(other.new_lock("lock", ttl=2).acquire())
+        await asyncio.sleep(0)
+        proxy.blackhole()
+        began = asyncio.get_running_loop().time()
+        await asyncio.wait_for(held.wait_lost(), scaled(held.ttl))
+        next_held = await asyncio.wait_for(waiting, scaled(held.freed_within + 1))
+        assert asyncio.get_running_loop().time() - began < scaled(held.freed_within + 1)
+        assert next_held.fencing_token > held.fencing_token
+        proxy.heal()
+
+
+@pytest.mark.asyncio
+async def test_an_outage_shorter_than_half_the_ttl_costs_nothing(server: ZooKeeperServer, prefix: str) -> None:
+    async with (
+        FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
+        make_store([proxy.endpoint], prefix=prefix) as store,
+    ):
+        held = await store.new_lock("lock", ttl=4).acquire()
+        proxy.blackhole()
+        await asyncio.sleep(1.9)
+        proxy.heal()
+        await store.put("key", b"", guard=held)
+        assert held.is_held
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("waiters", [20, 50])
+async def test_what_a_release_costs(server: ZooKeeperServer, prefix: str, waiters: int) -> None:
+    """Whoever waits in line is in a store of its own; what they send goes through a proxy, pings not counted."""
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(FaultProxy(server.host, server.port, protocol="zookeeper"))
+        holder = await stack.enter_async_context(make_store([proxy.endpoint], prefix=prefix))
+        lock = holder.new_lock("lock", ttl=10)
+        await lock.acquire()
+        stores = [make_store([proxy.endpoint], prefix=prefix) for _ in range(waiters)]
+        for store in stores:
+            await stack.enter_async_context(store)
+        waiting = [asyncio.ensure_future(store.new_lock("lock", ttl=10).acquire()) for store in stores]
+        own = f"{prefix}/.aiolibkv/waiters"
+
+        async def are_in_line() -> bool:
+            return len(await nodes_below(holder, own)) == waiters + 1
+
+        await eventually(are_in_line, within=20, message="all of them wait in line")
+        await _until_quiet(proxy)
+        with proxy.counting() as counts:
+            await lock.release()
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=scaled(10))
+            await _until_quiet(proxy)
+        assert len(done) == 1
+        assert counts.requests <= 10 + _BEGINNING
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+
+_BEGINNING = 3
+"""Requests with which the next holder begins to watch its key, after it has the lock."""
+
+
+async def _until_quiet(proxy: FaultProxy) -> None:
+    seen = -1
+    while seen != proxy.requests:
+        seen = proxy.requests
+        await asyncio.sleep(0.3)

@@ -1,0 +1,65 @@
+"""Ten thousand keys: listed, watched, deleted."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aiolibkv import KeyNotFoundError
+from aiolibkv.backends.zookeeper import ZooKeeperStore
+from aiolibkv.backends.zookeeper import operations as ops
+from aiolibkv.testing.scale import scaled
+from zookeeper.conftest import MakeStore, OneShotStore
+from zookeeper.test_implicit_parents import raw_exists
+
+_AT_ONCE = 500
+
+
+async def _fill(store: ZooKeeperStore, prefix: str, count: int) -> None:
+    """Write the keys in a few transactions; how fast puts are is not what is tested."""
+    for directory in range(10):
+        await store.put(f"dir/{directory}", b"")
+    connection = await store._session.connection()
+    for start in range(0, count, _AT_ONCE):
+        numbers = range(start, start + _AT_ONCE)
+        creates = [ops.create(f"/{prefix}/dir/{number % 10}/{number}", b"value", ops.WORLD) for number in numbers]
+        await connection.ask(ops.transaction(creates))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("kind", "count"), [(ZooKeeperStore, 10_000), (OneShotStore, 3000)])
+async def test_many_keys(make: MakeStore, prefix: str, kind: type[ZooKeeperStore], count: int) -> None:
+    async with asyncio.timeout(scaled(60)), make(kind=kind) as store, make() as writer:
+        await _fill(writer, prefix, count)
+        listed = await store.list("dir")
+        assert len(listed) == count + 10
+        async with store.watch_tree("dir") as watch:
+            assert await anext(watch) == list(listed)
+            changed = await writer.put("dir/3/3", b"changed")
+            snapshot = await anext(watch)
+            assert [change.pair for change in snapshot.changes] == [changed]
+            assert await writer.delete_tree("dir") == count + 10
+            while await anext(watch):
+                pass
+        with pytest.raises(KeyNotFoundError):
+            await store.list("dir")
+        assert not await raw_exists(store, prefix)
+
+
+@pytest.mark.asyncio
+async def test_a_tree_that_needs_more_than_one_request(make: MakeStore, prefix: str) -> None:
+    """Its deletion is more than the server takes at once."""
+    async with make(prefix=f"{prefix}/{'p' * 400}") as store, store.new_lock("lock") as held:
+        connection = await store._session.connection()
+        await store.put("dir/key", b"")
+        long = "k" * 400
+        for start in range(0, 2000, 200):
+            creates = [
+                ops.create(f"/{store.config.prefix}/dir/{long}{number}", b"", ops.WORLD)
+                for number in range(start, start + 200)
+            ]
+            await connection.ask(ops.transaction(creates))
+        assert await store.delete_tree("dir", guard=held) == 2001
+        with pytest.raises(KeyNotFoundError):
+            await store.list("dir")

@@ -1,0 +1,164 @@
+"""How often each call waits for the server, counted on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from aiolibkv import KeyExistsError, KVPair
+from aiolibkv.testing.proxy import FaultProxy
+from aiolibkv.testing.scale import eventually
+from aiolibkv.testing.servers import ZooKeeperServer
+from zookeeper.conftest import MakeStore, OneShotStore, make_store
+
+Proxied = tuple[FaultProxy, MakeStore]
+
+
+@pytest_asyncio.fixture
+async def proxied(server: ZooKeeperServer, prefix: str) -> AsyncIterator[Proxied]:
+    async with FaultProxy(server.host, server.port, protocol="zookeeper") as proxy:
+
+        def make(**settings: Any) -> Any:
+            return make_store([proxy.endpoint], **{"prefix": prefix, **settings})
+
+        yield proxy, make
+
+
+async def _cost(proxy: FaultProxy, call: Callable[[], Awaitable[Any]]) -> tuple[int, Any]:
+    with proxy.counting() as counts:
+        result = await call()
+    return counts.round_trips, result
+
+
+@pytest.mark.asyncio
+async def test_calls_on_a_key(proxied: Proxied) -> None:
+    proxy, make = proxied
+    async with make() as store:
+        assert (await _cost(proxy, lambda: store.put("new/directory/key", b"")))[0] <= 4
+        assert (await _cost(proxy, lambda: store.put("new/directory/second", b"")))[0] == 2
+        assert (await _cost(proxy, lambda: store.put("new/directory/key", b"")))[0] == 1
+        assert (await _cost(proxy, lambda: store.get("new/directory/key")))[0] == 1
+        assert (await _cost(proxy, lambda: store.get("new/directory/key", consistent=False)))[0] == 1
+        assert (await _cost(proxy, lambda: store.exists("new/directory/key")))[0] == 1
+        cost, pair = await _cost(proxy, lambda: store.atomic_put("new/directory/third", b"", None))
+        assert cost == 1
+        cost, pair = await _cost(proxy, lambda: store.atomic_put("new/directory/third", b"", pair))
+        assert cost == 2
+        assert (await _cost(proxy, lambda: store.atomic_delete("new/directory/third", pair)))[0] == 2
+        assert (await _cost(proxy, lambda: store.delete("new/directory/second")))[0] == 2
+        # With the directories that go with it.
+        assert (await _cost(proxy, lambda: store.delete("new/directory/key")))[0] == 2
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", [None, OneShotStore])
+async def test_calls_on_a_directory(proxied: Proxied, kind: type[OneShotStore] | None) -> None:
+    proxy, make = proxied
+    async with make(**({"kind": kind} if kind else {})) as store:
+        for number in range(30):
+            await store.put(f"flat/{number}", b"")
+            await store.put(f"deep/{number % 3}/{number}", b"")
+        # One for the directory, one for each level below.
+        assert (await _cost(proxy, lambda: store.list("flat")))[0] == 2
+        assert (await _cost(proxy, lambda: store.list("deep")))[0] == 3
+        assert (await _cost(proxy, lambda: store.delete_tree("flat")))[0] == 3
+        assert (await _cost(proxy, lambda: store.delete_tree("deep")))[0] == 4
+
+
+@pytest.mark.asyncio
+async def test_lifetimes(proxied: Proxied) -> None:
+    proxy, make = proxied
+    async with make() as store:
+        await store.put("dir/other", b"")
+        lives: list[dict[str, Any]] = [{"ttl": 1000}, {"ttl": 15, "keep_alive": True}]
+        for live in lives:
+            await store.put("dir/first", b"", **live)
+
+            async def put(live: dict[str, Any] = live) -> KVPair:
+                return await store.put("dir/key", b"", **live)
+
+            async def swap(previous: KVPair | None, live: dict[str, Any] = live) -> KVPair:
+                return await store.atomic_put("dir/new", b"", previous, **live)
+
+            assert (await _cost(proxy, put))[0] <= 2
+            assert (await _cost(proxy, put))[0] == 1
+            created, pair = await _cost(proxy, partial(swap, None))
+            assert created == 1
+            assert (await _cost(proxy, partial(swap, pair)))[0] == 2
+            await store.delete("dir/key")
+            await store.delete("dir/new")
+            await store.delete("dir/first")
+
+
+@pytest.mark.asyncio
+async def test_a_guard_costs_nothing(proxied: Proxied) -> None:
+    proxy, make = proxied
+    async with make() as store, store.new_lock("lock") as held:
+        await store.put("dir/other", b"")
+        assert (await _cost(proxy, lambda: store.put("dir/key", b"", guard=held)))[0] <= 2
+        cost, pair = await _cost(proxy, lambda: store.put("dir/key", b"", guard=held))
+        assert cost == 1
+        cost, pair = await _cost(proxy, lambda: store.atomic_put("dir/key", b"", pair, guard=held))
+        assert cost == 2
+        assert (await _cost(proxy, lambda: store.delete("dir/key", guard=held)))[0] == 2
+        assert (await _cost(proxy, lambda: store.delete_tree("dir", guard=held)))[0] == 3
+
+
+@pytest.mark.asyncio
+async def test_a_refusal_is_not_repeated(proxied: Proxied) -> None:
+    proxy, make = proxied
+    async with make() as store:
+        await store.put("key", b"")
+        with proxy.counting() as counts, pytest.raises(KeyExistsError):
+            await store.atomic_put("key", b"", None)
+        assert counts.round_trips <= 2
+
+
+@pytest.mark.asyncio
+async def test_a_thousand_watches_share_the_connection(proxied: Proxied) -> None:
+    proxy, make = proxied
+    async with make() as store:
+        watches = [store.watch(f"dir/{number % 500}") for number in range(1000)]
+        for watch in watches:
+            await watch.__aenter__()
+        for watch in watches:
+            assert await anext(watch) is None
+        assert proxy.connections_total == 1
+        pair = await store.put("dir/7", b"")
+        assert [await anext(watches[number]) for number in (7, 507)] == [pair, pair]
+        for watch in watches:
+            await watch.aclose()
+        server_side = await store._session.connection()
+        await server_side.ping()
+        assert not store._watches._interests
+        assert not store._watches._armed
+
+
+@pytest.mark.asyncio
+async def test_a_released_watch_is_removed_at_the_server(proxied: Proxied, server: ZooKeeperServer) -> None:
+    _, make = proxied
+
+    async def count() -> int:
+        for line in (await server.four_letter_word("mntr")).splitlines():
+            name, _, value = line.partition("\t")
+            if name == "zk_watch_count":
+                return int(value)
+        raise AssertionError
+
+    for kind in (None, OneShotStore):
+        async with make(**({"kind": kind} if kind else {})) as store:
+            await store.put("dir/key", b"")
+            before = await count()
+            async with store.watch("dir/key") as key, store.watch("none") as none, store.watch_tree("dir") as tree:
+                for watch in (key, none, tree):
+                    await anext(watch)
+                assert await count() >= before + 3
+
+            async def are_gone(before: int = before) -> bool:
+                return await count() == before
+
+            await eventually(are_gone, within=5, message="the server watches nothing for released watches")
