@@ -103,7 +103,8 @@ async def test_tls_with_a_certificate_of_the_client(tmp_path: Path) -> None:
                 await store.__aenter__()
 
 
-def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+@pytest.mark.asyncio
+async def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("nonsense")
@@ -116,7 +117,8 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     ]
     for files, message in cases:
         with pytest.raises(ValueError, match=message):
-            make_store(["localhost"], tls=True, **files)
+            async with make_store(["localhost"], tls=True, **files):
+                pass
 
 
 def test_settings_that_cannot_be() -> None:

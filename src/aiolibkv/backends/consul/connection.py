@@ -17,7 +17,7 @@ from typing import NamedTuple
 import aiohttp
 from yarl import URL
 
-from aiolibkv.backends.consul.credentials import TokenSource, ssl_context
+from aiolibkv.backends.consul.credentials import TokenSource
 from aiolibkv.backends.consul.encoding import (
     Answer,
     Entry,
@@ -35,6 +35,7 @@ from aiolibkv.config import Config
 from aiolibkv.errors import NotReachableError
 from aiolibkv.keys import RESERVED
 from aiolibkv.store import Endpoint, Endpoints
+from aiolibkv.store.tls import ssl_context
 
 CALLS_AT_ONCE = 32
 """Connections for calls. A server allows 200 to a client by default, and another store may share them."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ssl
-from pathlib import Path
-
-from aiolibkv.config import Config, Token
+from aiolibkv.config import Token
 from aiolibkv.errors import AccessDeniedError
 
 
@@ -62,41 +59,3 @@ def _check(token: str) -> None:
         raise TypeError(f"a token is a str, not {type(token).__name__}")
     if not token.isascii() or not token.isprintable():
         raise ValueError("a token consists of printable ASCII characters")
-
-
-def ssl_context(config: Config) -> ssl.SSLContext | None:
-    """Return what TLS needs, None for plain TCP.
-
-    Raises:
-        ValueError: a file cannot be read or used; names the field and the file.
-    """
-    if isinstance(config.tls, ssl.SSLContext):
-        context = config.tls
-    elif config.tls:
-        context = ssl.create_default_context()
-    else:
-        return None
-    if config.ca_file is not None:
-        _use("ca_file", config.ca_file)
-        try:
-            context.load_verify_locations(cafile=config.ca_file)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"ca_file {str(config.ca_file)!r} cannot be used: {error}") from error
-    if config.cert_file is not None and config.key_file is not None:
-        _use("cert_file", config.cert_file)
-        _use("key_file", config.key_file)
-        try:
-            # An encrypted key would have the terminal asked for its password.
-            context.load_cert_chain(config.cert_file, config.key_file, password=lambda: b"")
-        except (OSError, ValueError) as error:
-            files = f"cert_file {str(config.cert_file)!r} and key_file {str(config.key_file)!r}"
-            raise ValueError(f"{files} cannot be used: {error}") from error
-    return context
-
-
-def _use(field: str, file: str | Path) -> None:
-    try:
-        with Path(file).open("rb") as opened:
-            opened.read(1)
-    except OSError as error:
-        raise ValueError(f"{field} {str(file)!r} cannot be read: {error.strerror}") from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from pathlib import Path
 from random import uniform
 from typing import TypeVar
 
@@ -36,6 +35,7 @@ from aiolibkv.config import Config
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store import Call, Endpoints
 from aiolibkv.store.tasks import Tasks, finish
+from aiolibkv.store.tls import read_file, ssl_context
 
 A = TypeVar("A")
 
@@ -308,34 +308,12 @@ def read_credentials(config: Config) -> Credentials:
     Raises:
         ValueError: a file cannot be read or does not hold what it should.
     """
-    authorities = _read(config.ca_file, "ca_file")
-    certificate = _read(config.cert_file, "cert_file")
-    key = _read(config.key_file, "key_file")
-    context = ssl.create_default_context()
-    if authorities is not None:
-        try:
-            context.load_verify_locations(cadata=authorities.decode())
-        except (ssl.SSLError, UnicodeDecodeError) as error:
-            raise ValueError(f"etcd: ca_file {str(config.ca_file)!r} holds no PEM certificates") from error
-    else:
-        # grpc would use a list of its own.
-        system = ssl.get_default_verify_paths().cafile
-        authorities = Path(system).read_bytes() if system else None
-    if config.cert_file is not None:
-        try:
-            context.load_cert_chain(config.cert_file, config.key_file, password=lambda: "")
-        except ssl.SSLError as error:
-            raise ValueError(
-                f"etcd: cert_file {str(config.cert_file)!r} and key_file {str(config.key_file)!r} are no PEM "
-                f"certificate with its key, unencrypted"
-            ) from error
-    return Credentials(authorities, certificate, key)
-
-
-def _read(file: str | Path | None, name: str) -> bytes | None:
-    if file is None:
-        return None
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise ValueError(f"etcd: {name} {str(file)!r} cannot be read: {error.strerror}") from error
+    # What grpc says of a file that it cannot use names neither the field nor the file.
+    ssl_context(config)
+    # Without authorities grpc would use a list of its own.
+    ca_file = config.ca_file or ssl.get_default_verify_paths().cafile
+    return Credentials(
+        authorities=read_file("ca_file", ca_file) if ca_file else None,
+        certificate=read_file("cert_file", config.cert_file) if config.cert_file else None,
+        key=read_file("key_file", config.key_file) if config.key_file else None,
+    )

@@ -2,52 +2,12 @@
 
 from __future__ import annotations
 
-import ssl
-from pathlib import Path
 from typing import Any
 
 from aiolibkv.backends.zookeeper.operations import CREATOR, WORLD
 from aiolibkv.config import Config
 
 _ACLS = {"world": WORLD, "creator": CREATOR}
-
-
-def ssl_context(config: Config) -> ssl.SSLContext | None:
-    """Return what TLS needs, None for plain TCP.
-
-    Raises:
-        ValueError: a file cannot be read or used; names the field and the file.
-    """
-    if isinstance(config.tls, ssl.SSLContext):
-        context = config.tls
-    elif config.tls:
-        context = ssl.create_default_context()
-    else:
-        return None
-    if config.ca_file is not None:
-        _check_readable("ca_file", config.ca_file)
-        try:
-            context.load_verify_locations(cafile=config.ca_file)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"ca_file {str(config.ca_file)!r} cannot be used: {error}") from error
-    if config.cert_file is not None and config.key_file is not None:
-        _check_readable("cert_file", config.cert_file)
-        _check_readable("key_file", config.key_file)
-        try:
-            # Without a password here, an encrypted key would have the terminal asked for one.
-            context.load_cert_chain(config.cert_file, config.key_file, password=lambda: b"")
-        except (OSError, ValueError) as error:
-            files = f"cert_file {str(config.cert_file)!r} and key_file {str(config.key_file)!r}"
-            raise ValueError(f"{files} cannot be used: {error}") from error
-    return context
-
-
-def _check_readable(field: str, file: str | Path) -> None:
-    try:
-        with Path(file).open("rb") as opened:
-            opened.read(1)
-    except OSError as error:
-        raise ValueError(f"{field} {str(file)!r} cannot be read: {error.strerror}") from error
 
 
 def credentials(config: Config) -> bytes | None:

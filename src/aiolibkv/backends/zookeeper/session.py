@@ -38,21 +38,22 @@ class SessionLostError(StoreError):
 
 
 class Reach:
-    """How servers are reached: the same for all sessions of a store."""
+    """How servers are reached: the same for all sessions of a store.
 
-    def __init__(
-        self, endpoints: Endpoints, *, tls: ssl.SSLContext | None, credentials: bytes | None, connection_timeout: float
-    ) -> None:
+    Attributes:
+        tls: None for plain TCP; set when the store connects.
+    """
+
+    def __init__(self, endpoints: Endpoints, *, credentials: bytes | None, connection_timeout: float) -> None:
         """Keep the settings.
 
         Args:
             endpoints: the servers; all sessions move on together.
-            tls: None for plain TCP.
             credentials: of a user.
             connection_timeout: seconds, of which each server gets its share.
         """
         self.endpoints = endpoints
-        self.tls = tls
+        self.tls: ssl.SSLContext | None = None
         self.credentials = credentials
         if len(endpoints) > 1:
             self.attempt = min(_LONGEST_ATTEMPT, connection_timeout / (len(endpoints) + 1))

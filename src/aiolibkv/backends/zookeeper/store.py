@@ -10,7 +10,7 @@ from typing import ClassVar
 from aiolibkv.backends.zookeeper.connection import Connection
 from aiolibkv.backends.zookeeper.leases import Lifespans, ZooKeeperLease
 from aiolibkv.backends.zookeeper.operations import NoNodeError, Operation, get, sync
-from aiolibkv.backends.zookeeper.security import acl, credentials, ssl_context
+from aiolibkv.backends.zookeeper.security import acl, credentials
 from aiolibkv.backends.zookeeper.session import Reach, SessionLostError, ZooKeeperSession
 from aiolibkv.backends.zookeeper.tree import Reader, is_servers_own, pair, znode
 from aiolibkv.backends.zookeeper.watching import Watching
@@ -18,6 +18,7 @@ from aiolibkv.backends.zookeeper.writing import Writer
 from aiolibkv.config import Config
 from aiolibkv.errors import InvalidKeyError, StoreError
 from aiolibkv.store import BaseStore, Call, Endpoints, Feed, Guard, Lease, LeaseLost, Lifetime, Listing
+from aiolibkv.store.tls import ssl_context
 from aiolibkv.types import Capabilities, KVPair
 
 _PORT = 2181
@@ -68,7 +69,6 @@ class ZooKeeperStore(BaseStore):
         self._acl = acl(self.config)
         self._reach = Reach(
             Endpoints(self.endpoints, _PORT),
-            tls=ssl_context(self.config),
             credentials=credentials(self.config),
             connection_timeout=self.config.connection_timeout,
         )
@@ -114,6 +114,7 @@ class ZooKeeperStore(BaseStore):
         return path
 
     async def _connect(self) -> None:
+        self._reach.tls = ssl_context(self.config)
         self._prepare()
         self._session.begin()
         await self._session.connection()
