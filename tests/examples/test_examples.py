@@ -118,3 +118,12 @@ async def test_applications_find_each_other(server: EtcdServer) -> None:
         second.send_signal(signal.SIGTERM)
         await asyncio.wait_for(second.wait(), scaled(10))
         assert await seen(numbers[0]) == [f"127.0.0.1:{numbers[0]}"]
+
+
+async def test_the_demonstration_on_a_server(server: EtcdServer) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "aiolibkv", "demo", "--url", f"etcd://{server.endpoint}"), stdout=PIPE, stderr=PIPE
+    )
+    output = await rest(process)
+    for expected in ("Connected to EtcdStore", "lost: KeyModifiedError", "LockLostError", "keys deleted"):
+        assert expected in output
