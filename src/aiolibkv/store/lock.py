@@ -302,11 +302,17 @@ class StoreLock:
         await self._store._run(
             lambda call: self._store._put(call, place, b"", expected=0, lease=session.lease, guard=None), self._path
         )
+        ahead = await self._place_ahead(place)
         while True:
-            ahead = await self._place_ahead(place)
-            if ahead is None and (held := await self._take(session, turn)) is not None:
+            if ahead is not None:
+                await self._gone(ahead, session)
+            # Mostly the one ahead has just released the lock; if it gave up waiting, there may be others ahead.
+            held = await self._take(session, turn)
+            if held is not None:
                 return held
-            await self._gone(self._path if ahead is None else ahead, session)
+            ahead = await self._place_ahead(place)
+            if ahead is None:
+                await self._gone(self._path, session)
 
     async def _take(self, session: Session, turn: asyncio.Lock) -> StoreHeldLock | None:
         store, path, value = self._store, self._path, self._value
