@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,17 @@ def test_importing_loads_no_client_library_and_starts_nothing() -> None:
 
 def test_the_version_is_that_of_the_distribution() -> None:
     assert version("aiolibkv") == aiolibkv.__version__
+
+
+def test_the_example_of_the_readme_runs() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    example = text.split("```python\n")[1].split("```")[0]
+    done = run("-W", "error", "-c", example)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, third = done.stdout.splitlines()
+    assert "b'10'" in first
+    assert "b'20'" in second
+    assert "the key was modified" in third
 
 
 def test_demo() -> None:
