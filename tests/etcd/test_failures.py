@@ -67,8 +67,9 @@ async def test_a_server_without_space() -> None:
         EtcdStore([server.endpoint]) as store,
     ):
         with pytest.raises(StoreError, match="space quota") as caught:
-            for number in range(5):
-                await store.put(f"key/{number}", bytes(1024 * 1024))
+            # The server looks at its size only when it commits what it has gathered, every 100 ms.
+            for number in range(500):
+                await store.put(f"key/{number % 5}", bytes(1024 * 1024))
         assert not isinstance(caught.value, NotReachableError)
         assert caught.value.maybe_applied is False
         assert server.endpoint in str(caught.value)
