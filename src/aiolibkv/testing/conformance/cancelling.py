@@ -132,7 +132,6 @@ class Cancelling(Suite):
         pair = await store.put("dir/key", b"value")
         calls: list[tuple[Callable[[], Coroutine[Any, Any, object]], object]] = [
             (lambda: store.get("dir/key"), pair),
-            (lambda: store.get("dir/key", consistent=False), pair),
             (lambda: store.exists("dir/key"), True),
             (lambda: store.list("dir"), [pair]),
         ]
