@@ -128,7 +128,7 @@ async def test_a_cancelled_query_stays_on_the_server() -> None:
         held = []
         for number in range(8):
             reader, writer = await asyncio.open_connection(narrow.host, narrow.port)
-            writer.write(f"GET /v1/kv/missing/{number}?index=1000000&wait=4s HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            writer.write(f"GET /v1/kv/missing/{number}?index=1000000&wait=10s HTTP/1.1\r\nHost: a\r\n\r\n".encode())
             await writer.drain()
             held.append((reader, writer))
 
@@ -147,7 +147,7 @@ async def test_a_cancelled_query_stays_on_the_server() -> None:
         async def served() -> bool:
             return not await locked_out()
 
-        await eventually(served, within=10, message="the queries end")
+        await eventually(served, within=30, message="the queries end")
 
 
 async def test_neighbours_of_a_missing_key(proxied: ConsulStore, direct: ConsulStore, proxy: FaultProxy) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -119,22 +120,22 @@ async def test_a_path_that_cannot_be_a_database(database: Path) -> None:
     await fails_to_open(database, "is a directory")
 
 
-async def test_a_directory_that_may_not_be_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+async def test_a_directory_that_may_not_be_written(tmp_path: Path, mode: int) -> None:
+    """Not even searched, in the second case."""
     if os.geteuid() != 0:
         pytest.skip("becoming a user without rights needs root")
-    directory = tmp_path / "read-only"
-    directory.mkdir()
-    database = directory / "store.db"
-    async with open_sqlite(database) as store:
-        await store.put("key", b"")
-    for path in (tmp_path, *tmp_path.parents[:2], directory):
-        path.chmod(0o755)
-    with worker(enter_as_nobody, tmp_path / "unused.db", str(database)) as other:
-        kind, text = await other.receive()
-    assert kind is AccessDeniedError
-    assert "may not be written" in text
-    async with open_sqlite(database) as store:
-        assert await store.exists("key")
+    with TemporaryDirectory() as directory:
+        database = Path(directory) / "store.db"
+        async with open_sqlite(database) as store:
+            await store.put("key", b"")
+        Path(directory).chmod(mode)
+        with worker(enter_as_nobody, tmp_path / "unused.db", str(database)) as other:
+            kind, text = await other.receive()
+        assert kind is AccessDeniedError
+        assert "may not be written" in text
+        async with open_sqlite(database) as store:
+            assert await store.exists("key")
 
 
 async def test_a_damaged_file(database: Path) -> None:

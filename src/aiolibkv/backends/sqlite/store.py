@@ -198,9 +198,9 @@ class SqliteStore(BaseStore):
 
     def _open_files(self) -> Files:
         path = Path(os.path.realpath(self._path_of_database))
-        if path.is_dir():
-            raise StoreError("the path of the database is a directory")
         try:
+            if path.is_dir():
+                raise StoreError("the path of the database is a directory")
             return Files(path)
         except OSError as error:
             raise meaning(error, path) from error

@@ -163,7 +163,7 @@ class Coordinating(Suite):
             async for elected in elections[number]:
                 if elected:
                     assert [candidate.is_leader for candidate in candidates].count(True) == 1
-                    while seen[-1] != candidates[number].node:
+                    while seen[-1:] != [candidates[number].node]:
                         await asyncio.sleep(0.01)
                     await candidates[number].stop()
 
