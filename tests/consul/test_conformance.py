@@ -9,8 +9,6 @@ import pytest_asyncio
 from aiolibkv import AsyncStore, Config
 from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory
-from aiolibkv.testing.conformance.calls import Calls, CompareAndSwap
-from aiolibkv.testing.conformance.directories import DeletingTrees, Directories
 from aiolibkv.testing.servers import ConsulCluster, ConsulServer
 
 
@@ -35,8 +33,8 @@ class TestOneServer(ConformanceSuite):
         return _factory([server.endpoint])
 
 
-class TestThreeServers(Calls, CompareAndSwap, Directories, DeletingTrees):
-    """What the servers answer together; watches on three servers are shown where servers fail."""
+class TestThreeServers(ConformanceSuite):
+    """Every test of the suite."""
 
     @pytest.fixture
     def store_factory(self, cluster: ConsulCluster) -> StoreFactory:

@@ -52,8 +52,8 @@ class TestZooKeeper35(
         return partial(make_store, [server.endpoint], kind=OneShotStore)
 
 
-class TestThreeServers(Watching, Directories, CompareAndSwap):
-    """What may depend on which server answers, on three servers."""
+class TestThreeServers(ConformanceSuite):
+    """Every test of the suite, on three servers."""
 
     @pytest.fixture
     def store_factory(self, cluster: ZooKeeperCluster) -> StoreFactory:
