@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from aiolibkv.errors import InvalidKeyError
 
 RESERVED = ".aiolibkv"
 """First segment of the keys that the library itself keeps in a store."""
 
 MAX_KEY_BYTES = 512
+
+_REMEMBERED = 4096
+"""Keys whose check is remembered: the same ones are used again and again."""
 
 _FIRST_SPECIAL = 0xFFF0  # ZooKeeper refuses U+FFF0 to U+FFFF
 
@@ -22,6 +27,13 @@ def normalize_key(key: str) -> str:
         InvalidKeyError: the key is empty or breaks a rule.
         TypeError: it is not a str.
     """
+    if not isinstance(key, str):
+        raise TypeError(f"a key is a str, not {type(key).__name__}")
+    return _normalize_known(key)
+
+
+@lru_cache(_REMEMBERED)
+def _normalize_known(key: str) -> str:
     name = normalize_directory(key)
     if not name:
         raise InvalidKeyError("a key is not empty; the root is only a directory", key=key)

@@ -67,7 +67,7 @@ def open_store(url: str, config: Config | None = None) -> AsyncStore:
     """
     if not isinstance(url, str):
         raise TypeError(f"a URL is a str, not {type(url).__name__}")
-    parts = urlsplit(url)
+    parts = _split(url)
     if not parts.scheme or not url.startswith(f"{url[: len(parts.scheme)]}://"):
         raise ValueError("a store's URL is scheme://host:port/prefix")
     if parts.fragment:
@@ -76,11 +76,32 @@ def open_store(url: str, config: Config | None = None) -> AsyncStore:
     return new_store(parts.scheme, endpoints, _merged(config or Config(), settings))
 
 
+def _split(url: str) -> SplitResult:
+    """Split a URL; what the standard library says of one that it cannot read may show a password."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = None
+    if parts is None or (parts.netloc and "@" in parts.path):
+        raise ValueError(
+            "the URL cannot be read; in a user, a password or a path write %40 for @, %2F for /, %3F for ?"
+        )
+    return parts
+
+
+def _parameters(query: str) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError:
+        pass
+    raise ValueError("what follows ? in a store's URL is name=value&name=value; write ? in a password as %3F")
+
+
 def _read(parts: SplitResult) -> tuple[list[str], dict[str, Any]]:
     credentials, _, hosts = parts.netloc.rpartition("@")
     settings: dict[str, Any] = {}
     options: dict[str, str] = {}
-    for name, text in parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)):
+    for name, text in _parameters(parts.query):
         if name in settings or name in options:
             raise ValueError(f"parameter {name!r} is given twice")
         if name == "options":

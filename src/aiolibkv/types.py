@@ -29,9 +29,18 @@ class KVPair:
     value: bytes
     last_index: int
 
+    def __init__(self, key: str, value: bytes, last_index: int) -> None:
+        # Every read makes pairs, and what a frozen dataclass has for this takes twice as long.
+        _set_key(self, key)
+        _set_value(self, value)
+        _set_last_index(self, last_index)
+
     def __repr__(self) -> str:
         value = self.value if len(self.value) <= _SHOWN_BYTES else self.value[:_SHOWN_BYTES] + b"..."
         return f"KVPair({self.key!r}, {value!r}, {self.last_index})"
+
+
+_set_key, _set_value, _set_last_index = (vars(KVPair)[name].__set__ for name in ("key", "value", "last_index"))
 
 
 class Change(NamedTuple):

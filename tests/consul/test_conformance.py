@@ -8,7 +8,8 @@ import pytest_asyncio
 
 from aiolibkv import AsyncStore, Config
 from aiolibkv.backends.consul import ConsulStore
-from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory
+from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory
+from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.servers import ConsulCluster, ConsulServer
 
 
@@ -31,6 +32,12 @@ class TestOneServer(ConformanceSuite):
     @pytest.fixture
     def store_factory(self, server: ConsulServer) -> StoreFactory:
         return _factory([server.endpoint])
+
+    @pytest_asyncio.fixture(loop_scope="function")
+    async def cut_off(self, server: ConsulServer) -> AsyncIterator[CutOff]:
+        """Make stores on the server through a proxy that delivers nothing on demand."""
+        async with FaultProxy(server.host, server.port) as proxy:
+            yield CutOff(_factory([proxy.endpoint]), proxy.blackhole)
 
 
 class TestThreeServers(ConformanceSuite):

@@ -10,7 +10,7 @@ from aiolibkv import AccessDeniedError, KVPair, NotReachableError, Watch
 from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.backends.consul.encoding import Answer
 from aiolibkv.backends.consul.polls import Poll, Polls
-from aiolibkv.store import Feed
+from aiolibkv.store import Endpoint, Feed
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
@@ -21,6 +21,8 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
 DEFAULT_LIMIT = 200
 """Connections that Consul allows to a client."""
+
+ENDPOINT = Endpoint("server", 8500)
 
 
 async def _all_at(watches: Iterable[Watch[KVPair | None]], pairs: Sequence[KVPair | None], *, within: float) -> None:
@@ -194,11 +196,11 @@ class Script:
 
 
 def _value(value: bytes, index: int) -> Answer:
-    return Answer(200, index, value)
+    return Answer(200, index, value, ENDPOINT)
 
 
 def _gone(index: int) -> Answer:
-    return Answer(404, index, b"")
+    return Answer(404, index, b"", ENDPOINT)
 
 
 class Watcher:

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory, factory_of
+from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory, factory_of
+from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.servers import EtcdCluster, EtcdServer
 
 
@@ -30,6 +31,12 @@ class TestOneServer(ConformanceSuite):
     def store_factory(self, server: EtcdServer) -> StoreFactory:
         """Make stores on the server."""
         return factory_of("etcd", [server.endpoint])
+
+    @pytest_asyncio.fixture(loop_scope="function")
+    async def cut_off(self, server: EtcdServer) -> AsyncIterator[CutOff]:
+        """Make stores on the server through a proxy that delivers nothing on demand."""
+        async with FaultProxy(server.host, server.port) as proxy:
+            yield CutOff(factory_of("etcd", [proxy.endpoint]), proxy.blackhole)
 
 
 class TestThreeServers(ConformanceSuite):

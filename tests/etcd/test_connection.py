@@ -147,6 +147,30 @@ async def test_a_write_to_a_mute_server_fails_in_doubt_before_its_time_is_over(
         await store.put("key", b"new")
 
 
+@pytest.mark.parametrize("reason", ["etcdserver: no leader", "failed to connect to all addresses"])
+async def test_a_write_is_in_doubt_when_its_link_ends_because_of_another_calls_refusal(
+    server: EtcdServer, proxy: FaultProxy, reason: str
+) -> None:
+    async with EtcdStore([proxy.endpoint]) as store, EtcdStore([server.endpoint]) as direct:
+        await store.put("key", b"1")
+        proxy.blackhole(to_server=False)
+        async with direct.watch("key") as watch, asyncio.TaskGroup() as group:
+            await anext(watch)
+            writing = group.create_task(_failure_of_put(store))
+            await anext(watch)
+            connection = store._connection
+            connection.lost(await connection.link(), reason)
+            proxy.heal()
+        assert writing.result().maybe_applied
+        assert (await direct.get("key")).value == b"2"
+
+
+async def _failure_of_put(store: EtcdStore) -> NotReachableError:
+    with pytest.raises(NotReachableError) as caught:
+        await store.put("key", b"2")
+    return caught.value
+
+
 async def test_a_slow_answer_is_waited_for_while_the_server_lives(proxy: FaultProxy) -> None:
     async with EtcdStore([proxy.endpoint], Config(request_timeout=scaled(8))) as store:
         await store.put("key", b"value")

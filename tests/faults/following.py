@@ -26,6 +26,8 @@ CLOCK = "tree/clock"
 """A key that every step writes and none deletes: it tells how much of the rest was seen."""
 _KEYS = 4
 _DELETES_EVERY = 7
+_KEPT = 25
+"""Steps that a key of one step's own is there: whoever misses its end or its beginning never learns of it later."""
 _PAUSE = 0.01
 _OUTAGE = (NotReachableError, RequestTimeoutError)
 
@@ -43,13 +45,20 @@ class Writer:
         self.is_in_doubt = False
         self._store = store
         self._steps = count(1)
+        self._stopping = False
+        self._task = asyncio.get_running_loop().create_task(self._run())
 
-    async def run(self) -> None:
-        while True:
-            await self.step()
+    async def stop(self) -> None:
+        """End with a whole step, so that nothing is under way any more."""
+        self._stopping = True
+        await self._task
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            await self._step()
             await asyncio.sleep(_PAUSE)
 
-    async def step(self) -> None:
+    async def _step(self) -> None:
         number = next(self._steps)
         value = str(number).encode()
         key = f"{DIRECTORY}/{number % _KEYS}"
@@ -58,6 +67,9 @@ class Writer:
                 await self._store.put(key, value)
             else:
                 await self._delete(key)
+            await self._store.put(f"{DIRECTORY}/once/{number}", value)
+            if number > _KEPT:
+                await self._delete(f"{DIRECTORY}/once/{number - _KEPT}")
             await self._store.put(CLOCK, value)
         except _OUTAGE:
             self.is_in_doubt = True
@@ -221,12 +233,7 @@ async def writing(store: AsyncStore) -> AsyncIterator[Writer]:
     """Write in the background."""
     async with store:
         writer = Writer(store)
-        await writer.step()
-        task = asyncio.get_running_loop().create_task(writer.run())
         try:
             yield writer
         finally:
-            task.cancel()
-            await asyncio.wait([task])
-            if not task.cancelled():
-                task.result()
+            await writer.stop()

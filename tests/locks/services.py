@@ -25,7 +25,7 @@ class Service:
         ttl: seconds; what a lock takes so that tests are short.
         restart: restarts it with its data.
         framing: by which a proxy finds requests.
-        requests: how many an acquisition and its release may cost, the waiting included.
+        heartbeats: requests a second that a store sends in any case while it watches something.
     """
 
     template: str
@@ -34,7 +34,7 @@ class Service:
     ttl: float
     restart: Callable[[], Awaitable[None]]
     framing: Framing = "raw"
-    requests: int = 10
+    heartbeats: int = 0
 
     @property
     def endpoint(self) -> str:
@@ -58,14 +58,15 @@ async def etcd() -> AsyncIterator[Service]:
 
 @asynccontextmanager
 async def consul() -> AsyncIterator[Service]:
+    """Run Consul, of which a store asks every second who leads, and repeats a query that has waited for a second."""
     async with ConsulServer() as server:
-        yield Service("consul://{endpoint}/{name}", server.host, server.port, 10, server.restart, "http1")
+        yield Service("consul://{endpoint}/{name}", server.host, server.port, 10, server.restart, "http1", 2)
 
 
 @asynccontextmanager
 async def zookeeper() -> AsyncIterator[Service]:
     async with ZooKeeperServer() as server:
-        yield Service("zk://{endpoint}/{name}", server.host, server.port, 2, server.restart, "zookeeper", 30)
+        yield Service("zk://{endpoint}/{name}", server.host, server.port, 2, server.restart, "zookeeper")
 
 
 @asynccontextmanager

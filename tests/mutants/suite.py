@@ -4,13 +4,24 @@ from uuid import uuid4
 
 import pytest
 
-from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory, factory_of
+from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory, factory_of
+from memory.severing import severable
 
 
 class TestMutant(ConformanceSuite):
     """Every test of the suite."""
 
     @pytest.fixture
-    def store_factory(self) -> StoreFactory:
-        """Make stores of a space of their own."""
-        return factory_of("memory", [uuid4().hex])
+    def space(self) -> str:
+        """Name a space of the test's own."""
+        return uuid4().hex
+
+    @pytest.fixture
+    def store_factory(self, space: str) -> StoreFactory:
+        """Make stores of the space."""
+        return factory_of("memory", [space])
+
+    @pytest.fixture
+    def cut_off(self, space: str) -> CutOff:
+        """Make stores of the space that can be cut off from it."""
+        return severable(space)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,9 +34,10 @@ def test_good_keys(key: str) -> None:
     assert normalize_key(key) == key
 
 
-def test_other_types() -> None:
-    with pytest.raises(TypeError, match="not bytes"):
-        normalize_key(b"a")  # type: ignore[arg-type]
+@pytest.mark.parametrize("key", [b"a", bytearray(b"a"), ["a"], None, 1])
+def test_other_types(key: Any) -> None:
+    with pytest.raises(TypeError, match=f"a key is a str, not {type(key).__name__}"):
+        normalize_key(key)
 
 
 def test_the_root_is_only_a_directory() -> None:

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from aiolibkv import KeyExistsError, NotReachableError
+from aiolibkv import KeyExistsError, KeyNotFoundError, NotReachableError
+from aiolibkv.store import Lease
 from aiolibkv.testing.scale import eventually
 from unit.faulty import FaultyStore
 
@@ -85,6 +86,32 @@ async def test_the_lease_of_a_put_in_doubt_is_not_revoked() -> None:
         assert await store.exists("k")
 
 
+async def test_a_key_of_a_put_in_doubt_goes_on_time() -> None:
+    async with FaultyStore() as store:
+        store.lease_excess = 100
+        store.faults["put"].append("lost answer")
+        with pytest.raises(NotReachableError):
+            await store.put("k", b"v", ttl=0.2)
+        assert await store.exists("k")
+        await eventually(lambda: _is_gone(store, "k"), within=5, message="the key outlives its ttl")
+
+
+async def test_a_put_in_doubt_ends_no_others_that_are_kept_alive() -> None:
+    async with FaultyStore() as store:
+        store._lease = lambda lifetime: Lease(lifetime.ttl + 100)  # type: ignore[method-assign]
+        await store.put("kept", b"v", ttl=0.2, keep_alive=True)
+        store.faults["put"].append("lost answer")
+        with pytest.raises(NotReachableError):
+            await store.put("doubtful", b"v", ttl=0.2, keep_alive=True)
+        await store.put("brief", b"v", ttl=0.3)
+        await eventually(lambda: _is_gone(store, "brief"), within=5, message="the key outlives its ttl")
+        assert await store.exists("kept")
+
+
+async def _is_gone(store: FaultyStore, key: str) -> bool:
+    return not await store.exists(key)
+
+
 async def test_putting_again_leaves_one_lease() -> None:
     async with FaultyStore() as store:
         for _ in range(5):
@@ -126,6 +153,19 @@ async def test_a_lost_lease_is_replaced_and_its_keys_come_back() -> None:
         await store.put("taken", b"by another")
         await eventually(lambda: store.exists("b"), within=2, message="the keys do not come back")
         assert [pair.value for pair in await store.list("")] == [b"a", b"b", b"mine", b"by another"]
+
+
+async def test_a_key_deleted_after_its_lease_was_lost_does_not_come_back() -> None:
+    async with FaultyStore() as store:
+        for key in ("below/a", "below/b", "deleted", "marker"):
+            await store.put(key, b"", ttl=0.3, keep_alive=True)
+        await lose(store, 0)
+        with pytest.raises(KeyNotFoundError):
+            await store.delete("deleted")
+        with pytest.raises(KeyNotFoundError):
+            await store.delete_tree("below")
+        await eventually(lambda: store.exists("marker"), within=2, message="the keys do not come back")
+        assert [pair.key for pair in await store.list("")] == ["marker"]
 
 
 async def test_another_stores_value_is_never_replaced() -> None:

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from aiolibkv import CannotLockError, LockLostError, StoreClosedError
+from aiolibkv.store import LeaseLost
 from aiolibkv.store.lock import StoreHeldLock
-from aiolibkv.testing.scale import eventually
+from aiolibkv.testing.scale import eventually, scaled
 from unit.faulty import FaultyStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
@@ -102,6 +103,22 @@ async def test_the_body_of_a_lost_lock_is_cancelled(how: str) -> None:
         assert not held.is_held
         await held.wait_lost()
         assert await other.exists("lock") == (how == "put")
+
+
+async def test_a_lease_that_turns_out_to_be_lost_while_a_key_is_watched() -> None:
+    """The holder has lost the lock, and whoever waits begins again."""
+    async with FaultyStore(["shared"]) as store, FaultyStore(["shared"]) as other:
+        store.faults["follow"].append(LeaseLost())
+        held = await store.new_lock("lock", ttl=1000).acquire()
+        await asyncio.wait_for(held.wait_lost(), scaled(5))
+        holder = other.new_lock("lock", ttl=1000)
+        await holder.acquire()
+        begun = len(store.leases)
+        store.faults["follow"].append(LeaseLost())
+        waiting = asyncio.create_task(store.new_lock("lock", ttl=1000).acquire())
+        await eventually(lambda: len(store.leases) == begun + 2, within=5, message="it begins again")
+        await holder.release()
+        assert (await asyncio.wait_for(waiting, scaled(5))).is_held
 
 
 async def test_an_outage_beyond_the_ttl_loses_the_lock_by_the_clock() -> None:

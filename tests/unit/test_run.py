@@ -10,11 +10,14 @@ from aiolibkv import (
     AccessDeniedError,
     Config,
     KeyExistsError,
+    KeyNotFoundError,
+    KVPair,
     NotReachableError,
     RequestTimeoutError,
     StoreClosedError,
     StoreError,
 )
+from aiolibkv.store import UNSEEN, Unseen
 from unit.faulty import FaultyStore
 
 pytestmark = pytest.mark.asyncio
@@ -28,6 +31,50 @@ async def test_a_read_is_repeated() -> None:
         store.faults["get"].extend(["unsent", "lost answer"])
         assert (await store.get("k")).value == b"v"
         assert store.calls.count("get") == 3
+
+
+class Glancing(FaultyStore):
+    """Has what it shows at hand, and asks its space for everything else."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config=config)
+        self.shown: dict[str, KVPair | None] = {}
+
+    def _glance(self, path: str) -> KVPair | Unseen | None:
+        return self.shown.get(path, UNSEEN)
+
+
+async def test_what_is_seen_at_a_glance_is_not_asked_for() -> None:
+    async with Glancing(Config(prefix="app")) as store:
+        store.shown = {"app/here": KVPair("app/here", b"v", 7), "app/gone": None}
+        assert await store.get("/here/") == KVPair("here", b"v", 7)
+        assert await store.exists("here")
+        assert not await store.exists("gone")
+        with pytest.raises(KeyNotFoundError, match="'gone'"):
+            await store.get("gone")
+        assert store.calls == []
+
+
+async def test_what_is_not_seen_at_a_glance_is_asked_for() -> None:
+    async with Glancing() as store:
+        pair = await store.put("k", b"v")
+        assert await store.get("k") == pair
+        assert await store.exists("k")
+        assert store.calls == ["put", "get", "get"]
+
+
+async def test_a_closed_store_shows_nothing() -> None:
+    store = Glancing()
+    store.shown = {"k": KVPair("k", b"v", 7)}
+    for call in (store.get, store.exists):
+        with pytest.raises(StoreClosedError):
+            await call("k")
+    async with store:
+        assert await store.exists("k")
+        calls = store.get("k"), store.exists("k")
+    for pending in calls:
+        with pytest.raises(StoreClosedError):
+            await pending
 
 
 async def test_an_unsent_write_is_repeated() -> None:

@@ -1,10 +1,12 @@
 """The ZooKeeper backend against the conformance suite."""
 
+from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
+import pytest_asyncio
 
-from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory
+from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory
 from aiolibkv.testing.conformance.calls import Calls, CompareAndSwap
 from aiolibkv.testing.conformance.cancelling import Cancelling
 from aiolibkv.testing.conformance.closing import Closing, Errors
@@ -15,6 +17,7 @@ from aiolibkv.testing.conformance.lifetimes import Lifetimes
 from aiolibkv.testing.conformance.rooting import Rooting
 from aiolibkv.testing.conformance.watching import Watching
 from aiolibkv.testing.conformance.watching_trees import WatchingTrees
+from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.servers import ZooKeeperCluster, ZooKeeperServer
 from zookeeper.conftest import OneShotStore, make_store
 
@@ -26,6 +29,12 @@ class TestZooKeeper(ConformanceSuite):
     def store_factory(self, server: ZooKeeperServer) -> StoreFactory:
         """Make stores as users do."""
         return partial(make_store, [server.endpoint])
+
+    @pytest_asyncio.fixture(loop_scope="function")
+    async def cut_off(self, server: ZooKeeperServer) -> AsyncIterator[CutOff]:
+        """Make stores on the server through a proxy that delivers nothing on demand."""
+        async with FaultProxy(server.host, server.port) as proxy:
+            yield CutOff(partial(make_store, [proxy.endpoint]), proxy.blackhole)
 
 
 class TestZooKeeper35(

@@ -9,7 +9,9 @@ from contextlib import AsyncExitStack
 import pytest
 
 from aiolibkv import AsyncStore, CallNotSupportedError, LockLostError
+from aiolibkv.backends.zookeeper import ZooKeeperStore
 from aiolibkv.store import Guard
+from aiolibkv.testing.conformance.locking import is_waiting
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ZooKeeperServer
@@ -153,6 +155,59 @@ async def test_an_outage_shorter_than_half_the_ttl_costs_nothing(server: ZooKeep
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["before the release", "during the release", "until its session expired"])
+async def test_who_waits_is_woken_though_its_connections_broke(server: ZooKeeperServer, prefix: str, how: str) -> None:
+    """No watch survives a connection, so the one ahead is looked at again."""
+    async with (
+        FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
+        make_store([proxy.endpoint], prefix=prefix) as store,
+        make_store([server.endpoint], prefix=prefix) as other,
+        make_store([server.endpoint]) as observer,
+    ):
+        first, second = other.new_lock("lock", ttl=10), store.new_lock("lock", ttl=2)
+        await first.acquire()
+        third = make_store([server.endpoint], prefix=prefix)
+        async with third:
+            ahead = asyncio.ensure_future(third.new_lock("lock", ttl=10).acquire())
+            await is_waiting(observer, prefix, 1)
+            waiting = asyncio.ensure_future(second.acquire())
+            await is_waiting(observer, prefix, 2)
+            await _is_watching(store)
+            proxy.refuse()
+            proxy.reset()
+            if how == "before the release":
+                proxy.accept()
+            elif how == "until its session expired":
+                await is_waiting(observer, prefix, 1)
+                proxy.accept()
+                await is_waiting(observer, prefix, 2)
+            await first.release()
+            assert (await asyncio.wait_for(ahead, scaled(10))).is_held
+            assert not waiting.done()
+        proxy.accept()
+        assert (await asyncio.wait_for(waiting, scaled(10))).is_held
+        await second.release()
+
+
+@pytest.mark.asyncio
+async def test_a_foreign_write_is_noticed_though_the_connections_broke(server: ZooKeeperServer, prefix: str) -> None:
+    async with (
+        FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
+        make_store([proxy.endpoint], prefix=prefix) as store,
+        make_store([server.endpoint], prefix=prefix) as other,
+    ):
+        held = await store.new_lock("lock", ttl=10).acquire()
+        await _is_watching(store)
+        proxy.refuse()
+        proxy.reset()
+        await other.put("lock", b"foreign")
+        assert held.is_held
+        proxy.accept()
+        await asyncio.wait_for(held.wait_lost(), scaled(5))
+        assert (await other.get("lock")).value == b"foreign"
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("waiters", [20, 50])
 async def test_what_a_release_costs(server: ZooKeeperServer, prefix: str, waiters: int) -> None:
     """Whoever waits in line is in a store of its own; what they send goes through a proxy, pings not counted."""
@@ -177,14 +232,15 @@ async def test_what_a_release_costs(server: ZooKeeperServer, prefix: str, waiter
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=scaled(10))
             await _until_quiet(proxy)
         assert len(done) == 1
-        assert counts.requests <= 10 + _BEGINNING
+        assert counts.requests <= 10
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
 
 
-_BEGINNING = 3
-"""Requests with which the next holder begins to watch its key, after it has the lock."""
+async def _is_watching(store: ZooKeeperStore) -> None:
+    """Wait until whoever holds a lock, or waits for one, has seen the key that is watched."""
+    await eventually(lambda: any(feed.index for feed in store._feeds), within=10, message="a key is watched")
 
 
 async def _until_quiet(proxy: FaultProxy) -> None:

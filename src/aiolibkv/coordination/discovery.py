@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +27,13 @@ from aiolibkv.types import KVPair
 
 DEFAULT_TTL = 20.0
 
+_LEAVING_TIME = 2.0
+"""Seconds for which leaving a registration waits until it is removed."""
+
 _log = logging.getLogger("aiolibkv")
+
+_leaving: dict[tuple[int, str], asyncio.Task[None]] = {}
+"""What removes a store's key in the background; it ends with the store at the latest, which keeps the key alive."""
 
 
 @dataclass(frozen=True)
@@ -136,30 +142,87 @@ class Registration:
         self._ttl = ttl
         self._value = json.dumps(asdict(instance), ensure_ascii=False).encode()
         self._healing: asyncio.Task[None] | None = None
+        self._pair: KVPair | None = None
+        self._is_in_doubt = False
 
     async def __aenter__(self) -> Self:
-        """Register the instance."""
-        await self._store.put(self.key, self._value, ttl=self._ttl, keep_alive=True)
+        """Register the instance; when that fails, and may have come to pass, it is removed as on leaving."""
+        if (leaving := _leaving.get(self._place)) is not None:
+            leaving.cancel()
+            await asyncio.wait({leaving})
+        try:
+            self._pair = await self._store.put(self.key, self._value, ttl=self._ttl, keep_alive=True)
+        except (NotReachableError, RequestTimeoutError, asyncio.CancelledError):
+            self._is_in_doubt = True
+            self._start_leaving(self._leave())
+            raise
         self._healing = asyncio.get_running_loop().create_task(self._heal())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the registration; when the server cannot be reached, it expires."""
+        """Remove the registration; when no server can be reached, as soon as one can, while the store is open."""
+        leaving = self._start_leaving(self._leave())
+        await asyncio.wait({leaving}, timeout=_LEAVING_TIME)
+        if not leaving.done():
+            _log.warning("the registration %r is removed later, no server can be reached", self.key)
+
+    @property
+    def _place(self) -> tuple[int, str]:
+        return id(self._store), self.key
+
+    def _start_leaving(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        leaving = asyncio.get_running_loop().create_task(work)
+        _leaving[self._place] = leaving
+        leaving.add_done_callback(self._left)
+        return leaving
+
+    def _left(self, leaving: asyncio.Task[None]) -> None:
+        if _leaving.get(self._place) is leaving:
+            del _leaving[self._place]
+        if not leaving.cancelled() and (error := leaving.exception()) is not None:
+            _log.warning("the registration %r was not removed: %s", self.key, error)
+
+    async def _leave(self) -> None:
         if self._healing is not None:
             self._healing.cancel()
             await asyncio.wait({self._healing})
             if not self._healing.cancelled() and (failure := self._healing.exception()) is not None:
                 _log.warning("a registration was not looked after any more: %s", failure)
+        await self._remove()
+        if self._is_in_doubt:
+            self._start_leaving(self._keep_removed())
+
+    async def _remove(self) -> None:
+        """Delete the key, also when it is not there: else the store creates again what a lost lease took away."""
+        pair = self._pair
+        while True:
+            try:
+                pair = pair or await self._store.get(self.key)
+                if pair.value == self._value:
+                    await self._store.atomic_delete(self.key, pair)
+                return
+            except StoreClosedError:
+                return
+            except KeyNotFoundError:
+                if pair is not None or self._pair is None:
+                    return
+                pair = self._pair
+            except KeyModifiedError:
+                pair = None
+            except (NotReachableError, RequestTimeoutError) as error:
+                _log.debug("a registration cannot be removed yet: %s", error)
+
+    async def _keep_removed(self) -> None:
+        """Remove what appears late: a server that was stopped may carry out a put when it goes on."""
         try:
-            pair = await self._store.get(self.key)
-            if pair.value == self._value:
-                await self._store.atomic_delete(self.key, pair)
-        except (KeyNotFoundError, KeyModifiedError, StoreClosedError):
-            pass
-        except (NotReachableError, RequestTimeoutError) as unreachable:
-            _log.warning("a registration is left to expire: %s", unreachable)
+            async with asyncio.timeout(self._ttl), self._store.watch(self.key) as watch:
+                async for pair in watch:
+                    if pair is not None:
+                        await self._remove()
+        except (TimeoutError, StoreClosedError):
+            return
 
     async def _heal(self) -> None:
         async with self._store.watch(self.key) as watch:
@@ -170,10 +233,14 @@ class Registration:
     async def _register_again(self) -> None:
         while True:
             try:
-                await self._store.atomic_put(self.key, self._value, None, ttl=self._ttl, keep_alive=True)
+                self._pair = await self._store.atomic_put(self.key, self._value, None, ttl=self._ttl, keep_alive=True)
             except KeyExistsError:
                 return
+            except asyncio.CancelledError:
+                self._is_in_doubt = True
+                raise
             except (NotReachableError, RequestTimeoutError) as error:
+                self._is_in_doubt = True
                 _log.debug("a registration cannot be made again yet: %s", error)
             else:
                 return

@@ -1,12 +1,13 @@
 """What the author of a backend uses; begin with ``aiolibkv.store.base``."""
 
 from aiolibkv.store.base import BaseStore
-from aiolibkv.store.driver import Call, Guard, Lease, LeaseLost, Lifetime, Listing
+from aiolibkv.store.driver import UNSEEN, Call, Guard, Lease, LeaseLost, Lifetime, Listing, Unseen
 from aiolibkv.store.endpoints import Endpoint, Endpoints
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.store.watch import Feed
 
 __all__ = [
+    "UNSEEN",
     "BaseStore",
     "Call",
     "Endpoint",
@@ -18,4 +19,5 @@ __all__ = [
     "Lifetime",
     "Listing",
     "Tasks",
+    "Unseen",
 ]

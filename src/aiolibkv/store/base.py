@@ -21,6 +21,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from random import uniform
 from types import TracebackType
 from typing import ClassVar, Self, TypeVar
@@ -40,7 +41,7 @@ from aiolibkv.errors import (
 )
 from aiolibkv.keys import RESERVED, normalize_directory, normalize_key
 from aiolibkv.protocol import HeldLock, Lock, Watch
-from aiolibkv.store.driver import Call, Guard, Lease, Lifetime, Listing
+from aiolibkv.store.driver import UNSEEN, Call, Guard, Lease, LeaseLost, Lifetime, Listing, Unseen
 from aiolibkv.store.lifetimes import Lifetimes
 from aiolibkv.store.lock import Locks, StoreHeldLock, StoreLock
 from aiolibkv.store.tasks import Tasks, finish
@@ -121,6 +122,14 @@ class BaseStore(ABC):
     async def _exists(self, call: Call, path: str, *, consistent: bool) -> bool:
         """Tell whether there is such a key."""
         return await self._get(call, path, consistent=consistent) is not None
+
+    def _glance(self, path: str) -> KVPair | Unseen | None:
+        """Return what a consistent ``_get`` would, or UNSEEN to have that called.
+
+        For a backend that has its data at hand: what is read without a wait needs no deadline and no repetition, which
+        cost several times as much. It raises nothing, and is UNSEEN now and then, so that others run as well.
+        """
+        return UNSEEN
 
     @abstractmethod
     async def _list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
@@ -214,6 +223,17 @@ class BaseStore(ABC):
         index = await self._put(call, path, value, expected=0, lease=lease, guard=None)
         return index, index
 
+    async def _follow_under(self, lease: Lease, feed: Feed) -> None:
+        """Keep a feed of one key equal to the server's state for the holder of a lock, or for one who waits for it.
+
+        As ``_follow``, which does it unless a backend overrides this because it knows a cheaper way: the watch is over
+        soon, and at the latest with the lease, which is nobody else's.
+
+        Raises:
+            LeaseLost: the server does not know the lease any more.
+        """
+        await self._follow(feed)
+
     def _hosts(self) -> str:
         """Name the servers, for errors."""
         return ", ".join(self.endpoints)
@@ -250,15 +270,22 @@ class BaseStore(ABC):
     async def get(self, key: str, *, consistent: bool = True) -> KVPair:
         """Read the current pair; see AsyncStore."""
         path = self._path(key)
-        pair = await self._run(lambda call: self._get(call, path, consistent=consistent), path)
+        self._check_open()
+        pair = self._glance(path)
+        if pair is UNSEEN:
+            pair = await self._run(partial(self._get, path=path, consistent=consistent), path)
         if pair is None:
             raise self._located(KeyNotFoundError(), path)
-        return self._named(pair)
+        return self._named(pair) if self._root else pair
 
     async def exists(self, key: str, *, consistent: bool = True) -> bool:
         """Tell whether there is such a key; see AsyncStore."""
         path = self._path(key)
-        return await self._run(lambda call: self._exists(call, path, consistent=consistent), path)
+        self._check_open()
+        pair = self._glance(path)
+        if pair is UNSEEN:
+            return await self._run(partial(self._exists, path=path, consistent=consistent), path)
+        return pair is not None
 
     async def list(self, directory: str, *, consistent: bool = True) -> Sequence[KVPair]:
         """Read every pair strictly below a directory; see AsyncStore."""
@@ -338,8 +365,10 @@ class BaseStore(ABC):
             async with deadline:
                 await self._connect()
         except BaseException as error:
-            await finish(self._loop.create_task(self._disconnect_in_time()))
-            self._entered = False
+            try:
+                await finish(self._loop.create_task(self._disconnect_in_time()))
+            finally:
+                self._entered = False
             if isinstance(error, StoreError):
                 self._located(error)
             elif isinstance(error, TimeoutError) and deadline.expired():
@@ -379,17 +408,19 @@ class BaseStore(ABC):
         """Carry out a call until its deadline, repeating what certainly was not applied."""
         limit = self.config.request_timeout
         unreachable: NotReachableError | None = None
+        pauses: Iterator[float] | None = None
         call = Call(deadline, limit)
         try:
             async with deadline:
-                for pause in _pauses():
+                while True:
                     try:
                         return await operation(call)
                     except NotReachableError as error:
                         unreachable = error
                         if call.maybe_applied:
                             break
-                    await asyncio.sleep(pause)
+                    pauses = pauses or _pauses()
+                    await asyncio.sleep(next(pauses))
         except StoreError as error:
             self._located(error, path)
             raise
@@ -425,20 +456,23 @@ class BaseStore(ABC):
 
         await self._run(delete, path)
 
-    def _start_watch(self, feed: Feed) -> asyncio.Task[None]:
+    def _start_watch(self, feed: Feed, lease: Lease | None = None) -> asyncio.Task[None]:
         self._check_open()
         self._feeds.add(feed)
-        return self._watching.start(self._keep_following(feed))
+        return self._watching.start(self._keep_following(feed, lease))
 
-    async def _keep_following(self, feed: Feed) -> None:
+    async def _keep_following(self, feed: Feed, lease: Lease | None) -> None:
         try:
             pauses = _pauses()
             while True:
                 began = feed.index
                 try:
-                    await self._follow(feed)
+                    await (self._follow(feed) if lease is None else self._follow_under(lease, feed))
                 except (NotReachableError, RequestTimeoutError) as error:
                     _log.debug("%s: a watch waits for its server: %s", self.name, error)
+                except LeaseLost as error:
+                    feed.fail(error)
+                    return
                 except AccessDeniedError as error:
                     feed.fail(self._located(error, feed.path))
                     return
@@ -481,14 +515,15 @@ class BaseStore(ABC):
             raise self._located(StoreError("the store belongs to another event loop"))
 
     def _path(self, key: str) -> str:
-        return self._root + self._checked(normalize_key, key)
+        try:
+            return self._root + normalize_key(key)
+        except InvalidKeyError as error:
+            self._located(error)
+            raise
 
     def _directory(self, directory: str) -> str:
-        return (self._root + self._checked(normalize_directory, directory)).rstrip("/")
-
-    def _checked(self, normalize: Callable[[str], str], name: str) -> str:
         try:
-            return normalize(name)
+            return (self._root + normalize_directory(directory)).rstrip("/")
         except InvalidKeyError as error:
             self._located(error)
             raise

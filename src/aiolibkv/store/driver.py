@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from enum import Enum
+from typing import Final, NamedTuple
 
 from aiolibkv.types import KVPair
 
@@ -36,6 +37,16 @@ class Call:
         """Give the next page the whole request_timeout."""
         if not self._deadline.expired():
             self._deadline.reschedule(asyncio.get_running_loop().time() + self._timeout)
+
+
+class Unseen(Enum):
+    """The type of UNSEEN."""
+
+    UNSEEN = "unseen"
+
+
+UNSEEN: Final = Unseen.UNSEEN
+"""What a glance returns when the read has to wait for something."""
 
 
 class Listing(NamedTuple):

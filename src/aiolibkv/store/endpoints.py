@@ -49,16 +49,21 @@ def parse_endpoint(address: str, default_port: int) -> Endpoint:
     """Read one address.
 
     Raises:
-        ValueError: it names no host, or a port that cannot be.
+        ValueError: it names no host, or a port that cannot be. What stands for the port is not repeated: of a URL that
+            was not encoded as it should be, that may be a password.
     """
+    if "@" in address:
+        raise ValueError("an endpoint is host:port; username and password are settings of their own")
     if address.startswith("["):
         host, _, port = address[1:].partition("]")
         port = port.removeprefix(":")
     else:
         host, _, port = address.partition(":")
-    if not host or any(character in host for character in "/@?#, ") or (port and not port.isdecimal()):
-        raise ValueError(f"an endpoint is host:port, not {address!r}")
-    number = int(port) if port else default_port
+    if not host or any(character in host for character in "/?#, "):
+        raise ValueError(f"an endpoint is host:port, and no host is called {host!r}")
+    number = int(port) if port.isdecimal() else 0 if port else default_port
     if not 0 < number <= _LARGEST_PORT:
-        raise ValueError(f"an endpoint's port is 1 to {_LARGEST_PORT}, not {number}")
+        raise ValueError(
+            f"an endpoint is host:port, and the port of {host!r} is not a number from 1 to {_LARGEST_PORT}"
+        )
     return Endpoint(host, number)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiolibkv.errors import KeyExistsError, NotReachableError, RequestTimeoutError
+from aiolibkv.errors import KeyExistsError, KeyNotFoundError, NotReachableError, RequestTimeoutError
 from aiolibkv.store.driver import Call, Guard, Lease, LeaseLost, Lifetime
 from aiolibkv.store.session import Session, revoke
 from aiolibkv.store.tasks import Tasks, finish
@@ -50,6 +50,7 @@ class Lifetimes:
         self._records: dict[str, _Record] = {}
         self._shared: dict[float, asyncio.Task[Session]] = {}
         self._sessions: set[Session] = set()
+        self._in_doubt: dict[Lease, asyncio.TimerHandle] = {}
 
     async def put(
         self, call: Call, path: str, value: bytes, *, expected: int | None, lifetime: Lifetime, guard: Guard | None
@@ -67,6 +68,8 @@ class Lifetimes:
             except BaseException:
                 if call.maybe_applied:
                     self._drop(path, before, revoke=False)
+                    if session is None and lease.ttl > lifetime.ttl and not self._store._closed:
+                        self._end_on_time(lease, lifetime)
                 elif session is None:
                     self._discard(lease)
                 raise
@@ -76,12 +79,18 @@ class Lifetimes:
 
     @contextmanager
     def ending(self, call: Call, paths: Iterable[str]) -> Iterator[None]:
-        """Forget the lifetimes that the block's write ends, unless it certainly was not applied."""
+        """Forget the lifetimes that the block's write ends, unless it certainly was not applied.
+
+        To delete what is not there ends them as well: it may be gone with a lost lease, and is not to come back.
+        """
         before = [(path, self._records[path]) for path in paths if path in self._records]
         certain = False
         try:
             yield
             certain = True
+        except KeyNotFoundError:
+            certain = True
+            raise
         finally:
             if certain or call.maybe_applied:
                 for path, record in before:
@@ -117,6 +126,8 @@ class Lifetimes:
         for record in self._records.values():
             if record.timer is not None:
                 record.timer.cancel()
+        for timer in self._in_doubt.values():
+            timer.cancel()
         self._records.clear()
         await self._tasks.close()
         for session in self._sessions:
@@ -218,6 +229,15 @@ class Lifetimes:
     def _retire(self, record: _Record) -> None:
         if record.session is None:
             self._discard(record.lease)
+
+    def _end_on_time(self, lease: Lease, lifetime: Lifetime) -> None:
+        """End the lease of a put that is in doubt: if it was applied, its key must go when any other would."""
+
+        def end() -> None:
+            del self._in_doubt[lease]
+            self._discard(lease)
+
+        self._in_doubt[lease] = asyncio.get_running_loop().call_later(lifetime.ttl, end)
 
     def _discard(self, lease: Lease) -> None:
         self._revocations.start(revoke(self._store, lease))

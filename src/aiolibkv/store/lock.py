@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from hashlib import blake2b
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -152,10 +153,12 @@ class StoreHeldLock:
 
     async def _watch(self) -> None:
         try:
-            async with _watch_path(self.store, self.path)[1] as watch:
+            async with _watch_path(self.store, self.path, self._session)[1] as watch:
                 async for pair in watch:
                     if pair is None or pair.last_index != self._index:
                         break
+        except LeaseLost as error:
+            _log.debug("a lock goes with its lease: %s", error)
         except (AccessDeniedError, StoreClosedError) as error:
             _log.debug("a held lock is not watched any more: %s", error)
             return
@@ -344,7 +347,7 @@ class StoreLock:
                 _log.debug("a lock's line cannot be read yet: %s", error)
 
     async def _gone(self, path: str, session: Session) -> None:
-        feed, watching = _watch_path(self._store, path)
+        feed, watching = _watch_path(self._store, path, session)
         session.on_lost = lambda: feed.fail(LeaseLost())
         if session.is_over:
             raise LeaseLost
@@ -354,9 +357,10 @@ class StoreLock:
                     return
 
 
-def _watch_path(store: BaseStore, path: str) -> tuple[Feed, StoreWatch[KVPair | None]]:
+def _watch_path(store: BaseStore, path: str, session: Session) -> tuple[Feed, StoreWatch[KVPair | None]]:
     feed = Feed(path, tree=False, name=lambda name: name)
-    return feed, StoreWatch(feed, store._start_watch, lambda snapshot: snapshot.get(path))
+    start = partial(store._start_watch, lease=session.lease)
+    return feed, StoreWatch(feed, start, lambda snapshot: snapshot.get(path))
 
 
 def _ignore() -> None:

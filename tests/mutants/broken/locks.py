@@ -95,6 +95,18 @@ def locks_are_not_renewed(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant(Losing)
+def no_margin(patch: pytest.MonkeyPatch) -> None:
+    """A holder that is cut off counts on the lock until the server may let go of it."""
+    patch.setattr(StoreHeldLock, "_deadline", property(lambda self: self._session.renewed + self.ttl))
+
+
+@mutant(Losing)
+def never_lost_by_the_clock(patch: pytest.MonkeyPatch) -> None:
+    """A holder that is cut off counts on the lock as long as nobody tells it anything else."""
+    patch.setattr(StoreHeldLock, "_deadline", property(lambda self: self._session.renewed + 1000 * self.ttl))
+
+
+@mutant(Losing)
 def bodies_go_on(patch: pytest.MonkeyPatch) -> None:
     """The body of a lost lock is not cancelled."""
     patch.setattr(StoreLock, "_cancel_body", lambda self: None)

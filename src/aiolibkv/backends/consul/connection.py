@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -21,18 +23,20 @@ from aiolibkv.backends.consul.credentials import TokenSource
 from aiolibkv.backends.consul.encoding import (
     Answer,
     Entry,
+    MalformedError,
     Operation,
     TxnFailedError,
     check_operation,
     denies,
     failure_of,
+    parse_index,
     parse_txn,
     read_mode,
     start_of,
     txn_body,
 )
 from aiolibkv.config import Config
-from aiolibkv.errors import NotReachableError
+from aiolibkv.errors import NotReachableError, StoreError
 from aiolibkv.keys import RESERVED
 from aiolibkv.store import Endpoint, Endpoints
 from aiolibkv.store.tls import ssl_context
@@ -45,6 +49,9 @@ CONNECTING_TIME = 1.0
 
 PATIENCE = 1.5
 """Seconds without an answer after which a server counts as mute, at first."""
+
+LARGEST_ANSWER = 128 * 1024 * 1024
+"""Bytes; what goes on beyond that is not read to its end."""
 
 
 class MuteError(NotReachableError):
@@ -63,6 +70,12 @@ class _Request(NamedTuple):
     body: bytes | None
     patience: float | None
     on_sending: Callable[[], None] | None
+
+    def has_index(self, status: int) -> bool:
+        """Tell whether an answer of this status tells an index, as all reads of keys do, found or not."""
+        return (
+            self.method == "GET" and self.target.startswith("kv/") and status in {HTTPStatus.OK, HTTPStatus.NOT_FOUND}
+        )
 
 
 @dataclass(slots=True)
@@ -198,7 +211,25 @@ class Connection:
         Raises:
             TxnFailedError: a condition does not hold.
         """
-        return parse_txn(await self.repeatable("PUT", f"txn?{mode}", txn_body(operations)))
+        answer = await self.repeatable("PUT", f"txn?{mode}", txn_body(operations))
+        with self.understanding(answer):
+            return parse_txn(answer)
+
+    @contextmanager
+    def understanding(self, answer: Answer) -> Iterator[None]:
+        """Move on from a server whose answer, read in the block, is not Consul's.
+
+        Raises:
+            NotReachableError: it is not.
+        """
+        try:
+            yield
+        except MalformedError as error:
+            raise self._misunderstood(answer.endpoint, error) from error
+
+    def _misunderstood(self, endpoint: Endpoint, error: MalformedError) -> NotReachableError:
+        self.failed(endpoint)
+        return NotReachableError(f"the answer is not Consul's: {error}", endpoint=str(endpoint), maybe_applied=True)
 
     async def request(
         self,
@@ -226,25 +257,27 @@ class Connection:
         """
         request = _Request(method, target, body, patience, on_sending)
         headers = self._token.headers()
-        answer, endpoint = await self._admit(request, headers, counted=counted)
-        if self._token.renewable and denies(answer):
+        answer = await self._admit(request, headers, counted=counted)
+        with self.understanding(answer):
+            denied = self._token.renewable and denies(answer)
+        if denied:
             self._token.forget(headers)
-            answer, endpoint = await self._admit(request, self._token.headers(), counted=counted)
+            answer = await self._admit(request, self._token.headers(), counted=counted)
         failure = failure_of(answer)
         if failure is None:
             return answer
         if isinstance(failure, NotReachableError):
-            self.failed(endpoint)
-        failure.endpoint = str(endpoint)
+            self.failed(answer.endpoint)
+        failure.endpoint = str(answer.endpoint)
         raise failure
 
-    async def _admit(self, request: _Request, headers: dict[str, str], *, counted: bool) -> tuple[Answer, Endpoint]:
+    async def _admit(self, request: _Request, headers: dict[str, str], *, counted: bool) -> Answer:
         if not counted:
             return await self._send(request, headers)
         async with self._calls:
             return await self._send(request, headers)
 
-    async def _send(self, request: _Request, headers: dict[str, str]) -> tuple[Answer, Endpoint]:
+    async def _send(self, request: _Request, headers: dict[str, str]) -> Answer:
         endpoint = self.endpoint
         attempt = _Attempt(request.on_sending)
         try:
@@ -257,17 +290,28 @@ class Connection:
                 trace_request_ctx=attempt,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECTING_TIME, sock_read=request.patience),
             ) as response:
-                index = response.headers.get("X-Consul-Index", "0")
-                return Answer(response.status, int(index), await response.read()), endpoint
+                needed = request.has_index(response.status)
+                index = parse_index(response.headers.get("X-Consul-Index"), needed=needed)
+                return Answer(response.status, index, await _body_of(response), endpoint)
+        except MalformedError as error:
+            raise self._misunderstood(endpoint, error) from error
         except (_LostError, aiohttp.ClientError, TimeoutError) as error:
-            self.failed(endpoint)
-            mute = attempt.sent and isinstance(error, TimeoutError)
             cause = error.__cause__ if isinstance(error, _LostError) else error
-            raise (MuteError if mute else NotReachableError)(
-                f"no answer within {request.patience:g} s" if mute else f"the connection failed: {cause}",
-                endpoint=str(endpoint),
-                maybe_applied=attempt.sent,
-            ) from cause
+        self.failed(endpoint)
+        mute = attempt.sent and isinstance(cause, TimeoutError)
+        reason = f"no answer within {request.patience:g} s" if mute else f"the connection failed: {cause}"
+        failure = (MuteError if mute else NotReachableError)(reason, endpoint=str(endpoint), maybe_applied=attempt.sent)
+        # An error about a response holds the request's headers, and so the token.
+        raise failure from None if isinstance(cause, aiohttp.ClientResponseError) else cause
+
+
+async def _body_of(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for part in response.content.iter_any():
+        body += part
+        if len(body) > LARGEST_ANSWER:
+            raise StoreError(f"an answer of more than {LARGEST_ANSWER} bytes", maybe_applied=True)
+    return bytes(body)
 
 
 def _growing_patience() -> Iterator[float]:

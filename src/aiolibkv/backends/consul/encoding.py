@@ -10,7 +10,8 @@ import json
 import math
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from secrets import randbits
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError, ValueTooLargeError
+from aiolibkv.store import Endpoint
 from aiolibkv.types import KVPair
 
 MAX_VALUE_BYTES = 512 * 1024
@@ -41,8 +43,11 @@ DENIED = "Permission denied"
 _DENIALS = frozenset({DENIED, "ACL not found"})
 # No other 500 says that nothing was written: "leadership lost while committing log" and a broken call do not.
 _NOTHING_DONE = ("No cluster leader", "node is not the leader")
+_NO_TLS = "Client sent an HTTP request to an HTTPS server"
 _BAD_TTL = "Invalid Session TTL"
 _SHOWN = 200
+_LONGEST_INDEX = len(str(2**64))
+_SESSION = re.compile(r"[0-9A-Za-z-]+")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _SLICE = 2000
 """Pairs decoded before other tasks have their turn; about 5 ms."""
@@ -56,11 +61,13 @@ class Answer:
         status: of HTTP.
         index: X-Consul-Index; 0 when there is none.
         body: as it came.
+        endpoint: whose it is.
     """
 
     status: int
     index: int
     body: bytes
+    endpoint: Endpoint
 
     @property
     def found(self) -> bool:
@@ -107,6 +114,19 @@ class Failure(NamedTuple):
     def missing(self) -> bool:
         """Whether the key does not exist."""
         return self.reason.endswith("doesn't exist")
+
+
+class MalformedError(Exception):
+    """An answer that is not Consul's."""
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Make a MalformedError of whatever an answer of another shape leads to."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise MalformedError(f"{type(error).__name__}: {error}") from error
 
 
 class TxnFailedError(Exception):
@@ -182,16 +202,46 @@ def check_operation(path: str, index: int) -> Operation:
     return {"Verb": "check-not-exists", "Key": path}
 
 
-def parse_entry(item: dict[str, Any]) -> Entry:
+def parse_index(header: str | None, *, needed: bool) -> int:
+    """Return X-Consul-Index; 0 when there is none.
+
+    Raises:
+        MalformedError: it is no index, or there is none though every answer of this kind has one.
+    """
+    if header is None and not needed:
+        return 0
+    if header is None or not header.isdecimal() or not 0 < len(header) <= _LONGEST_INDEX or int(header) < needed:
+        raise MalformedError(f"X-Consul-Index is {header!r:.40}")
+    return int(header)
+
+
+def _entry(item: dict[str, Any]) -> Entry:
     """Return a key as the server's JSON has it."""
-    value = item["Value"]
-    pair = KVPair(item["Key"], b64decode(value) if value else b"", item["ModifyIndex"])
-    return Entry(pair, item["Flags"], item.get("Session", ""))
+    value, index = item["Value"], item["ModifyIndex"]
+    if type(index) is not int or index <= 0:
+        raise ValueError(f"ModifyIndex is {index!r}")
+    pair = KVPair(_text(item["Key"]), b64decode(value, validate=True) if value else b"", index)
+    session = item.get("Session", "")
+    return Entry(pair, item["Flags"], _session(session) if session else "")
 
 
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} instead of a text")
+    return value
+
+
+def _session(value: object) -> str:
+    identifier = _text(value)
+    if not _SESSION.fullmatch(identifier):
+        raise ValueError(f"{identifier!r} is no session")
+    return identifier
+
+
+@_reading()
 def parse_entries(answer: Answer) -> list[Entry]:
     """Return the keys of a read; none when it was answered by 404."""
-    return [parse_entry(item) for item in json.loads(answer.body)] if answer.found else []
+    return [_entry(item) for item in json.loads(answer.body)] if answer.found else []
 
 
 async def parse_tree(answer: Answer) -> list[KVPair]:
@@ -202,27 +252,35 @@ async def parse_tree(answer: Answer) -> list[KVPair]:
     """
     if not answer.found:
         return []
-    decoder = json.JSONDecoder()
-    text = answer.body.decode()
     pairs: list[KVPair] = []
-    end = text.rindex("]")
-    position = text.index("[") + 1
-    count = 0
-    while position < end:
-        item, position = decoder.raw_decode(text, position)
-        position += 1  # the comma, or the bracket
-        if not is_folder(item["Key"]):
-            pairs.append(parse_entry(item).pair)
-        count += 1
-        if count % _SLICE == 0:
-            await asyncio.sleep(0)
+    with _reading():
+        text = answer.body.decode()
+        for count, item in enumerate(_items(text), 1):
+            if not is_folder(_text(item["Key"])):
+                pairs.append(_entry(item).pair)
+            if count % _SLICE == 0:
+                await asyncio.sleep(0)
     return pairs
 
 
+def _items(text: str) -> Iterator[Any]:
+    """Read a JSON array one item after the other."""
+    if not (text.startswith("[") and text.rstrip().endswith("]")):
+        raise ValueError("no array")
+    decoder = json.JSONDecoder()
+    end = text.rindex("]")
+    position = 1
+    while position < end:
+        item, position = decoder.raw_decode(text, position)
+        position += 1  # the comma, or the bracket
+        yield item
+
+
+@_reading()
 def parse_names(answer: Answer, start: str) -> list[str]:
     """Return the first segments below a directory of a read of keys by separator."""
     keys = json.loads(answer.body) if answer.found else []
-    return [key[len(start) :] for key in keys if key != start]
+    return [_text(key)[len(start) :] for key in keys if key != start]
 
 
 def is_folder(path: str) -> bool:
@@ -230,6 +288,7 @@ def is_folder(path: str) -> bool:
     return path.endswith("/")
 
 
+@_reading()
 def parse_txn(answer: Answer) -> list[Entry]:
     """Return what a transaction's operations gave: its sets and gets in order, deletions and checks nothing.
 
@@ -238,10 +297,27 @@ def parse_txn(answer: Answer) -> list[Entry]:
     """
     content = json.loads(answer.body)
     if answer.status == HTTPStatus.CONFLICT:
-        raise TxnFailedError([Failure(error["OpIndex"], error["What"]) for error in content["Errors"]])
-    return [parse_entry(result["KV"]) for result in content["Results"]]
+        failures = [Failure(error["OpIndex"], _text(error["What"])) for error in content["Errors"]]
+        if not failures:
+            raise ValueError("a refusal without a reason")
+        raise TxnFailedError(failures)
+    return [_entry(result["KV"]) for result in content["Results"]]
 
 
+@_reading()
+def parse_session(answer: Answer) -> str:
+    """Return the identifier of a session that was created."""
+    return _session(json.loads(answer.body)["ID"])
+
+
+@_reading()
+def find_session(answer: Answer, name: str) -> str:
+    """Return the identifier of the session of a name in a list of all; "" when there is none."""
+    named = (_session(session["ID"]) for session in json.loads(answer.body) or () if session["Name"] == name)
+    return next(named, "")
+
+
+@_reading()
 def denies(answer: Answer) -> bool:
     """Tell whether an answer says that the token may not do this."""
     if answer.status == HTTPStatus.CONFLICT:
@@ -261,12 +337,15 @@ def failure_of(answer: Answer) -> StoreError | None:
         return AccessDeniedError(f"access denied: {text}")
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return ValueTooLargeError(f"the server takes less: {text}")
+    if text.startswith(_NO_TLS):
+        return NotReachableError(f"the server wants TLS: {text}", maybe_applied=False)
     if status in _OUTAGES:
         undone = any(phrase in text for phrase in _NOTHING_DONE)
         return NotReachableError(f"the server answered {status}: {text}", maybe_applied=not undone)
     return StoreError(f"the server answered {status}: {text}")
 
 
+@_reading()
 def shortest_ttl(answer: Answer) -> float | None:
     """Return the shortest TTL in seconds that a server has for sessions, when it refused one; else None."""
     bounds = re.search(r"between \[(.+)=", answer.text)

@@ -169,6 +169,9 @@ class Poll:
             query = f"&index={max(1, self._index)}&wait={duration(wait)}"
             if await self._read(query, wait * 17 / 16 + _WAIT_MARGIN):
                 pause = _FIRST_PAUSE
+                if not self._state:
+                    # Whoever has waited for a key to go leaves now: the next query would be for nobody.
+                    await asyncio.sleep(pause)
             else:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
@@ -192,7 +195,8 @@ class Poll:
         if self.tree:
             if not answer.found and self.own and (self._state or not self._index):
                 await self._connection.check_access(start_of(self.path))
-            state = {pair.key: pair for pair in await parse_tree(answer)}
+            with self._connection.understanding(answer):
+                state = {pair.key: pair for pair in await parse_tree(answer)}
         elif not answer.found:
             state = {}
         else:

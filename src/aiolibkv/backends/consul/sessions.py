@@ -6,15 +6,17 @@ identifier is the server's choice, but its name is the client's and is listed.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
 from http import HTTPStatus
 from uuid import uuid4
 
 from aiolibkv.backends.consul.connection import PATIENCE, Connection
-from aiolibkv.backends.consul.encoding import duration, shortest_ttl
+from aiolibkv.backends.consul.encoding import duration, find_session, parse_session, shortest_ttl
 from aiolibkv.errors import NotReachableError, StoreError
 from aiolibkv.store import Lease, Lifetime
+from aiolibkv.store.tasks import Tasks
 
 SHORTEST_TTL = 10.0
 LONGEST_TTL = 86400.0
@@ -34,6 +36,7 @@ class ConsulLease(Lease):
         name: chosen here, so that it is found when the answer was lost.
         asked: whether a request to create it may have reached a server.
         session: its identifier, "" until it is known.
+        creation: the request to create it.
     """
 
     name: str
@@ -42,6 +45,7 @@ class ConsulLease(Lease):
     session_ttl: float = 0.0
     asked: bool = False
     session: str = ""
+    creation: asyncio.Task[None] | None = None
 
     def ask(self) -> None:
         """Note that the request to create it leaves."""
@@ -77,8 +81,9 @@ def overshoot(ttl: float) -> float:
 class Sessions:
     """Sessions on the servers."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, tasks: Tasks) -> None:
         self._connection = connection
+        self._tasks = tasks
 
     async def create(self, lease: ConsulLease) -> None:
         """Create the session of a lease, or find the one that was created before.
@@ -89,7 +94,7 @@ class Sessions:
         if lease.asked and await self._find(lease):
             return
         try:
-            await self._create(lease)
+            await self._create_to_the_end(lease)
         except NotReachableError as error:
             if not error.maybe_applied or not await self._find(lease):
                 raise
@@ -101,8 +106,21 @@ class Sessions:
 
     async def destroy(self, lease: ConsulLease) -> None:
         """End the session, if there is one, and its keys with it."""
+        if lease.creation is not None and not lease.creation.done():
+            try:
+                await asyncio.wait({lease.creation})
+            finally:
+                lease.creation.cancel()
         if lease.session or (lease.asked and await self._find(lease)):
             await self._connection.repeatable("PUT", f"session/destroy/{lease.session}")
+
+    async def _create_to_the_end(self, lease: ConsulLease) -> None:
+        """Create the session, and have the request answered though the caller is cancelled.
+
+        One that was given up may be carried out after the server was asked for the session's name.
+        """
+        lease.creation = self._tasks.start(self._create(lease))
+        await asyncio.shield(lease.creation)
 
     async def _create(self, lease: ConsulLease) -> None:
         patience = PATIENCE if self._connection.has_alternatives else None
@@ -123,15 +141,17 @@ class Sessions:
                 on_sending=lease.ask,
             )
             if answer.status == HTTPStatus.OK:
-                lease.session = json.loads(answer.body)["ID"]
+                with self._connection.understanding(answer):
+                    lease.session = parse_session(answer)
                 return
-            shortest = shortest_ttl(answer)
+            with self._connection.understanding(answer):
+                shortest = shortest_ttl(answer)
             if shortest is None or shortest <= lease.session_ttl:
                 raise StoreError(f"the server gives no session: {answer.text}")
             lease.last(shortest)
 
     async def _find(self, lease: ConsulLease) -> bool:
         answer = await self._connection.read("session/list?consistent")
-        named = (session["ID"] for session in json.loads(answer.body) or () if session["Name"] == lease.name)
-        lease.session = next(named, "")
+        with self._connection.understanding(answer):
+            lease.session = find_session(answer, lease.name)
         return bool(lease.session)

@@ -138,7 +138,7 @@ class ConsulStore(BaseStore):
 
     async def _connect(self) -> None:
         self._opened = Connection(self.config, self._servers)
-        self._sessions = Sessions(self._opened)
+        self._sessions = Sessions(self._opened, self._tasks)
         self._polls = Polls(self._opened, self._tasks, self.config.prefix)
         share = self.config.connection_timeout / len(self._servers)
         reason = NotReachableError()
@@ -191,7 +191,9 @@ class ConsulStore(BaseStore):
 
     async def _list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
         mode = read_mode(consistent=consistent)
-        pairs = await parse_tree(await self._connection.read(kv_target(start_of(directory), f"recurse&{mode}")))
+        answer = await self._connection.read(kv_target(start_of(directory), f"recurse&{mode}"))
+        with self._connection.understanding(answer):
+            pairs = await parse_tree(answer)
         return Listing(pairs, bool(pairs) or await self._is_key(directory, mode))
 
     async def _is_key(self, directory: str, mode: str) -> bool:
@@ -311,20 +313,26 @@ class ConsulStore(BaseStore):
 
     async def _write_once(self, call: Call, write: _Write) -> int:
         entries = await self._transact(call, write.body)
-        return entries[-1].pair.last_index if entries and not write.deletes else 0
+        if write.deletes:
+            return 0
+        if not entries:
+            raise NotReachableError("the answer is not Consul's: it does not tell what was written")
+        return entries[-1].pair.last_index
 
     async def _look(self, path: str, lost: NotReachableError) -> Entry | None:
         """Read a key to see what became of a write, as soon as a server can be reached again."""
         try:
-            answer = await self._read_entry(path)
+            return (await self._read_entry(path))[0]
         except AccessDeniedError:
             raise lost from lost.__cause__
-        return next(iter(parse_entries(answer)), None)
 
-    async def _read_entry(self, path: str) -> Answer:
+    async def _read_entry(self, path: str) -> tuple[Entry | None, int]:
+        """Read a key; returns it, and the index of the answer."""
         while True:
             try:
-                return await self._connection.read(kv_target(path, "consistent"))
+                answer = await self._connection.read(kv_target(path, "consistent"))
+                with self._connection.understanding(answer):
+                    return next(iter(parse_entries(answer)), None), answer.index
             except NotReachableError:
                 await _pause()
 
@@ -334,7 +342,9 @@ class ConsulStore(BaseStore):
         Raises:
             TxnFailedError: it was refused; the call is not told.
         """
-        return parse_txn(await self._change(call, "txn?consistent", body))
+        answer = await self._change(call, "txn?consistent", body)
+        with self._connection.understanding(answer):
+            return parse_txn(answer)
 
     async def _change(self, call: Call, target: str, body: bytes) -> Answer:
         """Send a change once, and tell the call whether it may have been applied."""
@@ -369,15 +379,16 @@ class ConsulStore(BaseStore):
                     if expected == 0:
                         raise KeyExistsError
                     continue
-            answer = await self._read_entry(path)
-            indexes = [entry.pair.last_index for entry in parse_entries(answer) if entry.flags == nonce]
-            if lost is not None and not indexes:
+            entry, index = await self._read_entry(path)
+            if entry is not None and entry.flags == nonce:
+                return entry.pair.last_index
+            if lost is not None:
                 raise lost from lost.__cause__
-            return indexes[0] if indexes else answer.index - 1
+            return index - 1
 
     async def _condition(self, path: str, expected: int | None) -> str:
         """Return the query parameter by which a plain request replaces just what is there."""
-        entry = next(iter(parse_entries(await self._read_entry(path))), None)
+        entry, _ = await self._read_entry(path)
         index = entry.pair.last_index if entry is not None else 0
         if expected and index != expected:
             raise KeyModifiedError
@@ -410,7 +421,9 @@ class ConsulStore(BaseStore):
     async def _delete_root(self, call: Call, guard: Guard | None) -> int:
         start = start_of(self.config.prefix)
         names = await self._connection.read(kv_target(start, "keys&separator=/&consistent"))
-        units = [(start + unit, whole) for unit, whole in deletion_units(parse_names(names, start), f"{RESERVED}/")]
+        with self._connection.understanding(names):
+            below = parse_names(names, start)
+        units = [(start + unit, whole) for unit, whole in deletion_units(below, f"{RESERVED}/")]
         if not units:
             await self._connection.check_access(start)
         deleted = 0

@@ -100,11 +100,14 @@ class Channel:
         self._calls.add(rpc)
         cancellations = _cancellations()
         try:
-            answer: bytes = await rpc
+            answer: bytes | None = await rpc
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
             failure = self.failure(error, cancellations)
         else:
-            return answer
+            if answer is not None:
+                return answer
+            # grpc takes a status of success without a message for an answer.
+            failure = RpcFailedError("INTERNAL", "an answer without a message")
         finally:
             self._calls.discard(rpc)
             # Who keeps the error keeps its frames, which must not keep grpc's objects, and so the connection, alive.
@@ -157,7 +160,8 @@ class Channel:
             return RpcFailedError(error.code().name, details, sent=not details.startswith(_NOT_CONNECTED))
         if _cancellations() > cancellations:
             return error.with_traceback(None)
-        return RpcFailedError("UNAVAILABLE", self._dropped or "the stream was ended")
+        # Not the status of the reason: another call's refusal says nothing of this one, which may have been applied.
+        return RpcFailedError("CANCELLED", self._dropped or "the stream was ended")
 
     def _open_channel(self) -> grpc.aio.Channel:
         if self._channel is None or self._dropped is not None:

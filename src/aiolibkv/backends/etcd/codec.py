@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
@@ -55,6 +55,12 @@ class Header:
     """What every answer begins with."""
 
     revision: Annotated[int, 3] = 0
+
+
+class Headed(Protocol):
+    """An answer with a header, which every server fills."""
+
+    header: Header
 
 
 @dataclass(slots=True)

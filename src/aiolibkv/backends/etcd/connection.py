@@ -18,6 +18,7 @@ from aiolibkv.backends.etcd.codec import (
     Authenticate,
     AuthenticateAnswer,
     DeleteRange,
+    Headed,
     LeaseGrant,
     LeaseKeepAlive,
     LeaseRevoke,
@@ -38,6 +39,7 @@ from aiolibkv.store.tasks import Tasks, finish
 from aiolibkv.store.tls import read_file, ssl_context
 
 A = TypeVar("A")
+H = TypeVar("H", bound=Headed)
 
 _METHODS: dict[type[object], str] = {
     Range: "/etcdserverpb.KV/Range",
@@ -98,8 +100,8 @@ class Connection:
                     raise
 
     async def call(
-        self, request: object, answer: type[A], *, write: Call | None = None, needs_leader: bool = True
-    ) -> A:
+        self, request: object, answer: type[H], *, write: Call | None = None, needs_leader: bool = True
+    ) -> H:
         """Send a request and wait for its answer.
 
         Args:
@@ -135,7 +137,7 @@ class Connection:
                 continue
             self._failures = 0
             try:
-                return decode(answer, received)
+                return _complete(decode(answer, received))
             except MalformedError as error:
                 self.lost(link, "the answer is not etcd's")
                 raise NotReachableError(f"the answer is not etcd's: {error}", endpoint=str(link.endpoint)) from error
@@ -292,6 +294,12 @@ class Connection:
                 raise self._judge(link, failure).error from failure
         finally:
             self._authenticating = None
+
+
+def _complete(answer: H) -> H:
+    if answer.header.revision <= 0:
+        raise MalformedError("no revision")
+    return answer
 
 
 async def shared(task: asyncio.Task[A]) -> A:

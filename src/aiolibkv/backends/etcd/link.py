@@ -142,7 +142,7 @@ class Link:
             await self._channel.call(HEALTH_CHECK, b"", (NEEDS_LEADER,))
         except RpcFailedError as failure:
             # Any other status was sent by a server, if only by one that keeps its health to itself.
-            return failure.details if failure.code == "UNAVAILABLE" else None
+            return failure.details if failure.code in {"UNAVAILABLE", "CANCELLED"} else None
         return None
 
 

@@ -17,6 +17,9 @@ _PAGE_KEYS = 1000
 _PAGE_BYTES = 4 * 1024 * 1024
 """What the pages after the first aim at; the server holds a page in memory as a whole."""
 
+_SHRINKING = 8
+"""By what a page that was too large is divided: each try has the server put a whole message together."""
+
 
 class Reading(NamedTuple):
     """What was read, at one revision.
@@ -78,6 +81,8 @@ async def read_tree(
         request.key, request.revision = page.kvs[-1].key + b"\x00", revision
         request.limit = max(1, min(2 * request.limit, _PAGE_KEYS, _PAGE_BYTES // size))
         page = await _read_page(connection, request)
+        if page.kvs and page.kvs[-1].key < request.key:
+            raise NotReachableError("the answer is not etcd's: a page comes again")
         pairs += _to_pairs(page.kvs)
     return Reading(pairs, revision)
 
@@ -105,7 +110,7 @@ async def _read_page(connection: Connection, request: Range) -> RangeAnswer:
         except AnswerTooLargeError:
             if request.limit == 1:
                 raise
-            request.limit //= 2
+            request.limit = max(1, request.limit // _SHRINKING)
         except RefusedError as refusal:
             if not refusal.says("required revision"):
                 raise

@@ -221,6 +221,8 @@ class EtcdStore(BaseStore):
         assert isinstance(lease, EtcdLease)
         try:
             answer = await self._connection.call(LeaseGrant(int(lease.ttl), lease.id), LeaseGrantAnswer)
+            if answer.ttl <= 0:
+                raise NotReachableError("the answer is not etcd's: a lease of no time")
             lease.ttl = answer.ttl
         except RefusedError as refusal:
             # Nobody else chooses this identifier: it was granted before, and the answer was lost.

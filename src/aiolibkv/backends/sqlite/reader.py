@@ -16,6 +16,7 @@ from aiolibkv.backends.sqlite.failures import meaning, primary_code
 from aiolibkv.backends.sqlite.files import Files
 from aiolibkv.backends.sqlite.schema import Tables, open_for_reading
 from aiolibkv.keys import below as bounds
+from aiolibkv.store import UNSEEN, Unseen
 from aiolibkv.types import KVPair
 
 _LARGE = 64 * 1024
@@ -24,7 +25,7 @@ _LARGE = 64 * 1024
 _SLICE = 1024 * 1024
 _PAGE_ROWS = 256
 _PAGE_BYTES = 1024 * 1024
-_READS_AT_ONCE = 32
+_READS_AT_ONCE = 64
 """Reads without a wait, before one gives way to the other tasks."""
 
 _SNAPSHOTS = 8
@@ -77,7 +78,8 @@ class Reader:
         self._snapshots = asyncio.Semaphore(_SNAPSHOTS)
         pairs, log, sessions, live = tables.pairs, tables.log, tables.sessions, tables.live()
         small = f"CASE WHEN length(value) <= {_LARGE} THEN value END"
-        self._quick = f"SELECT rev, {small}, expires, session FROM {pairs} WHERE key = ?"
+        quick = f"length(value) <= {_LARGE} AND session IS NULL AND (expires IS NULL OR expires > ?)"
+        self._quick = f"SELECT rev, CASE WHEN {quick} THEN value END FROM {pairs} WHERE key = ?"
         self._one = f"SELECT rev, {small}, rowid FROM {pairs} WHERE key = :key AND {live}"
         self._below = (
             f"SELECT key, rev, {small}, rowid FROM {pairs} WHERE key > :first AND key < :end AND {live} ORDER BY key"
@@ -90,16 +92,28 @@ class Reader:
         )
         self._owners = f"SELECT DISTINCT owner FROM {sessions}"
         self._main = self._try(lambda: open_for_reading(files.path))
+        self._quickly = self._main.cursor()
+
+    def glance(self, path: str) -> KVPair | Unseen | None:
+        """Return a live pair or None; UNSEEN when it is the turn of others, or it takes more than one quick read."""
+        if self._reads >= _READS_AT_ONCE:
+            return UNSEEN
+        self._reads += 1
+        try:
+            row = self._quickly.execute(self._quick, (time.time(), path)).fetchone()
+        except sqlite3.Error:
+            return UNSEEN
+        if row is None:
+            return None
+        rev, value = row
+        return UNSEEN if value is None else KVPair(path, value, rev)
 
     async def get(self, path: str) -> KVPair | None:
         """Return a live pair, or None."""
         await self._give_way()
-        row = self._row(self._main, self._quick, (path,))
-        if row is None:
-            return None
-        rev, value, expires, session = row
-        if value is not None and session is None and (expires is None or expires > time.time()):
-            return KVPair(path, value, rev)
+        pair = self.glance(path)
+        if pair is not UNSEEN:
+            return pair
         state = await self.state(path, tree=False)
         return state.pairs[0] if state.pairs else None
 
@@ -166,9 +180,9 @@ class Reader:
     async def _give_way(self) -> None:
         # A read does not wait for anything, and a task that only reads would keep all others from running.
         self._reads += 1
-        if self._reads >= _READS_AT_ONCE:
-            self._reads = 0
+        if self._reads > _READS_AT_ONCE:
             await asyncio.sleep(0)
+            self._reads = 0
 
     @asynccontextmanager
     async def _snapshot(self) -> AsyncIterator[sqlite3.Connection]:

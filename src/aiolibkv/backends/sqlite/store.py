@@ -20,7 +20,7 @@ from aiolibkv.backends.sqlite.watching import Tail
 from aiolibkv.backends.sqlite.writer import Writer
 from aiolibkv.config import Config
 from aiolibkv.errors import StoreError
-from aiolibkv.store import BaseStore, Call, Feed, Guard, Lease, Lifetime, Listing, Tasks
+from aiolibkv.store import BaseStore, Call, Feed, Guard, Lease, Lifetime, Listing, Tasks, Unseen
 from aiolibkv.types import Capabilities, KVPair
 
 _MAX_VALUE_BYTES = 16 * 1024 * 1024
@@ -122,6 +122,10 @@ class SqliteStore(BaseStore):
         writer, self._writing = self._writing, None
         if writer is not None:
             await writer.stop(reader.connections() if reader is not None else ())
+
+    def _glance(self, path: str) -> KVPair | Unseen | None:
+        assert self._reading is not None, "open"
+        return self._reading.glance(path)
 
     async def _get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
         return await self._reader.get(path)

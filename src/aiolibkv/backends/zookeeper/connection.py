@@ -19,6 +19,7 @@ from aiolibkv.backends.zookeeper.operations import (
     PING_XID,
     SESSION_CODES,
     Event,
+    MalformedError,
     Operation,
     Welcome,
     authenticate,
@@ -150,7 +151,7 @@ class Connection(asyncio.Protocol):
             raise NotWelcomeError(connection.closed.result().message, endpoint=str(endpoint))
         try:
             connection._welcomed(parse_welcome(welcome), credentials)
-        except struct.error as error:
+        except MalformedError as error:
             connection._nonsense(error)
             raise connection._failure() from error
         return connection
@@ -245,7 +246,6 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what has arrived, and hand out the frames that are complete."""
-        self._heard = self._loop.time()
         self._buffer += data
         start = 0
         try:
@@ -264,6 +264,8 @@ class Connection(asyncio.Protocol):
             self._buffer.clear()
         else:
             del self._buffer[:start]
+            if self._buffer:
+                self._heard = self._loop.time()  # a large answer takes its time
 
     def _write(self, request: bytes) -> None:
         if not self.closed.done() and self._transport is not None:
@@ -304,8 +306,10 @@ class Connection(asyncio.Protocol):
             return
         xid, zxid, code = _HEADER.unpack_from(frame)
         if xid == EVENT_XID:
+            # No sign of life: a server tells of changes also while what is sent to it is lost.
             self._on_event(parse_event(frame, _HEADER.size))
             return
+        self._heard = self._loop.time()
         self.zxid = max(self.zxid, zxid)
         if xid == PING_XID and self._pings:
             answered = self._pings.popleft()
@@ -316,9 +320,10 @@ class Connection(asyncio.Protocol):
             if code:
                 self.abort(refusal(code))
         else:
-            expected, future = self._pending.popleft() if self._pending else (0, None)
+            expected, future = self._pending[0] if self._pending else (0, None)
             if future is None or xid != expected:
                 raise ValueError(f"an answer to request {xid} instead of {expected}")
+            self._pending.popleft()
             if not future.done():
                 future.set_result(Answer(code, zxid, frame))
             if code in SESSION_CODES:
@@ -330,8 +335,8 @@ class Connection(asyncio.Protocol):
         if answer.code:
             raise refusal(answer.code)
         try:
-            return operation.parse(answer.frame, _HEADER.size)[0]
-        except (struct.error, ValueError, TypeError) as error:
+            return operation.read(answer.frame, _HEADER.size)
+        except MalformedError as error:
             self._nonsense(error)
             raise self._failure() from error
 

@@ -11,7 +11,8 @@ from random import uniform
 
 from aiolibkv.backends.zookeeper.operations import Stat
 from aiolibkv.backends.zookeeper.session import ZooKeeperSession
-from aiolibkv.backends.zookeeper.tree import ancestors, tidy
+from aiolibkv.backends.zookeeper.tree import ancestors
+from aiolibkv.backends.zookeeper.watching import LeaseWatching
 from aiolibkv.backends.zookeeper.writing import Writer
 from aiolibkv.errors import NotReachableError, StoreError
 from aiolibkv.store import Call, Lease
@@ -48,11 +49,13 @@ class ZooKeeperLease(Lease):
     Attributes:
         lifetime: seconds, as wanted.
         session: of this lease alone; None for the store's, out of which its key is deleted on time.
+        watching: of a key on that session.
         paths: the keys written under it.
     """
 
     lifetime: float
     session: ZooKeeperSession | None = None
+    watching: LeaseWatching = field(default_factory=LeaseWatching)
     paths: set[str] = field(default_factory=set)
 
 
@@ -181,6 +184,6 @@ class Lifespans:
         if connection is None or not directories:
             return
         try:
-            await tidy(connection, sorted(directories))
+            await self._writer.tidy(connection, sorted(directories))
         except StoreError as error:
             _log.debug("zookeeper: empty directories were left: %s", error)

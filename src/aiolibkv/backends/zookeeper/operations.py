@@ -42,6 +42,14 @@ _STAT = struct.Struct("!qqqqiiiqiiq")
 _RESULT = struct.Struct("!i?i")
 
 
+class MalformedError(ValueError):
+    """Bytes that are not what a server answers."""
+
+
+_NONSENSE = (struct.error, ValueError, TypeError)
+"""What reading bytes of another kind leads to."""
+
+
 class RefusedError(StoreError):
     """The server refused an operation; nothing of it was done.
 
@@ -171,9 +179,11 @@ class Event(NamedTuple):
 
     Attributes:
         path: of the node that was created, changed or deleted, or whose children did; as the server spells it.
+        is_deletion: whether the node is gone.
     """
 
     path: str
+    is_deletion: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +203,18 @@ class Operation(Generic[T_co]):
         encoded: bytes = self.request.serialize(xid)
         return encoded
 
+    def read(self, frame: bytes, offset: int) -> T_co:
+        """Read the answer.
+
+        Raises:
+            MalformedError: it is none.
+            StoreError: it is a refusal.
+        """
+        try:
+            return self.parse(frame, offset)[0]
+        except _NONSENSE as error:
+            raise MalformedError(f"{type(error).__name__}: {error}") from error
+
 
 class _AddWatchRequest(protocol.GetDataRequest):  # type: ignore[misc] # aiozk is not typed
     opcode = 106
@@ -207,10 +229,13 @@ def _stat(stat: Any) -> Stat:
     return Stat(stat.last_modified_zxid, stat.version, stat.data_length, stat.num_children, stat.ephemeral_owner)
 
 
-def _parse_stat(part: Any) -> Callable[[bytes, int], tuple[Stat, int]]:
+def _parse_stat(part: Any, *, is_written: bool) -> Callable[[bytes, int], tuple[Stat, int]]:
     def parse(body: bytes, offset: int) -> tuple[Stat, int]:
         answer, end = part.parse(body, offset)
-        return _stat(answer.stat), end
+        stat = _stat(answer.stat)
+        if is_written and stat.index <= 0:
+            raise ValueError(f"a node was written in transaction {stat.index}")
+        return stat, end
 
     return parse
 
@@ -218,6 +243,8 @@ def _parse_stat(part: Any) -> Callable[[bytes, int], tuple[Stat, int]]:
 def _parse_node(body: bytes, offset: int) -> tuple[Node, int]:
     data, offset = _parse_bytes(body, offset)
     _, index, _, _, version, _, _, owner, size, children, _ = _STAT.unpack_from(body, offset)
+    if size != len(data or b""):
+        raise ValueError(f"data of {len(data or b'')} bytes instead of {size}")
     return Node(data, Stat(index, version, size, children, owner)), offset + _STAT.size
 
 
@@ -257,7 +284,9 @@ def get_children(path: str, *, watch: bool = False) -> Operation[Sequence[str]]:
 
 def exists(path: str, *, watch: bool = False) -> Operation[Stat]:
     """Read a node's stat; watch: be told once when it is created, changes or is deleted."""
-    return Operation(protocol.ExistsRequest(path=path, watch=watch), _parse_stat(protocol.ExistsResponse))
+    return Operation(
+        protocol.ExistsRequest(path=path, watch=watch), _parse_stat(protocol.ExistsResponse, is_written=False)
+    )
 
 
 def sync() -> Operation[None]:
@@ -268,13 +297,13 @@ def sync() -> Operation[None]:
 def create(path: str, data: bytes | None, acl: Any, *, ephemeral: bool = False) -> Operation[Stat]:
     """Create a node; an ephemeral one lives with the session of the connection."""
     request = protocol.Create2Request(path=path, data=data, acl=[acl], flags=_EPHEMERAL if ephemeral else 0)
-    return Operation(request, _parse_stat(protocol.Create2Response))
+    return Operation(request, _parse_stat(protocol.Create2Response, is_written=True))
 
 
 def set_data(path: str, data: bytes | None, version: int = ANY_VERSION) -> Operation[Stat]:
     """Write a node's data."""
     request = protocol.SetDataRequest(path=path, data=data, version=version)
-    return Operation(request, _parse_stat(protocol.SetDataResponse))
+    return Operation(request, _parse_stat(protocol.SetDataResponse, is_written=True))
 
 
 def delete(path: str, version: int = ANY_VERSION) -> Operation[None]:
@@ -314,6 +343,8 @@ def transaction(operations: Sequence[Operation[Any]]) -> Operation[Sequence[Any]
         for position, result in enumerate(results):
             if isinstance(result, int) and result not in _ROLLED_BACK:
                 raise TransactionRefusedError(position, refusal(result))
+        if any(isinstance(result, int) for result in results):
+            raise ValueError("a refusal that nothing is to blame for")
         return results, end
 
     return Operation(_bundled(protocol.TransactionRequest(), operations), parse)
@@ -344,12 +375,14 @@ def _parse_results(operations: Sequence[Operation[Any]], body: bytes, offset: in
         if kind == _FAILED:
             results.append(_INT.unpack_from(body, offset)[0])
             offset += _INT.size
-        elif kind == _CREATED:
+        elif kind == _CREATED and isinstance(operation.request, protocol.Create2Request):
             offset = protocol.CreateResponse.parse(body, offset)[1]
             results.append(None)
-        else:
+        elif kind == operation.request.opcode:
             result, offset = operation.parse(body, offset)
             results.append(result)
+        else:
+            raise ValueError(f"the result of an operation of kind {kind} instead of {operation.request.opcode}")
     return results, offset
 
 
@@ -392,8 +425,17 @@ def hello(timeout: float, session: int = 0, password: bytes = b"", zxid: int = 0
 
 
 def parse_welcome(frame: bytes) -> Welcome:
-    """Read the answer to ``hello``."""
-    answer, _ = protocol.ConnectResponse.parse(frame, 0)
+    """Read the answer to ``hello``.
+
+    Raises:
+        MalformedError: it is none.
+    """
+    try:
+        answer, _ = protocol.ConnectResponse.parse(frame, 0)
+    except _NONSENSE as error:
+        raise MalformedError(f"no answer to the first request: {error}") from error
+    if answer.session_id and answer.timeout <= 0:
+        raise MalformedError(f"a session with a timeout of {answer.timeout} ms")
     return Welcome(answer.timeout / 1000, answer.session_id, answer.password)
 
 
@@ -410,6 +452,15 @@ def ping() -> bytes:
 
 
 def parse_event(frame: bytes, offset: int) -> Event:
-    """Read what a watch says."""
-    answer, _ = protocol.WatchEvent.parse(frame, offset)
-    return Event(answer.path)
+    """Read what a watch says.
+
+    Raises:
+        MalformedError: it says nothing.
+    """
+    try:
+        answer, _ = protocol.WatchEvent.parse(frame, offset)
+    except _NONSENSE as error:
+        raise MalformedError(f"no event: {error}") from error
+    if not answer.path:
+        raise MalformedError("an event is of no node")
+    return Event(answer.path, answer.type == protocol.WatchEvent.DELETED)

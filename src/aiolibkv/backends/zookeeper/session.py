@@ -201,7 +201,7 @@ class ZooKeeperSession:
         try:
             async with asyncio.timeout(reach.attempt):
                 connection = await self._connect_to(endpoint)
-        except (NotReachableError, AccessDeniedError, TimeoutError) as error:
+        except (StoreError, TimeoutError) as error:
             _log.debug("zookeeper: %s did not connect: %s", endpoint, error)
             reach.endpoints.failed(endpoint)
             if isinstance(error, NotWelcomeError) and self._refused_since is None:

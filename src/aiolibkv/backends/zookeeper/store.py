@@ -13,7 +13,7 @@ from aiolibkv.backends.zookeeper.operations import NoNodeError, Operation, get, 
 from aiolibkv.backends.zookeeper.security import acl, credentials
 from aiolibkv.backends.zookeeper.session import Reach, SessionLostError, ZooKeeperSession
 from aiolibkv.backends.zookeeper.tree import Reader, is_servers_own, pair, znode
-from aiolibkv.backends.zookeeper.watching import Watching
+from aiolibkv.backends.zookeeper.watching import LeaseWatching, Watching
 from aiolibkv.backends.zookeeper.writing import Writer
 from aiolibkv.config import Config
 from aiolibkv.errors import InvalidKeyError, StoreError
@@ -178,8 +178,9 @@ class ZooKeeperStore(BaseStore):
         if not lifetime.keep_alive:
             # The key is deleted on time from here: the session is everybody's, and does not end with one key.
             return ZooKeeperLease(math.inf, lifetime=lifetime.ttl)
-        session = ZooKeeperSession(self._reach, lifetime.ttl, is_replaced=False)
-        return ZooKeeperLease(lifetime.ttl, _TICK, lifetime=lifetime.ttl, session=session)
+        watching = LeaseWatching()
+        session = ZooKeeperSession(self._reach, lifetime.ttl, is_replaced=False, on_event=watching.dispatch)
+        return ZooKeeperLease(lifetime.ttl, _TICK, lifetime=lifetime.ttl, session=session, watching=watching)
 
     async def _grant(self, call: Call, lease: Lease) -> None:
         assert isinstance(lease, ZooKeeperLease), "made by _lease"
@@ -221,6 +222,10 @@ class ZooKeeperStore(BaseStore):
             stat, token = found
         self._lifespans.note(path, lease, connection.welcome.session, stat)
         return stat.index, token
+
+    async def _follow_under(self, lease: Lease, feed: Feed) -> None:
+        assert isinstance(lease, ZooKeeperLease), "made by _lease"
+        await lease.watching.follow(await self._connection_of(lease), feed)
 
     async def _connection_of(self, lease: ZooKeeperLease) -> Connection:
         try:

@@ -11,7 +11,7 @@ only one at such a version is pruned. Empty nodes that other programs left at a 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from aiolibkv.backends.zookeeper.connection import Connection
@@ -187,18 +187,6 @@ def _looks_idle(stat: Stat | StoreError) -> bool:
     return isinstance(stat, Stat) and stat.children == 0 and stat.size == 0 and stat.version >= PARENT_VERSION
 
 
-async def tidy(connection: Connection, paths: Collection[str]) -> None:
-    """Prune directories, and those above, that have no children any more; what cannot be pruned stays.
-
-    Raises:
-        NotReachableError: the connection ended.
-    """
-    stats = (await connection.ask_all([exists(znode(path)) for path in paths])).values
-    for path, stat in zip(paths, stats, strict=True):
-        if _looks_idle(stat):
-            await tidy_from(connection, path)
-
-
 async def tidy_from(connection: Connection, path: str) -> None:
     """Prune a directory, and those above, if it has no children any more."""
     rest: str | None = path
@@ -342,6 +330,11 @@ class Reader:
                     yield path, None, (), zxid
                 else:
                     yield path, results[0], results[1] if with_children else (), zxid
+
+    async def find_idle(self, connection: Connection, paths: Sequence[str]) -> list[str]:
+        """Return those paths where an implicit parent is that has no children, in one round trip."""
+        nodes, _ = await self._read(connection, [get(znode(path)) for path in paths])
+        return [path for path, node in zip(paths, nodes, strict=True) if isinstance(node, Node) and is_idle(node, 0)]
 
     async def _read(
         self, connection: Connection, reads: Ops, *, consistent: bool = False, watch: bool = False

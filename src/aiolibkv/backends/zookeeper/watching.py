@@ -1,4 +1,4 @@
-"""All watches of a store on its one connection.
+"""All watches of a store on its one connection, and those of locks on their own.
 
 A watch is armed first and reads then, so nothing is missed in between; what an event says is only which node to read
 again. Since 3.6 a server keeps one watch for a key or tree. Before, each node that was read has one that ends with its
@@ -241,6 +241,46 @@ class Watching:
     def _release(self, interest: _Interest) -> None:
         for path in tuple(interest.watched):
             self._drop(interest, path)
+
+
+class LeaseWatching:
+    """The watch of one key at a time on a lease's own session, with which ends what it leaves at the server.
+
+    The server keeps it until its event, which says that the key is gone or is to be read again. There is no need to
+    sync: the session has seen what it wrote and was answered, and what it waits for was there before.
+    """
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._interest: _Interest | None = None
+        self._is_gone = False
+
+    def dispatch(self, event: Event) -> None:
+        """Take what the session's watches say."""
+        path = path_of(event.path)
+        if self._interest is not None and self._interest.feed.path == path:
+            self._is_gone = event.is_deletion
+            self._interest.tell(path)
+
+    async def follow(self, connection: Connection, feed: Feed) -> None:
+        """Give a feed the state of its key, and return when that has changed, to be called again.
+
+        Raises:
+            NotReachableError: the connection ended.
+            AccessDeniedError: the user may not read this.
+        """
+        self._interest, self._is_gone = _Interest(feed, connection), False
+        try:
+            results = await connection.ask_all([get(znode(feed.path), watch=True)])
+            found = _pair_of(feed.path, results.values[0])
+            feed.reset([] if found is None else [found], results.zxid)
+            if found is not None:
+                await self._interest.changed()
+            if self._is_gone:
+                feed.reset([], connection.zxid)
+        finally:
+            self._interest.close()
+            self._interest = None
 
 
 def _pair_of(path: str, node: Node | StoreError | None) -> KVPair | None:

@@ -329,6 +329,15 @@ class Writer:
         if place.key is not None and place.key.stat.owner == connection.welcome.session:
             await self.delete_exactly(connection, path, place.key.stat.index)
 
+    async def tidy(self, connection: Connection, directories: Sequence[str]) -> None:
+        """Prune directories, and those above, that have no children any more; what cannot be pruned stays.
+
+        Raises:
+            NotReachableError: the connection ended.
+        """
+        for path in await self._reader.find_idle(connection, directories):
+            await tidy_from(connection, path)
+
     async def _tidy_after(self, connection: Connection, rest: str) -> None:
         try:
             await tidy_from(connection, rest)

@@ -165,18 +165,19 @@ class Lifetimes(Suite):
     async def test_a_refused_write_leaves_the_lifetime_alone(self, store: AsyncStore, other: AsyncStore) -> None:
         old = await store.put("kept", b"1")
         kept = await store.put("kept", b"2")
-        await store.put("goes", b"1")
-        gone_soon = await store.put("goes", b"2", ttl=_TTL)
         for writer in (store, other):
             with pytest.raises(KeyModifiedError):
                 await writer.atomic_put("kept", b"refused", old, ttl=_TTL)
             with pytest.raises(KeyExistsError):
                 await writer.atomic_put("kept", b"refused", None, ttl=_TTL)
+        await store.put("goes", b"1")
+        long_enough = scaled(2)
+        gone_soon = await store.put("goes", b"2", ttl=long_enough)
         for ttl in (None, 1000):
             with pytest.raises(KeyExistsError):
                 await store.atomic_put("goes", b"refused", None, ttl=ttl)
         assert gone_soon.last_index > kept.last_index
-        await _until_gone(other, "goes", _bound(store, _TTL))
+        await _until_gone(other, "goes", _bound(store, long_enough))
         await _outlive(store, other)
         assert await other.get("kept") == kept
 

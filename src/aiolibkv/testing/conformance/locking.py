@@ -19,7 +19,7 @@ from aiolibkv import (
     StoreClosedError,
 )
 from aiolibkv.testing.conformance.cancelling import cancel_at_every_step
-from aiolibkv.testing.conformance.suite import Stores, Suite, next_of
+from aiolibkv.testing.conformance.suite import CutOff, Stores, Suite, next_of
 from aiolibkv.testing.scale import eventually, scaled
 
 
@@ -250,6 +250,47 @@ class Losing(Locking):
             async with first.new_lock("lock", ttl=30):
                 raise LookupError
         assert not await second.exists("lock")
+
+    async def test_whoever_is_cut_off_stops_before_another_begins(
+        self, stores: Stores, second: AsyncStore, cut_off: CutOff
+    ) -> None:
+        """By its own clock, and a margin before the server may let go of the lock."""
+        clock = asyncio.get_running_loop().time
+        ttl = max(1.0, second.capabilities.min_ttl)
+        acquired: asyncio.Future[HeldLock] = asyncio.get_running_loop().create_future()
+
+        async def hold(store: AsyncStore) -> float:
+            with pytest.raises(LockLostError):
+                async with store.new_lock("lock", ttl=ttl) as held:
+                    acquired.set_result(held)
+                    try:
+                        await _never()
+                    finally:
+                        ended = clock()
+            return ended
+
+        async def succeed() -> tuple[float, HeldLock]:
+            held = await second.new_lock("lock", ttl=ttl).acquire()
+            return clock(), held
+
+        async with (
+            stores.through(cut_off.factory).make("locks") as store,
+            asyncio.timeout(scaled(3 * ttl + 10)),
+            asyncio.TaskGroup() as tasks,
+        ):
+            holding = tasks.create_task(hold(store))
+            held = await acquired
+            cut_off.cut()
+            cut = last_held = clock()
+            succeeding = tasks.create_task(succeed())
+            # Looked up before is_held says so, the time is one at which it was held, however slow this task is.
+            while (now := clock()) and held.is_held:
+                last_held = now
+                await asyncio.sleep(0.005)
+        began, successor = succeeding.result()
+        assert last_held < cut + held.ttl - max(0.5, held.ttl / 10)
+        assert holding.result() < began
+        assert successor.fencing_token > held.fencing_token
 
     async def test_an_outside_cancellation_stays_one(self, first: AsyncStore, second: AsyncStore) -> None:
         inside = asyncio.Event()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 from uuid import uuid4
 
 import pytest
@@ -48,6 +48,18 @@ def factory_of(backend: str, endpoints: Sequence[str] = (), **settings: Any) -> 
     return make
 
 
+class CutOff(NamedTuple):
+    """Stores that can be cut off from their server; what a backend's author may provide.
+
+    Attributes:
+        factory: of stores that share their data with those of ``store_factory``.
+        cut: from its call on none of them is answered any more, and their connections stay open.
+    """
+
+    factory: StoreFactory
+    cut: Callable[[], None]
+
+
 class Stores:
     """The stores of one test, all below a directory of its own; those entered are closed when it ends."""
 
@@ -64,6 +76,10 @@ class Stores:
             overrides: other fields of Config.
         """
         return self._factory(prefix=f"{self._prefix}/{prefix}" if prefix else self._prefix, **overrides)
+
+    def through(self, factory: StoreFactory) -> Self:
+        """Make stores of the same test by another factory."""
+        return type(self)(factory, self._prefix, self._closing)
 
     async def open(self, prefix: str = "", **overrides: Any) -> AsyncStore:
         """Make a store and enter it."""

@@ -232,14 +232,13 @@ class Server(ABC):
         with (self.directory / "log").open("ab") as log:
             written = log.tell()
             self._process = subprocess.Popen(  # noqa: ASYNC220 -- must outlive the event loop
-                [find_program(program, self.packages), *arguments],
+                [*end_with_parent(), find_program(program, self.packages), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
                 # Ctrl-C is for the tests; the servers end when the tests have cleaned up.
                 start_new_session=True,
-                preexec_fn=end_with_parent(),  # noqa: PLW1509 -- it makes one system call
             )
         try:
             await self._wait_until_ready(written)

@@ -113,7 +113,8 @@ class EtcdServer(Server):
     async def is_leader(self) -> bool:
         """Return whether this server leads its cluster; a single server does."""
         status = await self._status()
-        return bool(status["leader"] == status["header"]["member_id"])
+        # A member that knows of no leader leaves the field out.
+        return bool(status.get("leader") == status["header"]["member_id"])
 
     def join(self, name: str, members: Sequence["EtcdServer"]) -> None:
         """Make the server, before its first start, one of the members of a cluster.

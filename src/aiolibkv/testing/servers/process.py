@@ -2,22 +2,19 @@
 
 import asyncio
 import contextlib
-import ctypes
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from aiolibkv.testing.scale import scaled
 
 HOST = "127.0.0.1"
 POLL_INTERVAL = 0.01
-_PR_SET_PDEATHSIG = 1
 
 
 class ServerMissingError(RuntimeError):
@@ -65,13 +62,17 @@ def find_program(name: str, packages: str) -> str:
     return path
 
 
-def end_with_parent() -> Callable[[], None] | None:
-    """Return what a child has to call before exec to be killed when this process dies, however it dies."""
+def end_with_parent() -> Sequence[str]:
+    """Return what has to stand before a command to have it killed when this process dies, however it dies.
+
+    Not a function for the child to call before exec: Python then forks in a way that runs what libraries want to
+    do at a fork, and the child of a process with busy channels of gRPC may crash in that (seen with 1.85.1).
+    """
     # Linux sends the signal when the starting thread ends, so only the main thread may ask for it.
     if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
-        return None
-    libc = ctypes.CDLL(None)
-    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        return ()
+    program = shutil.which("setpriv")
+    return () if program is None else (program, "--pdeathsig", "KILL")
 
 
 async def run_program(command: Sequence[str], environment: Mapping[str, str], *, within: float = 20.0) -> str:

@@ -1,6 +1,7 @@
 """Certificates for servers that require them of their clients."""
 
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 
 import trustme
@@ -10,6 +11,8 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+
+_PAST = datetime(2001, 1, 1, tzinfo=UTC)
 
 
 class Certificates:
@@ -31,16 +34,21 @@ class Certificates:
         self.server_cert, self.server_key = self._issue("server", "localhost", "127.0.0.1", "::1")
         self.client_cert, self.client_key = self.client(client_name)
 
-    def client(self, name: str) -> tuple[Path, Path]:
+    def client(self, name: str, *, expired: bool = False) -> tuple[Path, Path]:
         """Make a client's certificate.
 
         Args:
             name: its common name, and what its files are called.
+            expired: whether its time is over.
 
         Returns:
             The paths of the certificate and of its key.
         """
-        return self._issue(f"client-{name}", f"{name}@localhost", common_name=name)
+        return self._issue(f"client-{name}", f"{name}@localhost", common_name=name, expired=expired)
+
+    def expired_server(self) -> tuple[Path, Path]:
+        """Make a server's certificate whose time is over; returns the paths of the certificate and of its key."""
+        return self._issue("expired-server", "localhost", "127.0.0.1", "::1", expired=True)
 
     def ssl_context(self) -> ssl.SSLContext:
         """Return a context with which the client is accepted by the servers."""
@@ -48,8 +56,11 @@ class Certificates:
         context.load_cert_chain(self.client_cert, self.client_key)
         return context
 
-    def _issue(self, file_name: str, *identities: str, common_name: str | None = None) -> tuple[Path, Path]:
-        issued = self._authority.issue_cert(*identities, common_name=common_name)
+    def _issue(
+        self, file_name: str, *identities: str, common_name: str | None = None, expired: bool = False
+    ) -> tuple[Path, Path]:
+        end = _PAST if expired else None
+        issued = self._authority.issue_cert(*identities, common_name=common_name, not_after=end)
         key = load_pem_private_key(issued.private_key_pem.bytes(), password=None)
         cert_path = self._directory / f"{file_name}.pem"
         key_path = self._directory / f"{file_name}.key"
