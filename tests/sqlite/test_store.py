@@ -8,6 +8,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,24 @@ async def test_a_task_that_only_reads_lets_others_run(database: Path) -> None:
         assert 10 <= steps < 1000
         reading.cancel()
         await asyncio.wait({reading})
+
+
+@pytest.mark.parametrize("key", ["key", "missing"])
+async def test_a_read_leaves_no_snapshot_behind(database: Path, key: str) -> None:
+    async with open_sqlite(database) as store:
+        await store.put("key", b"")
+        for _ in range(3):
+            with suppress(KeyNotFoundError):
+                await store.get(key)
+            await store.put("key", b"")
+            # It reports whether a reader kept it from emptying the write-ahead log.
+            assert rows(database, "PRAGMA wal_checkpoint(TRUNCATE)") == [(0, 0, 0)]
+
+
+async def test_a_key_whose_ttl_runs_is_read_at_a_glance(database: Path) -> None:
+    async with open_sqlite(database) as store:
+        pair = await store.put("key", b"", ttl=1000)
+        assert store._glance("key") == pair
 
 
 async def test_stores_of_two_event_loops_share_a_database(database: Path) -> None:

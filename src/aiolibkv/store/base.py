@@ -483,6 +483,7 @@ class BaseStore(ABC):
                     pauses = _pauses()
                 await asyncio.sleep(next(pauses))
         except Exception as error:
+            # A bug: whoever waits for the watch is told, and the owner of this task reports it.
             failure = self._located(StoreError("the watch failed"), feed.path)
             failure.__cause__ = error
             feed.fail(failure)
