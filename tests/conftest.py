@@ -1,3 +1,12 @@
 """What all tests share."""
 
-pytest_plugins = ["aiolibkv.testing.plugin", "pytester"]
+import pytest
+
+pytest_plugins = ["aiolibkv.testing.plugin", "pytester", "secrecy"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Make the option of the soak known."""
+    parser.addoption(
+        "--soak", type=float, default=0.0, metavar="MINUTES", help="soak for so long (default: not at all)"
+    )

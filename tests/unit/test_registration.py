@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import patch
 
 import pytest
 
 from aiolibkv import Discovery, NotReachableError
-from aiolibkv.coordination import discovery as module
+from aiolibkv.coordination import registration as module
+from aiolibkv.store import Call, Guard, Lease
 from aiolibkv.testing.scale import eventually, scaled
 from unit.faulty import FaultyStore
 
@@ -31,6 +33,34 @@ async def test_left_after_its_lease_was_lost_it_does_not_come_back() -> None:
         assert await _is_gone(store)
 
 
+class Fleeting(FaultyStore):
+    """Once, what is created is gone before any watch sees it."""
+
+    is_over = False
+
+    async def _put(
+        self, call: Call, path: str, value: bytes, *, expected: int | None, lease: Lease | None, guard: Guard | None
+    ) -> int:
+        space = self._space
+        assert space is not None
+        if expected != 0 or self.is_over:
+            return await super()._put(call, path, value, expected=expected, lease=lease, guard=guard)
+        with patch.object(space, "_tell"):
+            index = await super()._put(call, path, value, expected=expected, lease=lease, guard=guard)
+            space.delete(path, None, None)
+        self.is_over = True
+        return index
+
+
+async def test_what_comes_and_goes_unseen_comes_back() -> None:
+    async with Fleeting(["shared"]) as store, FaultyStore(["shared"]) as other:
+        async with Discovery(store, "services").register("web", "here", id="id", ttl=scaled(0.3)):
+            await other.delete(_KEY)
+            await eventually(lambda: store.is_over, within=5, message="it is registered again")
+            await eventually(lambda: other.exists(_KEY), within=5, message="it comes back")
+        assert await _is_gone(other)
+
+
 @pytest.mark.parametrize("fault", ["lost request", "lost answer"])
 async def test_leaving_is_tried_again(fault: str) -> None:
     async with FaultyStore() as store:
@@ -47,22 +77,24 @@ async def test_leaving_goes_on_without_being_waited_for(monkeypatch: pytest.Monk
         assert not await _is_gone(store)
         await eventually(lambda: _is_gone(store), within=5, message="it is removed")
         # The store's end is the end of it as well.
-        async with Discovery(store, "services").register("web", "here", id="id"):
+        discovery = Discovery(store, "services")
+        async with discovery.register("web", "here", id="id"):
             store.faults["delete"].extend(["lost request"] * 10_000)
-    await eventually(lambda: not module._leaving, within=5, message="nothing is tried any more")
+    await eventually(lambda: not discovery._leaving, within=5, message="nothing is tried any more")
 
 
 @pytest.mark.parametrize("fault", ["lost answer", "lost request"])
 async def test_one_that_fails_is_removed_also_when_it_appears_late(fault: str) -> None:
     async with FaultyStore(["shared"]) as store, FaultyStore(["shared"]) as other:
-        registration = Discovery(store, "services").register("web", "here", id="id", ttl=scaled(1))
+        discovery = Discovery(store, "services")
+        registration = discovery.register("web", "here", id="id", ttl=scaled(1))
         store.faults["put"].append(fault)
         with pytest.raises(NotReachableError):
             await registration.__aenter__()
         await eventually(lambda: _is_gone(store), within=5, message="it is removed")
         await other.put(_KEY, registration._value)
         await eventually(lambda: _is_gone(store), within=5, message="what came late is removed")
-        await eventually(lambda: not module._leaving, within=5, message="it is not looked for any more")
+        await eventually(lambda: not discovery._leaving, within=5, message="it is not looked for any more")
 
 
 async def test_another_try_is_not_undone() -> None:
@@ -74,7 +106,7 @@ async def test_another_try_is_not_undone() -> None:
         async with discovery.register("web", "here", id="id"), store.watch(_KEY) as watch:
             pair = await anext(watch)
             assert pair is not None
-            assert not module._leaving
+            assert not discovery._leaving
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await anext(watch)

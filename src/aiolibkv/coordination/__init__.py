@@ -1,7 +1,8 @@
 """What processes agree on through a store: leaders, services, values. It sees only AsyncStore."""
 
-from aiolibkv.coordination.discovery import Discovery, Instance, Registration
+from aiolibkv.coordination.discovery import Discovery
 from aiolibkv.coordination.election import Candidate, Follower
+from aiolibkv.coordination.registration import Instance, Registration
 from aiolibkv.coordination.update import update
 
 __all__ = ["Candidate", "Discovery", "Follower", "Instance", "Registration", "update"]
