@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, unquote
 
 from aiolibkv.config import Config
 from aiolibkv.errors import BackendNotSupportedError
@@ -21,6 +22,7 @@ GROUP = "aiolibkv.backends"
 _registered: dict[str, Factory] = {}
 _TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _SECONDS = frozenset({"connection_timeout", "request_timeout"})
 
 
@@ -68,25 +70,31 @@ def open_store(url: str, config: Config | None = None) -> AsyncStore:
     if not isinstance(url, str):
         raise TypeError(f"a URL is a str, not {type(url).__name__}")
     parts = _split(url)
-    if not parts.scheme or not url.startswith(f"{url[: len(parts.scheme)]}://"):
-        raise ValueError("a store's URL is scheme://host:port/prefix")
-    if parts.fragment:
-        raise ValueError("a store's URL has no fragment; write # as %23")
     endpoints, settings = _read(parts)
     return new_store(parts.scheme, endpoints, _merged(config or Config(), settings))
 
 
-def _split(url: str) -> SplitResult:
-    """Split a URL; what the standard library says of one that it cannot read may show a password."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        parts = None
-    if parts is None or (parts.netloc and "@" in parts.path):
+class _Parts(NamedTuple):
+    scheme: str
+    location: str
+    path: str
+    query: str
+
+
+def _split(url: str) -> _Parts:
+    """Split a URL. The standard library knows one host in a URL, and its errors may show a password."""
+    scheme, found, rest = url.partition("://")
+    if not found or not _SCHEME.fullmatch(scheme):
+        raise ValueError("a store's URL is scheme://host:port/prefix")
+    if "#" in rest:
+        raise ValueError("a store's URL has no fragment; write # as %23")
+    rest, _, query = rest.partition("?")
+    location, slash, path = rest.partition("/")
+    if location and "@" in path:
         raise ValueError(
             "the URL cannot be read; in a user, a password or a path write %40 for @, %2F for /, %3F for ?"
         )
-    return parts
+    return _Parts(scheme.lower(), location, slash + path, query)
 
 
 def _parameters(query: str) -> list[tuple[str, str]]:
@@ -97,8 +105,8 @@ def _parameters(query: str) -> list[tuple[str, str]]:
     raise ValueError("what follows ? in a store's URL is name=value&name=value; write ? in a password as %3F")
 
 
-def _read(parts: SplitResult) -> tuple[list[str], dict[str, Any]]:
-    credentials, _, hosts = parts.netloc.rpartition("@")
+def _read(parts: _Parts) -> tuple[list[str], dict[str, Any]]:
+    credentials, _, hosts = parts.location.rpartition("@")
     settings: dict[str, Any] = {}
     options: dict[str, str] = {}
     for name, text in _parameters(parts.query):

@@ -458,7 +458,7 @@ async def test_nothing_is_left_after_close(proxy: FaultProxy) -> None:
         proxy.heal()
     assert asyncio.all_tasks() == before
     await eventually(lambda: proxy.connections_open == 0, within=5, message="the connection is closed")
-    assert kept.value.__cause__ is not None
+    assert kept.value.__traceback__ is not None
     del store, watch
 
     def alone() -> bool:

@@ -77,24 +77,22 @@ async def test_leaving_goes_on_without_being_waited_for(monkeypatch: pytest.Monk
         assert not await _is_gone(store)
         await eventually(lambda: _is_gone(store), within=5, message="it is removed")
         # The store's end is the end of it as well.
-        discovery = Discovery(store, "services")
-        async with discovery.register("web", "here", id="id"):
+        async with Discovery(store, "services").register("web", "here", id="id"):
             store.faults["delete"].extend(["lost request"] * 10_000)
-    await eventually(lambda: not discovery._leaving, within=5, message="nothing is tried any more")
+    await eventually(lambda: not module._leaving[store], within=5, message="nothing is tried any more")
 
 
 @pytest.mark.parametrize("fault", ["lost answer", "lost request"])
 async def test_one_that_fails_is_removed_also_when_it_appears_late(fault: str) -> None:
     async with FaultyStore(["shared"]) as store, FaultyStore(["shared"]) as other:
-        discovery = Discovery(store, "services")
-        registration = discovery.register("web", "here", id="id", ttl=scaled(1))
+        registration = Discovery(store, "services").register("web", "here", id="id", ttl=scaled(1))
         store.faults["put"].append(fault)
         with pytest.raises(NotReachableError):
             await registration.__aenter__()
         await eventually(lambda: _is_gone(store), within=5, message="it is removed")
         await other.put(_KEY, registration._value)
         await eventually(lambda: _is_gone(store), within=5, message="what came late is removed")
-        await eventually(lambda: not discovery._leaving, within=5, message="it is not looked for any more")
+        await eventually(lambda: not module._leaving[store], within=5, message="it is not looked for any more")
 
 
 async def test_another_try_is_not_undone() -> None:
@@ -106,7 +104,7 @@ async def test_another_try_is_not_undone() -> None:
         async with discovery.register("web", "here", id="id"), store.watch(_KEY) as watch:
             pair = await anext(watch)
             assert pair is not None
-            assert not discovery._leaving
+            assert not module._leaving[store]
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await anext(watch)

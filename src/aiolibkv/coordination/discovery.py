@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +32,6 @@ class Discovery:
         """
         self._store = store
         self._path = normalize_key(path)
-        self._leaving: dict[str, asyncio.Task[None]] = {}
 
     def register(
         self,
@@ -55,7 +53,7 @@ class Discovery:
         """
         instance = Instance(service, uuid4().hex if id is None else id, address, dict(metadata or {}))
         key = f"{self._directory(service)}/{_segment(instance.id)}"
-        return Registration(self._store, key, instance, ttl, self._leaving)
+        return Registration(self._store, key, instance, ttl)
 
     async def instances(self, service: str) -> Sequence[Instance]:
         """Read the instances of a service, sorted by id; none is no error.

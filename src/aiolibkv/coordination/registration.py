@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Self
+from weakref import WeakKeyDictionary
 
 from aiolibkv.errors import (
     KeyExistsError,
@@ -25,6 +26,9 @@ _LEAVING_TIME = 2.0
 """Seconds for which leaving a registration waits until it is removed."""
 
 _log = logging.getLogger("aiolibkv")
+
+_leaving: WeakKeyDictionary[AsyncStore, dict[str, asyncio.Task[None]]] = WeakKeyDictionary()
+"""What removes a store's keys in the background, for the next registration of a key to put an end to."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +58,13 @@ class Registration:
         key: where.
     """
 
-    def __init__(
-        self, store: AsyncStore, key: str, instance: Instance, ttl: float, leaving: dict[str, asyncio.Task[None]]
-    ) -> None:
-        """Make a registration that does not stand yet.
-
-        Args:
-            store: where it is to stand.
-            key: under what.
-            instance: what it tells.
-            ttl: seconds after which it is gone when this process died.
-            leaving: what removes keys in the background, shared by the registrations of a Discovery.
-        """
+    def __init__(self, store: AsyncStore, key: str, instance: Instance, ttl: float) -> None:
+        """Make a registration that does not stand yet."""
         self.instance = instance
         self.key = key
         self._store = store
         self._ttl = ttl
-        self._leaving = leaving
+        self._leaving = _leaving.setdefault(store, {})
         self._value = json.dumps(asdict(instance), ensure_ascii=False).encode()
         self._healing: asyncio.Task[None] | None = None
         self._pair: KVPair | None = None
