@@ -32,9 +32,14 @@ async def server() -> AsyncIterator[EtcdServer]:
 
 @asynccontextmanager
 async def example(name: str, *arguments: str) -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(EXAMPLES / name), *arguments, stdout=PIPE, stderr=PIPE, stdin=DEVNULL
-    )
+    # Where whoever started the tests ignores the signal, a child would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(EXAMPLES / name), *arguments, stdout=PIPE, stderr=PIPE, stdin=DEVNULL
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         yield process
     finally:
