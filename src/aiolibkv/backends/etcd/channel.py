@@ -93,10 +93,7 @@ class Channel:
         Raises:
             RpcFailedError: there is none.
         """
-        channel = self._open_channel()
-        if method not in self._methods:
-            self._methods[method] = channel.unary_unary(method, None, None)
-        rpc = self._methods[method](request, metadata=metadata)
+        rpc = self._method(method)(request, metadata=metadata)
         self._calls.add(rpc)
         cancellations = _cancellations()
         try:
@@ -162,6 +159,12 @@ class Channel:
             return error.with_traceback(None)
         # Not the status of the reason: another call's refusal says nothing of this one, which may have been applied.
         return RpcFailedError("CANCELLED", self._dropped or "the stream was ended")
+
+    def _method(self, name: str) -> Any:
+        channel = self._open_channel()
+        if name not in self._methods:
+            self._methods[name] = channel.unary_unary(name, None, None)
+        return self._methods[name]
 
     def _open_channel(self) -> grpc.aio.Channel:
         if self._channel is None or self._dropped is not None:
