@@ -225,7 +225,14 @@ async def test_a_member_without_a_leader_is_left() -> None:
             assert await store.get("key", consistent=False) == pair
             second.resume()
             third.resume()
-            assert await store.get("key") == pair
+
+            async def read() -> bool:
+                try:
+                    return await store.get("key") == pair
+                except NotReachableError:
+                    return False
+
+            await eventually(read, within=30, message="a leader is elected")
 
 
 # -- TLS -----------------------------------------------------------------------------------------------------------

@@ -49,16 +49,18 @@ class Operation:
     expected: int | None = None
 
 
-def check(history: Iterable[Operation], *, exact_compare: bool = True) -> None:
+def check(history: Iterable[Operation], *, exact_compare: bool = True, lag: float = 0.0) -> None:
     """Raise NotLinearizableError unless each key of a history behaved like one register, absent at first.
 
     Args:
         history: in any order.
         exact_compare: as in Capabilities. Without it, a conditional write may also succeed on a key that was created
             again while the write was under way.
+        lag: seconds by which a read may be older than its beginning, though never older than what its client saw
+            before.
     """
     keys: dict[str, list[Operation]] = defaultdict(list)
-    for operation in history:
+    for operation in _lagging(history, lag):
         keys[operation.key].append(operation)
     for operations in keys.values():
         _Search(_with_indexes(operations), exact_compare=exact_compare).run()
@@ -227,6 +229,17 @@ class _Search:
         for operation in sorted((o for kind in self._classes for o in kind), key=lambda o: o.began):
             lines.append(f"? {_describe(operation, start)}")
         return "\n".join(lines)
+
+
+def _lagging(history: Iterable[Operation], lag: float) -> Iterator[Operation]:
+    """Yield the operations, reads as if they had begun earlier."""
+    seen: dict[str, float] = defaultdict(lambda: -math.inf)
+    for operation in sorted(history, key=lambda o: o.began):
+        is_read = operation.call in {"get", "exists"}
+        began = min(operation.began, max(operation.began - lag, seen[operation.client]))
+        if operation.outcome != "unknown":
+            seen[operation.client] = max(seen[operation.client], operation.ended)
+        yield replace(operation, began=began) if is_read else operation
 
 
 def _is_too_late(operation: Operation, register: _Register) -> bool:

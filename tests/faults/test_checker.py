@@ -225,6 +225,23 @@ def test_a_comparison_that_is_not_exact_takes_a_new_key_for_the_old_one_only_whi
         check(created_before, exact_compare=False)
 
 
+def test_a_read_may_lag_behind_others_but_not_behind_its_client() -> None:
+    stale = [PUT_A, op("put", 2, 3, at=("b", 2)), op("get", 4, 5, at=("a", 1))]
+    check(stale, lag=1.5)
+    with pytest.raises(NotLinearizableError):
+        check(stale, lag=0.5)
+    saw_more = [
+        *stale[:2],
+        replace(op("get", 3.2, 3.5, at=("b", 2)), client="reader"),
+        replace(stale[2], client="reader"),
+    ]
+    with pytest.raises(NotLinearizableError):
+        check(saw_more, lag=1.5)
+    late_swap = [*stale[:2], op("put", 4, 5, at=("c", 3), expected=1)]
+    with pytest.raises(NotLinearizableError):
+        check(late_swap, lag=1.5)
+
+
 def test_the_error_shows_what_does_not_fit() -> None:
     with pytest.raises(NotLinearizableError, match=r"(?s)>.*client 4: get: done b'a' at 1"):
         check(BAD["a stale read"])
