@@ -93,6 +93,21 @@ def test_what_came_and_went_between_two_takes_is_not_given() -> None:
     assert list(states[-1]) == []
 
 
+def test_keys_that_come_and_go_while_nobody_takes_are_not_kept() -> None:
+    feed = tree_feed()
+    feed.reset([pair("kept", 1), pair("gone", 1)], 1)
+    taken(feed)
+    for index in range(2, 10_000, 2):
+        name = f"passing/{index}"
+        feed.apply([(name, pair(name, index))], index)
+        feed.apply([(name, None)], index + 1)
+    feed.apply([("gone", None)], 10_000)
+    assert sum(len(changed) for changed, _ in feed._pending) < 1000
+    states = taken(feed)
+    assert list(states[-1]) == [pair("kept", 1)]
+    assert [change.key for state in states for change in state.changes].count("gone") == 1
+
+
 def test_the_index_never_decreases_although_the_servers_does() -> None:
     feed = tree_feed()
     feed.reset([pair("a", 90)], 100)

@@ -123,12 +123,18 @@ class Feed:
                 self._latest[key] = pair
         self._pending.append((changed, self._last_index))
         if len(self._pending) > _PENDING:
-            merged: dict[str, KVPair | None] = {}
-            for older, _ in self._pending:
-                merged |= older
-            self._pending.clear()
-            self._pending.append((merged, self._last_index))
+            self._merge()
         self.interrupt()
+
+    def _merge(self) -> None:
+        """Make one of the states that were not taken, without what came and went since the last that was."""
+        merged: dict[str, KVPair | None] = {}
+        for changed, _ in self._pending:
+            merged |= changed
+        taken = self._taken or Snapshot()
+        needed = {key: pair for key, pair in merged.items() if pair is not None or taken.get(key) is not None}
+        self._pending.clear()
+        self._pending.append((needed, self._last_index))
 
 
 def _changed(before: Snapshot, changed: dict[str, KVPair | None], index: int) -> Snapshot:
