@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from aiolibkv import KeyExistsError, KeyNotFoundError, NotReachableError
+from aiolibkv import AccessDeniedError, KeyExistsError, KeyNotFoundError, NotReachableError, StoreError
 from aiolibkv.store import Lease
 from aiolibkv.testing.scale import eventually
 from unit.faulty import FaultyStore
@@ -193,6 +194,62 @@ async def test_creating_again_survives_faults(fault: str) -> None:
         await eventually(lambda: store.exists("k"), within=2, message="the key does not come back")
         await lose(store, -1)
         await eventually(lambda: store.exists("k"), within=2, message="the key does not come back again")
+
+
+@pytest.mark.parametrize("call", ["grant", "put"])
+@pytest.mark.parametrize("error", [AccessDeniedError, StoreError])
+async def test_creating_again_outlasts_what_a_server_refuses_for_a_time(call: str, error: type[StoreError]) -> None:
+    async with FaultyStore() as store:
+        for key in ("a", "b"):
+            await store.put(key, b"v", ttl=0.3, keep_alive=True)
+        store.faults[call].extend([error(), error()])
+        await lose(store, 0)
+        await eventually(lambda: store.exists("a"), within=3, message="the first key does not come back")
+        await eventually(lambda: store.exists("b"), within=3, message="the second key does not come back")
+
+
+async def test_a_key_that_cannot_be_created_again_keeps_no_other_away() -> None:
+    async with FaultyStore() as store:
+        for key in ("a", "b"):
+            await store.put(key, b"v", ttl=0.3, keep_alive=True)
+        store.faults["put"].append(StoreError("refused"))
+        store.faults["put"].extend(["", *(StoreError("refused") for _ in range(50))])
+        await lose(store, 0)
+        await eventually(lambda: store.exists("b"), within=2, message="the second key does not come back")
+
+
+async def test_a_key_whose_lease_was_lost_before_its_put_was_answered_comes_back() -> None:
+    async with FaultyStore() as store:
+        put = store._put
+
+        async def put_late(*args: Any, **kwargs: Any) -> int:
+            index = await put(*args, **kwargs)
+            store._put = put  # type: ignore[method-assign]
+            await lose(store, 0)
+            await eventually(lambda: len(store.leases) == 2, within=2, message="the lease is not replaced")
+            return index
+
+        store._put = put_late  # type: ignore[method-assign]
+        await store.put("k", b"v", ttl=0.3, keep_alive=True)
+        await eventually(lambda: store.exists("k"), within=2, message="the key does not come back")
+
+
+async def test_what_came_back_though_it_was_deleted_is_taken_back() -> None:
+    async with FaultyStore() as store:
+        put = store._put
+
+        async def put_late(*args: Any, **kwargs: Any) -> int:
+            store._put = put  # type: ignore[method-assign]
+            with pytest.raises(KeyNotFoundError):
+                await store.delete("k")
+            store.faults["delete"].append("lost request")
+            return await put(*args, **kwargs)
+
+        await store.put("k", b"v", ttl=0.3, keep_alive=True)
+        store._put = put_late  # type: ignore[method-assign]
+        await lose(store, 0)
+        await eventually(lambda: store.calls.count("delete") == 3, within=2, message="it is not taken back")
+        assert not await store.exists("k")
 
 
 async def test_a_put_under_a_lost_lease_gets_a_new_one() -> None:

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiolibkv.errors import KeyExistsError, KeyNotFoundError, NotReachableError, RequestTimeoutError
+from aiolibkv.errors import KeyExistsError, KeyModifiedError, KeyNotFoundError, StoreClosedError, StoreError
 from aiolibkv.store.driver import Call, Guard, Lease, LeaseLost, Lifetime
-from aiolibkv.store.session import Session, revoke
+from aiolibkv.store.session import Session, outlast, revoke
 from aiolibkv.store.tasks import Tasks, finish
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class _Record:
     lifetime: Lifetime
     session: Session | None
     timer: asyncio.TimerHandle | None = None
+    in_doubt: bool = False
+    """Whether it may have been created again by a request whose answer was lost."""
 
 
 class Lifetimes:
@@ -75,6 +77,9 @@ class Lifetimes:
                 raise
             else:
                 self._record(path, _Record(value, index, lease, lifetime, session))
+                if session and session.is_over:
+                    # It was lost between the write and its answer.
+                    self._tasks.start(self._replace(lifetime.ttl, session))
                 return index
 
     @contextmanager
@@ -158,50 +163,67 @@ class Lifetimes:
     def _lost(self, ttl: float, session: Session) -> None:
         _log.warning("%s: a lease was lost; its keys are created again", self._store.name)
         self._sessions.discard(session)
-        self._shared[ttl] = self._tasks.start(self._open_again(ttl, session))
+        del self._shared[ttl]
+        self._tasks.start(self._replace(ttl, session))
 
-    async def _open_again(self, ttl: float, lost: Session) -> Session:
-        while True:
-            try:
-                session = await self._open_shared(ttl)
-                break
-            except (NotReachableError, RequestTimeoutError) as error:
-                _log.debug("a lost lease could not be replaced yet: %s", error)
+    async def _replace(self, ttl: float, lost: Session) -> None:
+        """Create the keys of a lost lease again, under its successor."""
+        session = await outlast(lambda: self._shared_session(ttl), lost.interval)
         orphans = [(path, record) for path, record in self._records.items() if record.session is lost]
         for _, record in orphans:
             record.lease, record.session = session.lease, session
-        self._tasks.start(self._create_again(orphans, session))
-        return session
+        while True:
+            orphans = [
+                (path, record)
+                for path, record in orphans
+                if record.session is session and self._is_current(path, record) and await self._refuses(path, record)
+            ]
+            if not orphans:
+                return
+            await asyncio.sleep(session.interval)
 
-    async def _create_again(self, orphans: list[tuple[str, _Record]], session: Session) -> None:
-        for path, record in orphans:
-            if record.session is session and self._records.get(path) is record:
-                try:
-                    await self._create(path, record)
-                except KeyExistsError:
-                    self._drop(path, record, revoke=False)
-                except LeaseLost:
-                    session.lose()
+    async def _refuses(self, path: str, record: _Record) -> bool:
+        """Create a key again; True when the server does not do it now."""
+        try:
+            await self._create(path, record)
+        except LeaseLost:
+            assert record.session is not None, "kept alive"
+            record.session.lose()
+        except KeyExistsError:
+            self._drop(path, record, revoke=False)
+        except StoreClosedError:
+            raise
+        except StoreError as error:
+            _log.warning("a key kept alive is not created again yet: %s", error)
+            record.in_doubt = record.in_doubt or error.maybe_applied
+            return True
+        return False
 
     async def _create(self, path: str, record: _Record) -> None:
         store, lease = self._store, record.lease
-        in_doubt = False
-        while True:
+        try:
+            record.index = await store._run(
+                lambda call: store._put(call, path, record.value, expected=0, lease=lease, guard=None), path
+            )
+        except KeyExistsError:
+            pair = await store._run(lambda call: store._get(call, path, consistent=True), path)
+            if not record.in_doubt or pair is None or pair.value != record.value:
+                raise
+            record.index = pair.last_index
+        if not self._is_current(path, record):
+            await self._take_back(path, record)
+
+    async def _take_back(self, path: str, record: _Record) -> None:
+        """Delete what was created again while it was deleted or overwritten."""
+        store = self._store
+
+        async def delete() -> None:
             try:
-                record.index = await store._run(
-                    lambda call: store._put(call, path, record.value, expected=0, lease=lease, guard=None), path
-                )
-                break
-            except KeyExistsError:
-                pair = await store._run(lambda call: store._get(call, path, consistent=True), path)
-                if not in_doubt or pair is None or pair.value != record.value:
-                    raise
-                record.index = pair.last_index
-                break
-            except (NotReachableError, RequestTimeoutError) as error:
-                in_doubt = in_doubt or error.maybe_applied
-        if self._records.get(path) is not record:
-            await store._run(lambda call: store._delete(call, path, expected=record.index, guard=None), path)
+                await store._run(lambda call: store._delete(call, path, expected=record.index, guard=None), path)
+            except (KeyNotFoundError, KeyModifiedError) as error:
+                _log.debug("nothing to take back: %s", error)
+
+        await outlast(delete, record.lease.ttl)
 
     def _record(self, path: str, record: _Record) -> None:
         other = self._records.get(path)
@@ -218,13 +240,16 @@ class Lifetimes:
         self._drop(path, record, revoke=record.lease.ttl > record.lifetime.ttl)
 
     def _drop(self, path: str, record: _Record | None, *, revoke: bool) -> None:
-        if record is None or self._records.get(path) is not record:
+        if record is None or not self._is_current(path, record):
             return
         del self._records[path]
         if record.timer is not None:
             record.timer.cancel()
         if revoke:
             self._retire(record)
+
+    def _is_current(self, path: str, record: _Record) -> bool:
+        return self._records.get(path) is record
 
     def _retire(self, record: _Record) -> None:
         if record.session is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from aiolibkv.errors import NotReachableError, RequestTimeoutError, StoreClosedError, StoreError
 from aiolibkv.store.driver import Call, Lease, Lifetime
@@ -13,6 +13,8 @@ from aiolibkv.store.tasks import Tasks
 
 if TYPE_CHECKING:
     from aiolibkv.store.base import BaseStore
+
+T = TypeVar("T")
 
 _RENEWALS_PER_TTL = 3
 
@@ -68,28 +70,52 @@ class Session:
             self._revocation = asyncio.get_running_loop().create_task(revoke(self._store, self.lease))
         return self._revocation
 
+    @property
+    def interval(self) -> float:
+        """Seconds between two renewals."""
+        return self.lease.ttl / _RENEWALS_PER_TTL
+
     async def _renew(self) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(self.lease.ttl / _RENEWALS_PER_TTL)
-            if not await self._renew_once():
+            await asyncio.sleep(self.renewed + self.interval - clock())
+            if not await outlast(self._renew_once, self.interval):
                 self.lose()
 
     async def _renew_once(self) -> bool:
-        store, lease = self._store, self.lease
-        while True:
-            sent = asyncio.get_running_loop().time()
-            try:
-                alive = await store._run(lambda call: store._renew(call, lease))
-            except (NotReachableError, RequestTimeoutError) as error:
-                _log.debug("a lease could not be renewed yet: %s", error)
-            except StoreClosedError:
-                raise
-            except StoreError as error:
-                _log.warning("a lease could not be renewed: %s", error)
-                await asyncio.sleep(lease.ttl / _RENEWALS_PER_TTL)
-            else:
-                self.renewed = sent
-                return alive
+        store, lease, clock = self._store, self.lease, asyncio.get_running_loop().time
+        sent = 0.0
+
+        async def renew(call: Call) -> bool:
+            nonlocal sent
+            sent = clock()
+            return await store._renew(call, lease)
+
+        alive = await store._run(renew)
+        self.renewed = sent
+        return alive
+
+
+async def outlast(attempt: Callable[[], Awaitable[T]], pause: float) -> T:
+    """Repeat a call until the server does it.
+
+    Args:
+        attempt: the call; an outage takes all its time, so that it may be made again at once.
+        pause: seconds before it is made again when the server refused it.
+
+    Raises:
+        StoreClosedError: the store was closed meanwhile.
+    """
+    while True:
+        try:
+            return await attempt()
+        except (NotReachableError, RequestTimeoutError) as error:
+            _log.debug("tried again: %s", error)
+        except StoreClosedError:
+            raise
+        except StoreError as error:
+            _log.warning("tried again in %.3g s: %s", pause, error)
+            await asyncio.sleep(pause)
 
 
 async def revoke(store: BaseStore, lease: Lease) -> None:
