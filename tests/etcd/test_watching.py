@@ -10,6 +10,8 @@ import pytest_asyncio
 
 from aiolibkv import AsyncStore, Config, KeyNotFoundError, KVPair, NotReachableError, Snapshot, StoreError, Watch
 from aiolibkv.backends.etcd import EtcdStore
+from aiolibkv.backends.etcd.watching import Watching
+from aiolibkv.store import Feed
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import EtcdCluster, EtcdServer
@@ -145,6 +147,34 @@ async def test_changes_of_an_outage_are_not_lost(server: EtcdServer, proxy: Faul
         assert [item.value for item in watcher.items if item is not None] == [b"%d" % number for number in range(20)]
         assert not watcher.watch.is_stale
         await watcher.stop()
+
+
+async def test_a_watch_whose_creation_is_lost_while_others_hear_of_changes(
+    server: EtcdServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path to the server swallows all from just before the creation; what comes from the server still arrives."""
+    read = Watching._read
+
+    async def read_and_cut(watches: Watching, feed: Feed) -> None:
+        await read(watches, feed)
+        if not feed.tree:
+            proxy.blackhole(to_client=False)
+
+    async with EtcdStore([proxy.endpoint, server.endpoint]) as store, EtcdStore([server.endpoint]) as other:
+        written = asyncio.Event()
+        tree = Watcher(store.watch_tree("dir"))
+        await eventually(lambda: tree.items, within=5, message="the first watch has begun")
+        monkeypatch.setattr(Watching, "_read", read_and_cut)
+        writer = asyncio.create_task(write_until(written, other))
+        late = Watcher(store.watch("key"))
+        await eventually(lambda: late.items, within=5, message="the second watch has begun")
+        monkeypatch.undo()
+        pair = await other.put("key", b"changed")
+        await eventually(lambda: late.last == pair, within=8, message="the second watch goes on at the other endpoint")
+        written.set()
+        await writer
+        for watcher in (tree, late):
+            await watcher.stop()
 
 
 async def test_the_connected_node_is_paused() -> None:

@@ -57,16 +57,29 @@ class Link:
         Raises:
             RpcFailedError: there is none.
         """
-        waiting = object()
-        now = self._loop.time()
-        self._waiting[waiting] = now
-        self._ask_by(now + _PATIENCE)
+        waiting = self.expect()
         try:
             answer = await self._channel.call(method, request, metadata)
             self._hear()
             return answer
         finally:
-            del self._waiting[waiting]
+            self.expect_no_more(waiting)
+
+    def expect(self) -> object:
+        """Note that a request waits for its answer, also when it was sent on a stream.
+
+        Returns:
+            What to give to expect_no_more, when it was answered or does not matter any more.
+        """
+        waiting = object()
+        now = self._loop.time()
+        self._waiting[waiting] = now
+        self._ask_by(now + _PATIENCE)
+        return waiting
+
+    def expect_no_more(self, waiting: object) -> None:
+        """Note that a request was answered, or that its answer does not matter any more."""
+        self._waiting.pop(waiting, None)
 
     def stream(self, method: str, metadata: Metadata) -> LinkStream:
         """Open a stream.

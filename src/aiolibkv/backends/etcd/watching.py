@@ -196,7 +196,7 @@ class _WatchStream:
         self._stream = stream
         self._saw = saw
         self._live: set[_Watched] = set()
-        self._creating: deque[_Watched] = deque()
+        self._creating: deque[tuple[_Watched, object]] = deque()
         self._created: dict[int, _Watched] = {}
         self._outgoing: deque[WatchRequest] = deque()
         self._to_send = asyncio.Event()
@@ -207,8 +207,9 @@ class _WatchStream:
         """Watch from the feed's index on."""
         watched = _Watched(feed)
         self._live.add(watched)
-        # The server answers creations in their order.
-        self._creating.append(watched)
+        # The server answers creations in their order. One that is lost on its way to the server would not be noticed by
+        # the stream's silence, because the other watches' changes may still arrive.
+        self._creating.append((watched, self._link.expect()))
         key, end = bounds(feed.path) if feed.tree else (feed.path.encode(), b"")
         self._send(WatchRequest(create=WatchCreate(key, end, watched.start, fragment=True)))
         return watched
@@ -255,6 +256,8 @@ class _WatchStream:
         self.usable = False
         self._ended = True
         self._stream.cancel()
+        for _, waiting in self._creating:
+            self._link.expect_no_more(waiting)
         # The reader ends with the stream. The writer might wait for ever, and is not kept, because the traceback of a
         # cancelled task would keep the stream, and with it the connection.
         writer, self._writer = self._writer, None
@@ -265,12 +268,14 @@ class _WatchStream:
         if answer.created:
             if not self._creating:
                 raise MalformedError("a watch was created that nobody asked for")
-            self._take_created(self._creating.popleft(), answer)
+            watched, waiting = self._creating.popleft()
+            self._link.expect_no_more(waiting)
+            self._take_created(watched, answer)
         elif answer.canceled:
-            watched = self._created.pop(answer.watch_id, None)
-            if watched is not None:
+            ended = self._created.pop(answer.watch_id, None)
+            if ended is not None:
                 # Compacted: what the watch had to begin with is not there any more.
-                watched.end(None if answer.compact_revision else StoreError(f"a watch ended: {answer.cancel_reason}"))
+                ended.end(None if answer.compact_revision else StoreError(f"a watch ended: {answer.cancel_reason}"))
         elif answer.watch_id in self._created:
             self._take_events(self._created[answer.watch_id], answer)
 
