@@ -58,19 +58,24 @@ class Change(NamedTuple):
 
 
 class Snapshot(Sequence[KVPair]):
-    """The pairs below a directory at one moment, sorted by key. Immutable.
+    """The pairs below a directory at one moment, sorted by key. Immutable."""
 
-    Attributes:
-        changes: what differs from the snapshot before; everything in the first one of a watch.
-        last_index: the store's index that the snapshot reflects; it never decreases along one watch.
-    """
-
-    __slots__ = ("_pairs", "changes", "last_index")
+    __slots__ = ("_changes", "_last_index", "_pairs")
 
     def __init__(self, pairs: Iterable[KVPair] = (), *, changes: Iterable[Change] = (), last_index: int = 0) -> None:
         self._pairs = tuple(pairs)
-        self.changes = tuple(changes)
-        self.last_index = last_index
+        self._changes = tuple(changes)
+        self._last_index = last_index
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """What differs from the snapshot before; everything in the first one of a watch."""
+        return self._changes
+
+    @property
+    def last_index(self) -> int:
+        """The store's index that the snapshot reflects; it never decreases along one watch."""
+        return self._last_index
 
     @overload
     def __getitem__(self, item: int) -> KVPair: ...

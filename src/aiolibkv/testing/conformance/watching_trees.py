@@ -164,6 +164,9 @@ class WatchingTrees(Suite):
                 snapshot[0] = first  # type: ignore[index]
             for name in ("append", "sort", "clear", "extend"):
                 assert not hasattr(snapshot, name)
+            for name in ("changes", "last_index"):
+                with pytest.raises(AttributeError):
+                    setattr(snapshot, name, None)
             await store.put("d/a", b"changed")
             await store.put("d/b", b"")
             _check_chain([snapshot, *await follow(watch, lambda later: len(later) == 2)])
