@@ -7,10 +7,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from ssl import SSLContext
+from types import UnionType
 
 from aiolibkv.keys import normalize_directory
 
 Token = str | Callable[[], str]
+
+_FILE = (str | Path | None, "a path")
+_KINDS: Mapping[str, tuple[type | UnionType, str]] = {
+    "tls": (bool | SSLContext, "True, False or an SSLContext"),
+    "ca_file": _FILE,
+    "cert_file": _FILE,
+    "key_file": _FILE,
+    "username": (str | None, "a str"),
+    "password": (str | None, "a str"),
+    "token": (str | Callable | None, "a str or a callable that gives one"),
+    "bucket": (str, "a str"),
+    "options": (Mapping, "a mapping"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +60,10 @@ class Config:
     options: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, (kind, what) in _KINDS.items():
+            # What is no str would be sent as its repr, and the str "false" would turn TLS on.
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} is {what}, not {type(getattr(self, name)).__name__}")
         for name in ("connection_timeout", "request_timeout"):
             seconds = getattr(self, name)
             if isinstance(seconds, bool) or not isinstance(seconds, int | float):

@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from aiolibkv.config import Config
 from aiolibkv.errors import BackendNotSupportedError
+from aiolibkv.keys import normalize_directory
 from aiolibkv.protocol import AsyncStore
 
 Factory = Callable[[Sequence[str], Config], AsyncStore]
@@ -22,7 +24,7 @@ GROUP = "aiolibkv.backends"
 _registered: dict[str, Factory] = {}
 _TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_NAME = re.compile(r"[a-z][a-z0-9+._-]*")
 _SECONDS = frozenset({"connection_timeout", "request_timeout"})
 
 
@@ -30,9 +32,17 @@ def register_backend(name: str, factory: Factory) -> None:
     """Make a backend known under a name, before those that packages bring.
 
     Args:
-        name: what ``new_store`` and the scheme of a URL say.
+        name: what ``new_store`` and the scheme of a URL say; lower-case letters, digits and ``+._-`` after a letter.
         factory: called with the endpoints and the config, gives the store without I/O.
+
+    Raises:
+        ValueError: no URL can say that name.
+        TypeError: the factory cannot be called.
     """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"a backend's name is lower-case letters, digits and +._- after a letter, not {name!r}")
+    if not callable(factory):
+        raise TypeError(f"a factory is a callable, not {type(factory).__name__}")
     _registered[name] = factory
 
 
@@ -47,10 +57,14 @@ def new_store(backend: str, endpoints: Sequence[str] = (), config: Config | None
     Raises:
         BackendNotSupportedError: there is no such backend, or its package is not installed.
         ValueError: endpoints or settings that the backend cannot use.
+        TypeError: endpoints that are no sequence of str, or a config that is no Config.
     """
-    if isinstance(endpoints, str):
-        raise TypeError("endpoints are a sequence of str, not one str")
-    return _factory(backend)(tuple(endpoints), config or Config())
+    if not isinstance(endpoints, Sequence) or isinstance(endpoints, str):
+        raise TypeError(f"endpoints are a sequence of str, not one {type(endpoints).__name__}")
+    for endpoint in endpoints:
+        if not isinstance(endpoint, str):
+            raise TypeError(f"an endpoint is a str, not {type(endpoint).__name__}")
+    return _factory(backend)(tuple(endpoints), _checked(config))
 
 
 def open_store(url: str, config: Config | None = None) -> AsyncStore:
@@ -71,7 +85,15 @@ def open_store(url: str, config: Config | None = None) -> AsyncStore:
         raise TypeError(f"a URL is a str, not {type(url).__name__}")
     parts = _split(url)
     endpoints, settings = _read(parts)
-    return new_store(parts.scheme, endpoints, _merged(config or Config(), settings))
+    return new_store(parts.scheme, endpoints, _merged(_checked(config), settings))
+
+
+def _checked(config: Config | None) -> Config:
+    if config is None:
+        return Config()
+    if not isinstance(config, Config):
+        raise TypeError(f"config is a Config, not {type(config).__name__}")
+    return config
 
 
 class _Parts(NamedTuple):
@@ -84,7 +106,7 @@ class _Parts(NamedTuple):
 def _split(url: str) -> _Parts:
     """Split a URL. The standard library knows one host in a URL, and its errors may show a password."""
     scheme, found, rest = url.partition("://")
-    if not found or not _SCHEME.fullmatch(scheme):
+    if not found or not _NAME.fullmatch(scheme.lower()):
         raise ValueError("a store's URL is scheme://host:port/prefix")
     if "#" in rest:
         raise ValueError("a store's URL has no fragment; write # as %23")
@@ -128,8 +150,8 @@ def _read(parts: _Parts) -> tuple[list[str], dict[str, Any]]:
     path = unquote(parts.path)
     if not hosts:
         return ([path[1:]] if len(path) > 1 else []), settings
-    if path.strip("/"):
-        _set(settings, "prefix", path.strip("/"))
+    if prefix := normalize_directory(path):
+        _set(settings, "prefix", prefix)
     return [unquote(host) for host in hosts.split(",")], settings
 
 
@@ -151,7 +173,7 @@ def _value(name: str, text: str) -> object:
         if math.isnan(seconds):
             raise ValueError(f"parameter {name!r} is a number of seconds, not {text!r}") from None
         return seconds
-    return text
+    return normalize_directory(text) if name == "prefix" else text
 
 
 def _merged(config: Config, settings: dict[str, Any]) -> Config:
@@ -161,7 +183,7 @@ def _merged(config: Config, settings: dict[str, Any]) -> Config:
             raise ValueError(f"URL and config differ in option {name!r}")
     for name, value in settings.items():
         given = getattr(config, name)
-        if given not in (_FIELDS[name].default, value):
+        if (str(given) if isinstance(given, Path) else given) not in (_FIELDS[name].default, value):
             raise ValueError(f"URL and config differ in {name}")
     return dataclasses.replace(config, **settings, options=options)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -66,6 +67,14 @@ def test_url_adds_to_config() -> None:
     assert (config.connection_timeout, config.request_timeout, config.prefix) == (1, 2, "p")
 
 
+def test_the_same_thing_may_be_said_in_other_words() -> None:
+    assert read("seen://h/p/?prefix=/p").config.prefix == "p"
+    config = Config(prefix="p", tls=True, ca_file=Path("/ca"))
+    assert read("seen://h?prefix=/p/&tls=true&ca_file=/ca", config).config == Config(
+        prefix="p", tls=True, ca_file="/ca"
+    )
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -105,10 +114,18 @@ def test_secrets_are_not_shown() -> None:
     assert "ann" in repr(config)
 
 
-@pytest.mark.parametrize("arguments", [{"request_timeout": "5"}, {"connection_timeout": True}])
-def test_config_types(arguments: dict[str, float]) -> None:
-    with pytest.raises(TypeError):
-        Config(**arguments)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("request_timeout", "5"), ("connection_timeout", True), ("tls", "false"), ("tls", 1), ("tls", None)),
+        *(("ca_file", b"secret"), ("cert_file", 5), ("key_file", 5), ("username", 5), ("password", b"secret")),
+        *(("token", b"secret"), ("token", 5), ("bucket", None), ("options", None), ("options", ["secret"])),
+    ],
+)
+def test_config_types(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} is .*, not {type(value).__name__}") as caught:
+        Config(**{name: value})
+    assert "secret" not in str(caught.value)
 
 
 def test_unknown_backends_name_the_known_ones() -> None:
@@ -124,9 +141,29 @@ def test_a_missing_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch
     assert isinstance(caught.value.__cause__, ImportError)
 
 
-def test_endpoints_are_a_sequence() -> None:
-    with pytest.raises(TypeError):
-        new_store("seen", "h:1")
+@pytest.mark.parametrize("endpoints", ["h:1", b"h:1", None, {"h:1": ""}, [b"h:1"], ["h:1", None], [("h", 1)]])
+def test_endpoints_are_a_sequence_of_str(endpoints: Any) -> None:
+    with pytest.raises(TypeError, match="endpoint"):
+        new_store("seen", endpoints)
+
+
+@pytest.mark.parametrize("config", [{}, {"prefix": "a"}, "a", 0])
+def test_a_config_is_a_config(config: Any) -> None:
+    with pytest.raises(TypeError, match="config is a Config"):
+        new_store("seen", ["h"], config)
+    with pytest.raises(TypeError, match="config is a Config"):
+        open_store("seen://h", config)
+
+
+def test_a_registered_name_is_the_scheme_of_a_url() -> None:
+    for name in ("my_backend", "my-backend.2+tls"):
+        register_backend(name, registry._registered["seen"])
+        assert read(f"{name}://h").endpoints == ["h"]
+    for name in ("", "Mine", "a b", "2nd", "mine://", "é"):
+        with pytest.raises(ValueError, match="name"):
+            register_backend(name, registry._registered["seen"])
+    with pytest.raises(TypeError, match="factory"):
+        register_backend("mine", "not a factory")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
