@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -15,8 +16,15 @@ import aiolibkv
 CLIENT_LIBRARIES = ["grpc", "aiohttp", "aiozk", "click", "pytest", "sqlite3"]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **environment},
+    )
 
 
 @pytest.mark.parametrize("name", aiolibkv.__all__)
@@ -65,6 +73,19 @@ def test_demo() -> None:
     assert done.returncode == 0, done.stderr
     shown = ["KeyNotFoundError", "lost: KeyModifiedError", "web is now b'done'", "LockLostError", "keys deleted"]
     assert [text for text in shown if text not in done.stdout] == []
+
+
+def test_demo_of_a_user_without_a_name_and_a_directory_with_a_strange_one(tmp_path: Path) -> None:
+    code = (
+        "import os, pwd, sys; pwd.getpwuid = {}.__getitem__; sys.argv = ['aiolibkv', 'demo']; "
+        "[os.environ.pop(name, None) for name in ('LOGNAME', 'USER', 'LNAME', 'USERNAME')]; "
+        "import aiolibkv.cli as c; c.main()"
+    )
+    directory = tmp_path / "a#b?c=%41 @"
+    directory.mkdir()
+    done = run("-W", "error", "-c", code, TMPDIR=str(directory))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(directory.glob("aiolibkv-demo-*.db"))
 
 
 def test_demo_on_a_store_that_cannot_be_opened() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from getpass import getuser
 from pathlib import Path
 from tempfile import gettempdir
+from urllib.parse import quote
 
 import click
 
@@ -24,6 +26,12 @@ def aiolibkv() -> None:
 def demo(url: str | None) -> None:
     """Show put, get, compare-and-swap, a watch, expiry, lock, election and discovery, each step explained."""
     try:
-        asyncio.run(run_demo(url or f"sqlite:///{Path(gettempdir()) / f'aiolibkv-demo-{getuser()}.db'}"))
+        asyncio.run(run_demo(url or _own_database()))
     except (library.StoreError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _own_database() -> str:
+    """Return the URL of a database of this user's, who has a name only where there is no number."""
+    user = os.getuid() if hasattr(os, "getuid") else getuser()
+    return f"sqlite:///{quote(str(Path(gettempdir()) / f'aiolibkv-demo-{user}.db'))}"
