@@ -70,24 +70,59 @@ class HeldLock(Protocol):
         ...
 
     async def wait_lost(self) -> None:
-        """Return when the lock is not held any more."""
+        """Return when the lock is not held any more.
+
+        Cancellation: harmless; the lock is held as before.
+        Cost: none; what watches over the lock runs anyway.
+        """
         ...
 
 
 @runtime_checkable
 class Lock(Protocol):
-    """A lock on a key, acquired by ``async with`` or by hand."""
+    """A lock on a key, acquired by ``async with`` or by hand; it may be used again.
+
+    ``async with`` waits until the lock is held and frees it at the end. When the lock is lost before, the body is
+    cancelled and LockLostError raised in its place; a cancellation from outside stays one.
+    """
 
     async def acquire(self) -> HeldLock:
-        """Wait until the lock is held."""
+        """Wait until the lock is held, through outages and as long as the key exists, whoever wrote it.
+
+        Returns:
+            This acquisition.
+
+        Raises:
+            CannotLockError: this Lock is held or waited for already.
+
+        Cancellation: the wait ends, and nothing of it is left behind.
+        Cost: a lease and one transaction when the lock is free; at most 10 requests for each hand-over.
+        """
         ...
 
     async def try_acquire(self) -> HeldLock | None:
-        """Acquire the lock if it is free, else return None."""
+        """Acquire the lock if it is free.
+
+        Returns:
+            This acquisition; None when the key exists.
+
+        Raises:
+            CannotLockError: this Lock is held or waited for already.
+
+        Cancellation: the lock is not held, and nothing is left behind.
+        Cost: a lease and one transaction.
+        """
         ...
 
     async def release(self) -> None:
-        """Free the lock."""
+        """Free the lock; nothing is done when it was lost.
+
+        Raises:
+            CannotLockError: it was never acquired, or released already.
+
+        Cancellation: the lock is freed all the same.
+        Cost: one round trip.
+        """
         ...
 
     async def __aenter__(self) -> HeldLock: ...
@@ -150,6 +185,9 @@ class AsyncStore(Protocol):
             key: the key.
             consistent: False may give an older state, at less cost to the servers.
 
+        Returns:
+            The pair, as it is.
+
         Raises:
             KeyNotFoundError: there is no such key.
 
@@ -160,6 +198,10 @@ class AsyncStore(Protocol):
 
     async def delete(self, key: str, *, guard: HeldLock | None = None) -> None:
         """Delete a key.
+
+        Args:
+            key: the key.
+            guard: a lock that must be held.
 
         Raises:
             KeyNotFoundError: there is no such key.
@@ -173,6 +215,10 @@ class AsyncStore(Protocol):
     async def exists(self, key: str, *, consistent: bool = True) -> bool:
         """Tell whether there is such a key; a directory alone is none.
 
+        Args:
+            key: the key.
+            consistent: as for get.
+
         Cancellation: harmless.
         Cost: one round trip.
         """
@@ -181,23 +227,43 @@ class AsyncStore(Protocol):
     def watch(self, key: str) -> Watch[KVPair | None]:
         """Watch a key: its current pair, or None while it is absent, then each later state.
 
+        Args:
+            key: the key.
+
         Cost: nothing until the first ``anext`` or ``async with``.
         """
         ...
 
     def watch_tree(self, directory: str) -> Watch[Snapshot]:
-        """Watch what list would give, as snapshots that carry their differences.
+        """Watch what list would give, as snapshots that carry their differences; of nothing, an empty one.
+
+        Args:
+            directory: the directory; ``""`` is the root.
 
         Cost: nothing until the first ``anext`` or ``async with``.
         """
         ...
 
     def new_lock(self, key: str, *, value: Bytes = b"", ttl: float = 15.0) -> Lock:
-        """Make a lock on a key; nothing is sent until it is acquired."""
+        """Make a lock on a key; nothing is sent until it is acquired.
+
+        Args:
+            key: the key, which exists while the lock is held and not while it is free.
+            value: what it has while the lock is held; bytes, bytearray or memoryview.
+            ttl: seconds after which a dead holder's lock is free, as far as the server can; see HeldLock.
+
+        Raises:
+            ValueTooLargeError: as for put.
+            ValueError: the ttl cannot be, as for put.
+        """
         ...
 
     async def list(self, directory: str, *, consistent: bool = True) -> Sequence[KVPair]:
         """Read every pair strictly below a directory, at any depth, sorted by key.
+
+        Args:
+            directory: the directory; ``""`` is the root.
+            consistent: as for get.
 
         Returns:
             The pairs; none when the directory is itself a key without anything below, or is the root.
@@ -212,6 +278,10 @@ class AsyncStore(Protocol):
 
     async def delete_tree(self, directory: str, *, guard: HeldLock | None = None) -> int:
         """Delete what list would list; locks held below are lost.
+
+        Args:
+            directory: the directory; ``""`` is the root.
+            guard: a lock that must be held.
 
         Returns:
             How many keys were deleted.
@@ -245,6 +315,9 @@ class AsyncStore(Protocol):
             keep_alive: as for put.
             guard: as for put.
 
+        Returns:
+            The pair as written.
+
         Raises:
             KeyModifiedError: the key was changed, created again, or is gone.
             KeyExistsError: previous is None and the key exists.
@@ -259,6 +332,11 @@ class AsyncStore(Protocol):
 
     async def atomic_delete(self, key: str, previous: KVPair, *, guard: HeldLock | None = None) -> None:
         """Delete a key if it is still at ``previous.last_index``.
+
+        Args:
+            key: the key, and that of previous.
+            previous: as for atomic_put, but not None.
+            guard: a lock that must be held.
 
         Raises:
             KeyModifiedError: the key was changed or created again.

@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,12 +38,29 @@ def test_public_names_are_documented(name: str) -> None:
                 assert inspect.getdoc(value), f"{name}.{member}"
 
 
+def calls() -> Iterator[tuple[str, Callable[..., object], str]]:
+    """Yield the public functions and methods with their names and what is said of them."""
+    for name in aiolibkv.__all__:
+        item = getattr(aiolibkv, name)
+        if inspect.isfunction(item):
+            yield name, item, inspect.getdoc(item) or ""
+        elif inspect.isclass(item):
+            for member, value in vars(item).items():
+                if not member.startswith("_") and inspect.isfunction(value):
+                    yield f"{name}.{member}", value, inspect.getdoc(value) or ""
+
+
 def test_calls_that_reach_a_server_tell_cancellation_and_cost() -> None:
-    for name, value in vars(aiolibkv.AsyncStore).items():
-        if not name.startswith("_") and inspect.iscoroutinefunction(value):
-            text = inspect.getdoc(value) or ""
-            assert "Cancellation:" in text, name
-            assert "Cost:" in text, name
+    told = {name: text for name, call, text in calls() if inspect.iscoroutinefunction(call)}
+    assert {"update", "AsyncStore.put", "Lock.acquire", "Watch.aclose", "Candidate.stop"} <= told.keys()
+    assert [name for name, text in told.items() if "Cancellation:" not in text or "Cost:" not in text] == []
+
+
+def test_every_argument_is_told() -> None:
+    for name, call, text in calls():
+        if name.startswith(("AsyncStore.", "Lock.")) or "." not in name:
+            for argument in inspect.signature(call).parameters.keys() - {"self"}:
+                assert f"\n    {argument}: " in text.partition("Args:")[2], (name, argument)
 
 
 def test_importing_loads_no_client_library_and_starts_nothing() -> None:
