@@ -16,6 +16,48 @@ import aiolibkv
 
 CLIENT_LIBRARIES = ["grpc", "aiohttp", "aiozk", "click", "pytest", "sqlite3"]
 
+SIGNATURES = """
+new_store(backend, endpoints=(), config=None)
+open_store(url, config=None)
+register_backend(name, factory)
+update(store, key, fn)
+AsyncStore.put(self, key, value, *, ttl=None, keep_alive=False, guard=None)
+AsyncStore.get(self, key, *, consistent=True)
+AsyncStore.delete(self, key, *, guard=None)
+AsyncStore.exists(self, key, *, consistent=True)
+AsyncStore.watch(self, key)
+AsyncStore.watch_tree(self, directory)
+AsyncStore.new_lock(self, key, *, value=b'', ttl=15.0)
+AsyncStore.list(self, directory, *, consistent=True)
+AsyncStore.delete_tree(self, directory, *, guard=None)
+AsyncStore.atomic_put(self, key, value, previous, *, ttl=None, keep_alive=False, guard=None)
+AsyncStore.atomic_delete(self, key, previous, *, guard=None)
+AsyncStore.close(self)
+Watch.aclose(self)
+Lock.acquire(self)
+Lock.try_acquire(self)
+Lock.release(self)
+HeldLock.wait_lost(self)
+Snapshot.get(self, key)
+Candidate.run_for_election(self)
+Candidate.lead(self)
+Candidate.resign(self)
+Candidate.stop(self)
+Follower.follow_election(self)
+Discovery.register(self, service, address, *, id=None, metadata=None, ttl=20.0)
+Discovery.instances(self, service)
+Discovery.services(self)
+Discovery.watch(self, service)
+"""
+
+CLASSES = """
+AccessDeniedError BackendNotSupportedError CallNotSupportedError CannotLockError InvalidKeyError KeyExistsError
+KeyModifiedError KeyNotFoundError LockLostError NotReachableError PreviousNotSpecifiedError RequestTimeoutError
+StoreClosedError StoreError ValueTooLargeError
+AsyncStore Candidate Capabilities Change Config Discovery Follower HeldLock Instance KVPair Lock Registration Snapshot
+Watch
+"""
+
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -48,6 +90,17 @@ def calls() -> Iterator[tuple[str, Callable[..., object], str]]:
             for member, value in vars(item).items():
                 if not member.startswith("_") and inspect.isfunction(value):
                     yield f"{name}.{member}", value, inspect.getdoc(value) or ""
+
+
+def test_the_public_names_and_their_signatures() -> None:
+    found = set()
+    for name, call, _ in calls():
+        if not name.startswith("StoreError."):
+            bare = [each.replace(annotation=each.empty) for each in inspect.signature(call).parameters.values()]
+            found.add(f"{name}{inspect.Signature(bare)}")
+    assert found == set(SIGNATURES.split("\n")) - {""}
+    classes = {name for name in aiolibkv.__all__ if inspect.isclass(getattr(aiolibkv, name))}
+    assert classes == set(CLASSES.split())
 
 
 def test_calls_that_reach_a_server_tell_cancellation_and_cost() -> None:
