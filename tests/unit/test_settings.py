@@ -6,13 +6,12 @@ import pickle
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 import aiolibkv
 from aiolibkv import AsyncStore, BackendNotSupportedError, Config, new_store, open_store, register_backend, registry
-from aiolibkv.store import BaseStore
 from aiolibkv.store.endpoints import Endpoint, Endpoints, parse_endpoint
 
 
@@ -226,8 +225,3 @@ def test_errors_are_the_builtin_ones_too() -> None:
     }
     for kind in set(error_classes()) - {aiolibkv.StoreError}:
         assert kind.__bases__ == (aiolibkv.StoreError, *([builtin[kind]] if kind in builtin else []))
-
-
-def test_a_class_that_has_the_methods_is_a_store() -> None:
-    assert isinstance(open_store("memory://"), AsyncStore)
-    assert issubclass(cast("type", type(open_store("memory://"))), BaseStore)

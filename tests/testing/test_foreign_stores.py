@@ -1,0 +1,111 @@
+"""Stores that are no subclass of BaseStore: what has the methods is used like any other, and the suite runs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+import pytest
+
+from aiolibkv import AsyncStore, Config, HeldLock, KVPair, Lock, Snapshot, Watch, new_store, register_backend, registry
+from aiolibkv.store import BaseStore
+from aiolibkv.testing.conformance import StoreFactory, factory_of
+from aiolibkv.testing.conformance.calls import Calls, CompareAndSwap
+from aiolibkv.testing.conformance.coordinating import Coordinating
+from aiolibkv.testing.conformance.locking import Guarding, Locking
+from aiolibkv.testing.conformance.rooting import SelfDescription
+from aiolibkv.types import Bytes
+
+
+class Wrapped:
+    """A class of its own around a store, as one that counts or logs would be."""
+
+    def __init__(self, endpoints: Sequence[str], config: Config) -> None:
+        self._store = new_store("memory", endpoints, config)
+        self.capabilities = self._store.capabilities
+
+    async def put(
+        self,
+        key: str,
+        value: Bytes,
+        *,
+        ttl: float | None = None,
+        keep_alive: bool = False,
+        guard: HeldLock | None = None,
+    ) -> KVPair:
+        return await self._store.put(key, value, ttl=ttl, keep_alive=keep_alive, guard=guard)
+
+    async def get(self, key: str, *, consistent: bool = True) -> KVPair:
+        return await self._store.get(key, consistent=consistent)
+
+    async def delete(self, key: str, *, guard: HeldLock | None = None) -> None:
+        await self._store.delete(key, guard=guard)
+
+    async def exists(self, key: str, *, consistent: bool = True) -> bool:
+        return await self._store.exists(key, consistent=consistent)
+
+    def watch(self, key: str) -> Watch[KVPair | None]:
+        return self._store.watch(key)
+
+    def watch_tree(self, directory: str) -> Watch[Snapshot]:
+        return self._store.watch_tree(directory)
+
+    def new_lock(self, key: str, *, value: Bytes = b"", ttl: float = 15.0) -> Lock:
+        return self._store.new_lock(key, value=value, ttl=ttl)
+
+    async def list(self, directory: str, *, consistent: bool = True) -> Sequence[KVPair]:
+        return await self._store.list(directory, consistent=consistent)
+
+    async def delete_tree(self, directory: str, *, guard: HeldLock | None = None) -> int:
+        return await self._store.delete_tree(directory, guard=guard)
+
+    async def atomic_put(
+        self,
+        key: str,
+        value: Bytes,
+        previous: KVPair | None,
+        *,
+        ttl: float | None = None,
+        keep_alive: bool = False,
+        guard: HeldLock | None = None,
+    ) -> KVPair:
+        return await self._store.atomic_put(key, value, previous, ttl=ttl, keep_alive=keep_alive, guard=guard)
+
+    async def atomic_delete(self, key: str, previous: KVPair, *, guard: HeldLock | None = None) -> None:
+        await self._store.atomic_delete(key, previous, guard=guard)
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    async def __aenter__(self) -> Self:
+        await self._store.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._store.__aexit__(kind, error, trace)
+
+
+@pytest.fixture
+def wrapped(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(registry, "_registered", {})
+    register_backend("wrapped", Wrapped)
+    return "wrapped"
+
+
+def test_a_class_that_has_the_methods_is_a_store(wrapped: str) -> None:
+    store = new_store(wrapped)
+    assert isinstance(store, AsyncStore)
+    assert not isinstance(store, BaseStore)
+    assert not isinstance(object(), AsyncStore)
+
+
+class TestWrapped(Guarding, Locking, Coordinating, SelfDescription, CompareAndSwap, Calls):
+    """The parts of the suite that use a store from outside: locks, elections, services, update."""
+
+    @pytest.fixture
+    def store_factory(self, wrapped: str) -> StoreFactory:
+        return factory_of(wrapped, [uuid4().hex])
