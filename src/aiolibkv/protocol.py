@@ -96,7 +96,8 @@ class Lock(Protocol):
             CannotLockError: this Lock is held or waited for already.
 
         Cancellation: the wait ends, and nothing of it is left behind.
-        Cost: a lease and one transaction when the lock is free; at most 10 requests for each hand-over.
+        Cost: two round trips when the lock is free (ZooKeeper: three, and a connection); at most 10 requests for each
+            hand-over.
         """
         ...
 
@@ -110,7 +111,7 @@ class Lock(Protocol):
             CannotLockError: this Lock is held or waited for already.
 
         Cancellation: the lock is not held, and nothing is left behind.
-        Cost: a lease and one transaction.
+        Cost: two round trips (ZooKeeper: three, and a connection).
         """
         ...
 
@@ -121,7 +122,7 @@ class Lock(Protocol):
             CannotLockError: it was never acquired, or released already.
 
         Cancellation: the lock is freed all the same.
-        Cost: one round trip.
+        Cost: one round trip (ZooKeeper: two).
         """
         ...
 
