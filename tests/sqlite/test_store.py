@@ -210,6 +210,50 @@ async def test_a_watch_that_the_log_does_not_reach_back_to_lists_again(
             assert (await anext(watch)).get("dir/later") == later
 
 
+async def test_a_watch_that_begins_while_the_log_is_read_for_one_that_ended(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written between its list and where the reading of the log has come to is not passed over."""
+    async with open_sqlite(database) as store, open_sqlite(database) as other:
+        assert other._reading is not None
+        state, blob = other._reading.state, other._reading._blob
+        listed, may_attach, reading, may_read = (asyncio.Event() for _ in range(4))
+
+        async def slow_state(path: str, **how: Any) -> Any:
+            found = await state(path, **how)
+            if path == "dir":
+                listed.set()
+                await may_attach.wait()
+            return found
+
+        async def slow_blob(*of: Any) -> bytes:
+            if not reading.is_set():
+                reading.set()
+                await may_read.wait()
+            return await blob(*of)
+
+        first = other.watch("first")
+        assert await anext(first) is None
+        monkeypatch.setattr(other._reading, "state", slow_state)
+        async with other.watch_tree("dir") as watch:
+            await listed.wait()
+            pair = await store.put("dir/key", b"")
+            small = await store.put("first", b"")
+            assert await anext(first) == small
+            monkeypatch.setattr(other._reading, "_blob", slow_blob)
+            await store.put("first", bytes(100_000))
+            await reading.wait()
+            await first.aclose()
+            may_attach.set()
+            assert list(await anext(watch)) == []
+            assert other._tail is not None
+            tail = other._tail
+            await eventually(lambda: tail._attached, within=5, message="the watch is fed")
+            may_read.set()
+            async with asyncio.timeout(scaled(5)):
+                assert list(await anext(watch)) == [pair]
+
+
 async def test_a_watch_goes_on_while_the_log_is_compacted(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transaction, "KEPT_ROWS", 20)
     async with open_sqlite(database) as store, open_sqlite(database) as other:

@@ -109,10 +109,13 @@ class Tail:
         feed.reset(state.pairs, state.index)
 
     async def _catch_up(self, feed: Feed) -> None:
-        """Bring a feed to the cursor that the others have."""
+        """Bring a feed to the cursor, from where all are fed on.
+
+        Also when there are no others: the log may still be being read for the last of them, and is not read again.
+        """
         rows: list[Logged] = []
         position = feed.index
-        while self._attached and position < self._cursor:
+        while position < self._cursor:
             for row in await self._reader.log(position):
                 rows.append(row)
                 position = row.rev
@@ -122,7 +125,7 @@ class Tail:
 
     async def _feed(self, feed: Feed) -> None:
         if not self._attached:
-            self._cursor = feed.index
+            self._cursor = max(self._cursor, feed.index)
         feeds = self._of_directory if feed.tree else self._of_key
         self._attached[feed] = ended = asyncio.get_running_loop().create_future()
         feeds[feed.path].add(feed)
