@@ -153,6 +153,19 @@ async def test_who_opens_the_database_finds_no_keys_of_the_dead(database: Path) 
         assert not owners(database)
 
 
+async def test_who_opens_another_bucket_leaves_the_dead_to_their_own(database: Path) -> None:
+    with worker(keep_alive, database, ["alive"], 600) as other:
+        await other.receive()
+        other.kill()
+        await other.join()
+    async with open_sqlite(database, bucket="another"):
+        pass
+    async with open_sqlite(database) as store:
+        with pytest.raises(KeyNotFoundError):
+            await store.get("alive")
+    assert not owners(database)
+
+
 async def test_keys_of_a_process_that_stands_still_go_after_their_ttl(database: Path) -> None:
     with worker(keep_alive, database, ["alive"], 1) as other:
         pid = await other.receive()

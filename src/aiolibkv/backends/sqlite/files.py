@@ -153,8 +153,12 @@ class Files:
         directory: where the others are.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, bucket: str) -> None:
         """Create what is missing of the files beside the database, and open them.
+
+        Args:
+            path: see above.
+            bucket: the one that the store uses; an owner's sessions are in its own bucket, and only there.
 
         Raises:
             OSError: that failed.
@@ -172,6 +176,8 @@ class Files:
             raise
         self._owner: LockFile | None = None
         self._owner_name = ""
+        # SQLite does not tell upper from lower case in the names of tables.
+        self._owner_prefix = f"{OWNER}{bucket.lower()}-"
         self._identity: tuple[int, int] | None = None
         _open.add(self)
 
@@ -204,7 +210,7 @@ class Files:
     def own(self) -> str:
         """Return the name of a file that is locked as long as this store lives; made at the first call."""
         while self._owner is None:
-            name = OWNER + secrets.token_hex(8)
+            name = self._owner_prefix + secrets.token_hex(8)
             file = LockFile(self.directory / name)
             # Between its creation and its lock somebody may have taken it for a dead owner's and removed it.
             if file.try_lock() and file.is_linked():
@@ -231,8 +237,8 @@ class Files:
         return None
 
     def owners(self) -> list[str]:
-        """Return the names of the owners' files."""
-        return [file.name for file in self.directory.glob(f"{OWNER}*")]
+        """Return the names of the files of this bucket's owners."""
+        return [file.name for file in self.directory.glob(f"{self._owner_prefix}*")]
 
     def disown(self, *, remove: bool) -> None:
         """Give up the file that ``own`` made; without removing it, the others bury what this store had."""

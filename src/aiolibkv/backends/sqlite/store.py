@@ -205,7 +205,7 @@ class SqliteStore(BaseStore):
         try:
             if path.is_dir():
                 raise StoreError("the path of the database is a directory")
-            return Files(path)
+            return Files(path, self._tables.pairs_name)
         except OSError as error:
             raise meaning(error, path) from error
 
