@@ -19,7 +19,7 @@ from aiolibkv import AccessDeniedError, Config, KeyNotFoundError, KVPair, NotRea
 from aiolibkv.backends.sqlite import SqliteStore
 from aiolibkv.backends.sqlite.files import LockFile
 from aiolibkv.testing.scale import eventually, scaled
-from sqlite.workers import enter_as_nobody, open_in_child, open_sqlite, worker
+from sqlite.workers import enter_as_nobody, open_in_child, open_sqlite, worker, write_beyond_a_limit
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -85,6 +85,18 @@ async def test_a_full_disk(small_disk: Path) -> None:
     async with open_sqlite(small_disk / "store.db") as store:
         assert await store.get("key0") == written[0]
         assert await store.get("again0") == again[0]
+
+
+async def test_a_commit_that_fails_is_in_doubt(database: Path) -> None:
+    """What reached the disk of it might be found by a recovery."""
+    with worker(write_beyond_a_limit, database) as other:
+        kind, text, maybe_applied = await other.receive()
+        assert kind is StoreError
+        assert "writing the database failed" in text
+        assert maybe_applied
+        pair = await other.receive()
+    async with open_sqlite(database) as store:
+        assert await store.get("key") == pair
 
 
 async def test_a_file_of_a_newer_format(database: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import queue  # noqa: F401 - loaded by asyncio when it is needed, which is too late for a process without rights
+import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -180,6 +181,19 @@ async def open_in_child(pipe: Connection, store: SqliteStore) -> None:
         finally:
             os._exit(0)
     await asyncio.to_thread(os.waitpid, child, 0)
+
+
+async def write_beyond_a_limit(pipe: Connection, store: AsyncStore) -> None:
+    """Report how a write fails whose commit the system refuses, and how one does when there is room again."""
+    await store.put("key", b"before")
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
+    try:
+        await store.put("key", bytes(1_000_000))
+    except StoreError as error:
+        pipe.send((type(error), str(error), error.maybe_applied))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    pipe.send(await store.put("key", b"after"))
 
 
 async def _failure(path: Path) -> tuple[type[StoreError] | None, str]:

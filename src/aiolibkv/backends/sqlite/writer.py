@@ -292,11 +292,13 @@ class Writer:
         return [outcome for part, _ in singly for outcome in part], any(changed for _, changed in singly)
 
     def _all_failed(self, batch: list[_Operation], error: Exception, *, certain: bool = True) -> list[_Outcome]:
-        return [_Outcome(operation, None, self._failure(error), certain) for operation in batch]
+        return [_Outcome(operation, None, self._failure(error, certain=certain), certain) for operation in batch]
 
-    def _failure(self, error: Exception) -> StoreError:
+    def _failure(self, error: Exception, *, certain: bool) -> StoreError:
         """Return an error of one's own for each caller: where it happened is written into it."""
-        return type(error)(error.message) if isinstance(error, StoreError) else meaning(error, self._files.path)
+        failure = type(error)(error.message) if isinstance(error, StoreError) else meaning(error, self._files.path)
+        failure.maybe_applied = not certain
+        return failure
 
     def _close(self) -> None:
         with self._ready:
