@@ -423,6 +423,24 @@ async def test_a_key_that_expired_is_deleted_by_who_comes_by(database: Path) -> 
         assert rows(database, "SELECT * FROM aiolibkv") == []
 
 
+async def test_who_saw_a_key_expire_finds_it_gone(database: Path) -> None:
+    """Also when its write joins others that had to wait since before."""
+    connection = sqlite3.connect(database, isolation_level=None)
+    try:
+        async with open_sqlite(database) as store:
+            await store.put("key", b"", ttl=0.1)
+            connection.execute("BEGIN IMMEDIATE")
+            waiting = asyncio.ensure_future(store.put("other", b""))
+            await eventually(lambda: _gone(store, "key"), within=5, message="the key has expired")
+            creating = asyncio.ensure_future(store.atomic_put("key", b"new", None))
+            await asyncio.sleep(0.01)
+            connection.execute("ROLLBACK")
+            await waiting
+            assert await store.get("key") == await creating
+    finally:
+        connection.close()
+
+
 async def _put_many(store: Any, key: str, times: int) -> None:
     for number in range(times):
         await store.put(key, b"%d" % number)

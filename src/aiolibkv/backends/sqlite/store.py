@@ -214,7 +214,7 @@ class SqliteStore(BaseStore):
             self._tail.wake()
 
     async def _expire(self, call: Call) -> None:
-        # Every transaction begins with deleting what has expired.
+        # Every transaction deletes what has expired first.
         await self._writer.write(call, lambda _: None)
 
     async def _end(self, call: Call, owners: list[str]) -> None:

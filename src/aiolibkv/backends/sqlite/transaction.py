@@ -64,16 +64,19 @@ class Transaction:
         self._compact = f"DELETE FROM {log} WHERE rev <= ?"
         self._live = live
 
-    def begin(self, now: float) -> None:
-        """Begin, and delete what has expired.
+    def begin(self) -> None:
+        """Begin; ``expire`` comes before all else."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._began_at = self._rev = self._connection.execute(self._newest).fetchone()[0]
+
+    def expire(self, now: float) -> None:
+        """Delete what has expired.
 
         Args:
-            now: the wall clock's time.
+            now: the wall clock's time, for all steps.
         """
         execute = self._connection.execute
-        execute("BEGIN IMMEDIATE")
         self._now = now
-        self._began_at = self._rev = execute(self._newest).fetchone()[0]
         for (path,) in execute(self._due_keys, (now,)).fetchall():
             self._erase_key(path)
         for (session,) in execute(self._due_sessions, (now,)).fetchall():

@@ -214,7 +214,8 @@ class Writer:
         graves = [grave for owner in self._files.owners() if (grave := self._files.dead(owner)) is not None]
         changed = False
         try:
-            transaction.begin(time.time())
+            transaction.begin()
+            transaction.expire(time.time())
             transaction.end_sessions_of(grave.name for grave in graves)
             changed = transaction.commit()
             for grave in graves:
@@ -275,8 +276,10 @@ class Writer:
         committing = False
         try:
             self._files.check_identity()
-            transaction.begin(time.time())
+            transaction.begin()
             batch = self._claim() if batch is None else batch
+            # The clock is read when all of them are there: who has seen a key expire, and then writes, finds it gone.
+            transaction.expire(time.time())
             outcomes = [_attempt(operation, transaction) for operation in batch]
             committing = True
             return outcomes, transaction.commit()
