@@ -8,14 +8,14 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aiolibkv import KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLostError, NotReachableError
-from aiolibkv.backends.sqlite import inotify, signals, transaction
+from aiolibkv.backends.sqlite import inotify, reader, signals, transaction
 from aiolibkv.backends.sqlite.files import Files
 from aiolibkv.backends.sqlite.transaction import Transaction
 from aiolibkv.store import Call, Guard
@@ -351,6 +351,20 @@ async def test_a_list_is_one_snapshot_though_it_is_read_in_pages(database: Path)
         await store.delete("key/1998")
         assert {pair.value for pair in await listing} == {b"old"}
         assert len(await listing) == 2000
+
+
+async def test_a_list_that_had_to_wait_shows_what_has_expired_no_more(database: Path) -> None:
+    async with open_sqlite(database) as store, AsyncExitStack() as others:
+        assert store._reading is not None
+        for _ in range(reader._SNAPSHOTS):
+            await others.enter_async_context(store._reading._snapshot())
+        await store.put("dir/short", b"", ttl=0.1)
+        listing = asyncio.ensure_future(store.list("dir"))
+        await asyncio.sleep(0)
+        later = await store.put("dir/later", b"")
+        await eventually(lambda: _gone(store, "dir/short"), within=5, message="the key has expired")
+        await others.aclose()
+        assert list(await listing) == [later]
 
 
 async def test_a_task_that_only_reads_lets_others_run(database: Path) -> None:

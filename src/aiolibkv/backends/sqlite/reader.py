@@ -131,9 +131,9 @@ class Reader:
             paged: called after each page of a long list.
         """
         await self._give_way()
-        now = time.time()
         async with self._snapshot() as connection:
             index = int(self._row(connection, self._newest, ())[0])
+            now = time.time()
             own = self._row(connection, self._one, {"key": path, "now": now}) if path else None
             if not tree:
                 pairs = [] if own is None else [await self._pair(connection, path, *own)]
