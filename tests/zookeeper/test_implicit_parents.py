@@ -227,6 +227,38 @@ async def test_lifetimes_and_children_exclude_each_other(make: MakeStore, prefix
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("path", ["dir", "dir/sub"])
+async def test_directories_that_sessions_left_are_in_nobodys_way(make: MakeStore, prefix: str, path: str) -> None:
+    """When a session ends the server deletes its keys, and nothing else."""
+
+    async def leave() -> None:
+        await store.put("dir/sub/key", b"", ttl=100)
+        await (await store._session.connection()).ask(ops.delete(f"/{prefix}/dir/sub/key"))
+        assert await nodes_below(store, prefix) == [f"{prefix}/dir", f"{prefix}/dir/sub"]
+
+    async with make() as store:
+        lives: Sequence[dict[str, object]] = [{"ttl": 100}, {"keep_alive": True}]
+        for live in lives:
+            await leave()
+            pair = await store.put(path, b"alive", **live)  # type: ignore[arg-type]
+            assert list(await store.list("")) == [pair]
+            await store.delete(path)
+        await leave()
+        async with store.new_lock(path, ttl=5) as held:
+            assert [found.key for found in await store.list("")] == [path]
+            await store.put("guarded", b"", guard=held)
+        await store.delete("guarded")
+        assert not await nodes_below(store, prefix)
+        await leave()
+        await store.put("dir/other/key", b"")
+        with pytest.raises(CallNotSupportedError):
+            await store.new_lock("dir").try_acquire()
+        with pytest.raises(CallNotSupportedError):
+            await store.put("dir", b"", keep_alive=True)
+        assert [found.key for found in await store.list("")] == ["dir/other/key"]
+
+
+@pytest.mark.asyncio
 async def test_deep_keys(make: MakeStore, prefix: str) -> None:
     """As many directories as can be, with the largest value."""
     key = "a/" * 255 + "b"

@@ -18,6 +18,7 @@ from aiolibkv.backends.zookeeper.operations import (
     ANY_VERSION,
     BadVersionError,
     EphemeralParentError,
+    Node,
     NodeExistsError,
     NoNodeError,
     NotEmptyError,
@@ -207,7 +208,7 @@ class Writer:
         elif node.stat.owner == owner:
             operations = [set_data(znode(path), value, node.stat.version)]
             results = await self._transact(call, connection, operations, guard)
-        elif node.stat.children:
+        elif node.stat.children and not await self._sweep(connection, path):
             raise _no_children()
         else:
             operations = self._replace(path, value, node.stat.version, owner)
@@ -338,6 +339,31 @@ class Writer:
         for path in await self._reader.find_idle(connection, directories):
             await tidy_from(connection, path)
 
+    async def _sweep(self, connection: Connection, path: str) -> bool:
+        """Prune directories below a path that hold no keys, as the server leaves them when a session ends.
+
+        Returns:
+            Whether nothing is below any more.
+        """
+        pruned = ""
+        while True:
+            lowest, node, names = await self._look_into(connection, path)
+            while names:
+                lowest, node, names = await self._look_into(connection, f"{lowest}/{names[0]}")
+                if node is not None and node.data is not None:
+                    return False
+            if lowest == path:
+                return True
+            if node is not None:
+                if lowest == pruned or not is_idle(node, 0):
+                    return False
+                await tidy_from(connection, lowest)
+                pruned = lowest
+
+    async def _look_into(self, connection: Connection, path: str) -> tuple[str, Node | None, Sequence[str]]:
+        (found,) = [found[:3] async for found in self._reader.read_nodes(connection, [path])]
+        return found
+
     async def _tidy_after(self, connection: Connection, rest: str) -> None:
         try:
             await tidy_from(connection, rest)
@@ -397,7 +423,7 @@ class Writer:
             The key's stat, and the number of the acquisition, which guards compare.
         """
         node, epoch = znode(path), self._epoch(path)
-        take: Ops = [
+        acquire: Ops = [
             create(node, b"", self._acl, ephemeral=True),
             *(set_data(node, b"") for _ in range(_LOCK_VERSION - 1)),
             set_data(node, value),
@@ -405,20 +431,24 @@ class Writer:
         count = set_data(znode(epoch), b"")
         places: Sequence[Place] = []
         while True:
+            if places and places[0].node is not None:
+                take = [delete(node, places[0].node.stat.version), *acquire]
+            else:
+                take = acquire
             operations = [*take, count]
             if places and places[1].node is None:
                 operations = [*take, create(znode(epoch), b"", self._acl), count]
             try:
                 results = await self._create(call, connection, operations, len(value), places, None)
-                return results[-1 - len(operations) + len(take)], results[-1].version
+                return results[len(take) - 1], results[-1].version
             except EphemeralParentError as error:
                 raise _no_children() from error
-            except (NoNodeError, NodeExistsError) as error:
+            except (NoNodeError, NodeExistsError, BadVersionError, NotEmptyError) as error:
                 _log.debug("zookeeper: a lock is tried again: %s", error)
             places = await read_places(connection, [path, epoch])
             if places[0].key is not None:
                 raise KeyExistsError
-            if places[0].node is not None:
+            if places[0].node is not None and places[0].node.stat.children and not await self._sweep(connection, path):
                 raise _no_children()
 
     async def find_acquired(self, connection: Connection, path: str) -> tuple[Stat, int] | None:
