@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aiolibkv import AccessDeniedError, Config, InvalidKeyError, NotReachableError
+from aiolibkv import AccessDeniedError, AsyncStore, Config, InvalidKeyError, NotReachableError, RequestTimeoutError
 from aiolibkv.backends.zookeeper import ZooKeeperStore
 from aiolibkv.backends.zookeeper import operations as ops
 from aiolibkv.testing.conformance.suite import next_of
 from aiolibkv.testing.proxy import FaultProxy
+from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import Certificates, ZooKeeperServer
 from zookeeper.conftest import MakeStore, OneShotStore, make_store
 
@@ -61,6 +63,42 @@ async def test_a_user_is_known_again_after_the_connection_broke(server: ZooKeepe
             assert await next_of(watch) == pair
             await watch.aclose()
             await store.delete("key")
+
+
+@pytest.mark.asyncio
+async def test_who_does_not_log_in_where_everybody_has_to() -> None:
+    """The server closes the connection after each refusal; that is no outage, which would be waited for."""
+    enforced = ("-Dzookeeper.enforce.auth.enabled=true", "-Dzookeeper.enforce.auth.schemes=digest")
+    async with (
+        ZooKeeperServer(extra_args=enforced) as server,
+        make_store([server.endpoint], username="ann", password=_SECRET) as ann,
+        make_store([server.endpoint], request_timeout=scaled(1)) as nobody,
+    ):
+        pair = await ann.put("key", b"")
+        for call in (
+            lambda: nobody.get("key"),
+            lambda: nobody.put("key", b""),
+            lambda: next_of(nobody.watch("key")),
+            lambda: nobody.put("alive", b"", keep_alive=True),
+            lambda: nobody.new_lock("lock").acquire(),
+        ):
+            with pytest.raises(AccessDeniedError) as caught:
+                async with asyncio.timeout(scaled(5)):
+                    await call()
+            assert caught.value.endpoint == server.endpoint
+        assert await ann.get("key") == pair
+        await server.kill()
+        await eventually(partial(_is_cut_off, nobody), within=10, message="an outage is told from a refusal")
+
+
+async def _is_cut_off(store: AsyncStore) -> bool:
+    try:
+        await store.get("key")
+    except AccessDeniedError:
+        return False
+    except (NotReachableError, RequestTimeoutError):
+        return True
+    raise AssertionError("there is no server")
 
 
 @pytest.mark.asyncio

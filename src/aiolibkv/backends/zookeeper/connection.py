@@ -311,15 +311,15 @@ class Connection(asyncio.Protocol):
             return
         self._heard = self._loop.time()
         self.zxid = max(self.zxid, zxid)
-        if xid == PING_XID and self._pings:
+        if xid in {PING_XID, AUTH_XID} and code:
+            # A user whom the server does not let in is told so in answer to whatever is sent first.
+            self.abort(refusal(code))
+        elif xid == PING_XID and self._pings:
             answered = self._pings.popleft()
             if not answered.done():
                 answered.set_result(True)
             self._pinged = self._heard
-        elif xid == AUTH_XID:
-            if code:
-                self.abort(refusal(code))
-        else:
+        elif xid != AUTH_XID:
             expected, future = self._pending[0] if self._pending else (0, None)
             if future is None or xid != expected:
                 raise ValueError(f"an answer to request {xid} instead of {expected}")

@@ -191,9 +191,7 @@ class ZooKeeperSession:
             _log.debug("zookeeper: %s", reason)
             lived = asyncio.get_running_loop().time() - began
             pause = _FIRST_PAUSE if lived > _LONGEST_PAUSE else min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
-            if isinstance(reason, AccessDeniedError):
-                self._failure = reason
-                self._wake()
+            self._note(reason)
 
     async def _try_to_connect(self) -> Connection | None:
         reach = self._reach
@@ -204,6 +202,7 @@ class ZooKeeperSession:
         except (StoreError, TimeoutError) as error:
             _log.debug("zookeeper: %s did not connect: %s", endpoint, error)
             reach.endpoints.failed(endpoint)
+            self._note(error)
             if isinstance(error, NotWelcomeError) and self._refused_since is None:
                 self._refused_since = asyncio.get_running_loop().time()
             return None
@@ -258,6 +257,12 @@ class ZooKeeperSession:
         self._id, self._password = 0, b""
         if not self._is_replaced:
             self.is_lost = True
+            self._wake()
+
+    def _note(self, error: Exception) -> None:
+        """Have calls fail as long as the server refuses the user, and wait when it is an outage."""
+        self._failure = error if isinstance(error, AccessDeniedError) else None
+        if self._failure is not None:
             self._wake()
 
     def _wake(self) -> None:
