@@ -7,6 +7,7 @@ Nothing is ever sent again here.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import struct
 from collections import deque
@@ -21,12 +22,15 @@ from aiolibkv.backends.zookeeper.operations import (
     Event,
     MalformedError,
     Operation,
+    TransactionRefusedError,
     Welcome,
     authenticate,
+    check,
     parse_event,
     parse_welcome,
     ping,
     refusal,
+    transaction,
 )
 from aiolibkv.errors import NotReachableError, StoreError
 from aiolibkv.store.endpoints import Endpoint
@@ -45,6 +49,8 @@ syncLimit ticks (10 s with ZooKeeper's sample configuration), and only then elec
 _SILENCE_OF_TIMEOUT = 2 / 3
 _PINGS_PER_SILENCE = 4
 _CLOSING_OF_TLS = 0.2
+
+_log = logging.getLogger("aiolibkv")
 
 
 class NotWelcomeError(NotReachableError):
@@ -102,7 +108,7 @@ class Connection(asyncio.Protocol):
         self._greeted: asyncio.Future[bytes | None] = loop.create_future()
         self._xid = 0
         self._pending: deque[tuple[int, asyncio.Future[Answer | None]]] = deque()
-        self._pings: deque[asyncio.Future[bool]] = deque()
+        self._is_pinging = False
         self._patience = _SILENCE
         self._pinged = 0.0
         self._heard = 0.0
@@ -210,14 +216,20 @@ class Connection(asyncio.Protocol):
                 values.append(error)
         return Results(values, 0 if answer is None else answer.zxid)
 
-    async def ping(self) -> None:
-        """Have the server begin the session's timeout anew.
+    async def agree(self) -> None:
+        """Have most servers agree on a transaction that changes nothing.
+
+        A server answers pings for a while though the others count it as dead, a leader even reads: it has been paused,
+        or the network between them is severed.
 
         Raises:
             NotReachableError: the connection ended before the answer.
+            AccessDeniedError: the server refuses the user.
         """
-        if not (not self.closed.done() and await self._ping()):
-            raise self._failure()
+        try:
+            await self.ask(transaction([check("/")]))
+        except TransactionRefusedError as error:
+            _log.debug("zookeeper: the root cannot be read, but the servers agree: %s", error)
 
     def abort(self, reason: StoreError) -> None:
         """End the connection without a word; what is pending fails."""
@@ -285,20 +297,14 @@ class Connection(asyncio.Protocol):
         if self.closed.done():
             return
         now = self._loop.time()
-        if not self._pings:
-            self._ping()
+        if not self._is_pinging:
+            self._is_pinging = True
+            self._pinged = now
+            self._write(ping())
         elif now - max(self._pinged, self._heard) >= self._patience:
             self.abort(NotReachableError(f"no sign of life for {now - self._heard:.1f} s"))
             return
         self._watchdog = self._loop.call_later(interval, self._keep_alive, interval)
-
-    def _ping(self) -> asyncio.Future[bool]:
-        answered: asyncio.Future[bool] = self._loop.create_future()
-        if not self._pings:
-            self._pinged = self._loop.time()
-        self._pings.append(answered)
-        self._write(ping())
-        return answered
 
     def _take(self, frame: bytes) -> None:
         if not self._greeted.done():
@@ -314,11 +320,8 @@ class Connection(asyncio.Protocol):
         if xid in {PING_XID, AUTH_XID} and code:
             # A user whom the server does not let in is told so in answer to whatever is sent first.
             self.abort(refusal(code))
-        elif xid == PING_XID and self._pings:
-            answered = self._pings.popleft()
-            if not answered.done():
-                answered.set_result(True)
-            self._pinged = self._heard
+        elif xid == PING_XID and self._is_pinging:
+            self._is_pinging = False
         elif xid != AUTH_XID:
             expected, future = self._pending[0] if self._pending else (0, None)
             if future is None or xid != expected:
@@ -362,7 +365,3 @@ class Connection(asyncio.Protocol):
         for _, future in pending:
             if not future.done():
                 future.set_result(None)
-        pings, self._pings = self._pings, deque()
-        for answered in pings:
-            if not answered.done():
-                answered.set_result(False)

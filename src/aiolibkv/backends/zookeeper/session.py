@@ -9,14 +9,7 @@ from collections.abc import Callable
 from random import uniform
 
 from aiolibkv.backends.zookeeper.connection import Connection, NotWelcomeError
-from aiolibkv.backends.zookeeper.operations import (
-    Event,
-    TransactionRefusedError,
-    check,
-    close_session,
-    hello,
-    transaction,
-)
+from aiolibkv.backends.zookeeper.operations import Event, close_session, hello
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store.endpoints import Endpoint, Endpoints
 from aiolibkv.store.tasks import Tasks
@@ -232,9 +225,7 @@ class ZooKeeperSession:
         )
         if self._id and connection.welcome.session:
             try:
-                await connection.ask(transaction([check("/")]))
-            except TransactionRefusedError as error:
-                _log.debug("zookeeper: the root cannot be read, but the servers agree: %s", error)
+                await connection.agree()
             except BaseException:
                 connection.abort(NotReachableError("the servers do not agree"))
                 raise

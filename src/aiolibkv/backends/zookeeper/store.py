@@ -195,7 +195,8 @@ class ZooKeeperStore(BaseStore):
     async def _renew(self, call: Call, lease: Lease) -> bool:
         assert isinstance(lease, ZooKeeperLease), "made by _lease"
         try:
-            await (await self._connection_of(lease)).ping()
+            # A ping renews nothing while the server is cut off from the leader, who ends the session.
+            await (await self._connection_of(lease)).agree()
         except LeaseLost:
             return False
         return True
