@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from aiolibkv import KeyNotFoundError
 from aiolibkv.backends.zookeeper import ZooKeeperStore
 from aiolibkv.backends.zookeeper import operations as ops
-from aiolibkv.testing.scale import scaled
-from zookeeper.conftest import MakeStore, OneShotStore
+from aiolibkv.testing.proxy import FaultProxy
+from aiolibkv.testing.scale import eventually, scaled
+from aiolibkv.testing.servers import ZooKeeperServer
+from zookeeper.conftest import MakeStore, OneShotStore, make_store
 from zookeeper.test_implicit_parents import raw_exists
 
 _AT_ONCE = 500
@@ -63,3 +66,23 @@ async def test_a_tree_that_needs_more_than_one_request(make: MakeStore, prefix: 
         assert await store.delete_tree("dir", guard=held) == 2001
         with pytest.raises(KeyNotFoundError):
             await store.list("dir")
+
+
+@pytest.mark.asyncio
+async def test_a_store_with_many_keys_that_have_a_ttl_is_closed(server: ZooKeeperServer, prefix: str) -> None:
+    """There is no time to delete them one by one; they go with the session, which is ended."""
+    settings: dict[str, Any] = {"prefix": prefix, "options": {"session_timeout": 10}}
+    async with (
+        FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
+        make_store([server.endpoint], prefix=prefix) as other,
+    ):
+        store = make_store([proxy.endpoint], **settings)
+        async with asyncio.timeout(scaled(60)), store:
+            for start in range(0, 10_000, _AT_ONCE):
+                await asyncio.gather(*(store.put(f"dir/{start + each}", b"", ttl=1000) for each in range(_AT_ONCE)))
+        assert not proxy.connections_open
+
+        async def are_gone() -> bool:
+            return not await other.list("")
+
+        await eventually(are_gone, within=3, message="the keys are gone")

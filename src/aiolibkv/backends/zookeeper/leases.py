@@ -21,6 +21,7 @@ from aiolibkv.store.tasks import Tasks
 _PAUSE = 0.2
 _FAREWELL = 0.3
 """Seconds at close for deleting, with their directories, the keys that would go with the session anyway."""
+_FAREWELLS_AT_ONCE = 100
 
 _log = logging.getLogger("aiolibkv")
 
@@ -143,19 +144,26 @@ class Lifespans:
         for timer in self._timers:
             timer.cancel()
         await self._removals.close()
-        connection = self._session.connection_now
-        keys = {path: key for path, key in self._keys.items() if key.lease.session is None}
+        keys = [(path, key.index) for path, key in self._keys.items() if key.lease.session is None]
         self._keys.clear()
-        if keys and connection is not None:
-            try:
-                async with asyncio.timeout(_FAREWELL):
-                    await asyncio.gather(
-                        *(self._writer.delete_exactly(connection, path, key.index) for path, key in keys.items())
-                    )
-            except (StoreError, TimeoutError) as error:
-                _log.debug("zookeeper: keys are left to go with their session: %s", error)
-        await asyncio.gather(*(session.drop() for session in self._sessions))
-        self._sessions.clear()
+        try:
+            await self._delete_in_time(keys)
+        finally:
+            await asyncio.gather(*(session.drop() for session in self._sessions))
+            self._sessions.clear()
+
+    async def _delete_in_time(self, keys: list[tuple[str, int]]) -> None:
+        connection = self._session.connection_now
+        if connection is None:
+            return
+        try:
+            async with asyncio.timeout(_FAREWELL):
+                # A few at a time: thousands at once would not let the time be noticed.
+                for start in range(0, len(keys), _FAREWELLS_AT_ONCE):
+                    part = keys[start : start + _FAREWELLS_AT_ONCE]
+                    await asyncio.gather(*(self._writer.delete_exactly(connection, *each) for each in part))
+        except (StoreError, TimeoutError) as error:
+            _log.debug("zookeeper: keys are left to go with their session: %s", error)
 
     async def _remove(self, path: str, index: int) -> None:
         while True:

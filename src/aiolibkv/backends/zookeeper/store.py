@@ -120,8 +120,10 @@ class ZooKeeperStore(BaseStore):
         await self._session.connection()
 
     async def _disconnect(self) -> None:
-        await self._lifespans.close()
-        await self._session.close_now()
+        try:
+            await self._lifespans.close()
+        finally:
+            await self._session.close_now()
 
     async def _get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
         connection = await self._session.connection()
