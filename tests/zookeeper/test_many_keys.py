@@ -17,6 +17,8 @@ from zookeeper.conftest import MakeStore, OneShotStore, make_store
 from zookeeper.test_implicit_parents import raw_exists
 
 _AT_ONCE = 500
+_TRANSACTION = (14).to_bytes(4)
+"""The second word of a request."""
 
 
 async def _fill(store: ZooKeeperStore, prefix: str, count: int) -> None:
@@ -48,6 +50,31 @@ async def test_many_keys(make: MakeStore, prefix: str, kind: type[ZooKeeperStore
         with pytest.raises(KeyNotFoundError):
             await store.list("dir")
         assert not await raw_exists(store, prefix)
+
+
+@pytest.mark.asyncio
+async def test_twenty_thousand_keys_go_at_one_instant(server: ZooKeeperServer, prefix: str) -> None:
+    short = prefix[:12]
+    async with (
+        FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
+        make_store([proxy.endpoint], prefix=short) as store,
+    ):
+        await store.put("dir/key", b"")
+        connection = await store._session.connection()
+        for start in range(0, 20_000, _AT_ONCE):
+            numbers = range(start, start + _AT_ONCE)
+            creates = [ops.create(f"/{short}/dir/{number}", b"", ops.WORLD) for number in numbers]
+            await connection.ask(ops.transaction(creates))
+        transactions: set[bytes] = set()
+
+        def note(request: bytes) -> bool:
+            if request[4:8] == _TRANSACTION:
+                transactions.add(request[:4])
+            return False
+
+        proxy.cut_answers(matching=note)
+        assert await store.delete_tree("dir") == 20_001
+        assert len(transactions) == 1
 
 
 @pytest.mark.asyncio
