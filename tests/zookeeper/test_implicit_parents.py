@@ -24,7 +24,7 @@ async def nodes_below(store: ZooKeeperStore, directory: str) -> list[str]:
     """Return every node below a directory, whatever it is."""
     connection = await store._session.connection()
     await connection.ask(ops.sync())
-    tree = await store._reader.read_tree(connection, directory, consistent=True, level_read=lambda: None)
+    tree = await store._reader.read_tree(connection, directory, consistent=True)
     return sorted(tree.nodes)
 
 

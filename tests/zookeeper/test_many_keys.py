@@ -53,6 +53,22 @@ async def test_many_keys(make: MakeStore, prefix: str, kind: type[ZooKeeperStore
 
 
 @pytest.mark.asyncio
+async def test_a_directory_of_many_keys_has_the_time_for_a_call_for_each_page(
+    server: ZooKeeperServer, make: MakeStore, prefix: str
+) -> None:
+    async with (
+        FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
+        make() as writer,
+        make_store([proxy.endpoint], prefix=prefix, request_timeout=scaled(1)) as store,
+    ):
+        await _fill(writer, prefix, 20_000)
+        proxy.delay(scaled(0.1))
+        began = asyncio.get_running_loop().time()
+        assert len(await store.list("dir")) == 20_010
+        assert asyncio.get_running_loop().time() - began > 2 * store.config.request_timeout
+
+
+@pytest.mark.asyncio
 async def test_twenty_thousand_keys_go_at_one_instant(server: ZooKeeperServer, prefix: str) -> None:
     short = prefix[:12]
     async with (

@@ -137,7 +137,7 @@ class ZooKeeperStore(BaseStore):
 
     async def _list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
         connection = await self._session.connection()
-        tree = await self._reader.read_tree(connection, directory, consistent=consistent, level_read=call.extend)
+        tree = await self._reader.read_tree(connection, directory, consistent=consistent, page_read=call.extend)
         return Listing(tree.pairs(), exists=tree.node is not None and tree.node.data is not None)
 
     async def _put(

@@ -234,6 +234,10 @@ class Subtree(NamedTuple):
         return [pair(path, node) for path, node in sorted(self.nodes.items()) if node.data is not None]
 
 
+def nothing() -> None:
+    """Take as long as it takes."""
+
+
 class Reader:
     """Reads of many nodes.
 
@@ -263,7 +267,7 @@ class Reader:
         directory: str,
         *,
         consistent: bool,
-        level_read: Callable[[], None],
+        page_read: Callable[[], None] = nothing,
         with_above: bool = False,
     ) -> Subtree:
         """Read a directory and everything below it, a level in one round trip.
@@ -272,13 +276,13 @@ class Reader:
             connection: to a server.
             directory: ``""`` is the root.
             consistent: let the server catch up first.
-            level_read: called after each level.
+            page_read: called after each level, and within one of thousands of nodes after each round trip.
             with_above: read the directories above it, too.
         """
         directories = ancestors(directory) if with_above else []
         reads = [*(get(znode(path)) for path in directories), get(znode(directory)), get_children(znode(directory))]
         values, zxid = await self._read(connection, reads, consistent=consistent)
-        level_read()
+        page_read()
         above = [(path, _seen(node)) for path, node in zip(directories, values[:-2], strict=True)]
         node, names = values[-2:]
         for result in (node, names):
@@ -290,12 +294,11 @@ class Reader:
         level = self._children(directory, directory, names)
         while level:
             deeper: list[str] = []
-            async for path, found, below, known in self.read_nodes(connection, level):
+            async for path, found, below, known in self.read_nodes(connection, level, page_read=page_read):
                 zxid = known
                 if found is not None:
                     nodes[path] = found
                     deeper += self._children(directory, path, below)
-            level_read()
             level = deeper
         return Subtree(node, above, nodes, zxid)
 
@@ -304,7 +307,13 @@ class Reader:
         return [child for name in names if not self.is_hidden(directory, child := start + name)]
 
     async def read_nodes(
-        self, connection: Connection, paths: Sequence[str], *, with_children: bool = True, watch: bool = False
+        self,
+        connection: Connection,
+        paths: Sequence[str],
+        *,
+        with_children: bool = True,
+        watch: bool = False,
+        page_read: Callable[[], None] = nothing,
     ) -> AsyncIterator[tuple[str, Node | None, Sequence[str], int]]:
         """Read nodes.
 
@@ -313,6 +322,7 @@ class Reader:
             paths: of the nodes.
             with_children: read the names of their children, too.
             watch: be told once of a change of what is read of each that exists.
+            page_read: called after each round trip.
 
         Yields:
             (path, node or None, names of its children, the last transaction that the server knew).
@@ -322,6 +332,7 @@ class Reader:
         for group in _slices(paths, at_once):
             reads = [kind(znode(path), watch=watch) for path in group for kind in kinds]
             values, zxid = await self._read(connection, reads, watch=watch)
+            page_read()
             for path, results in zip(group, _slices(values, len(kinds)), strict=True):
                 for result in results:
                     if isinstance(result, StoreError) and not isinstance(result, NoNodeError):

@@ -114,7 +114,7 @@ class Watching:
         # Each watch asks, though one is enough for all of a path, to be told itself when the server does not know how.
         await connection.ask(add_watch(znode(feed.path)))
         if feed.tree:
-            tree = await self._reader.read_tree(connection, feed.path, consistent=True, level_read=_nothing)
+            tree = await self._reader.read_tree(connection, feed.path, consistent=True)
             feed.reset(tree.pairs(), tree.zxid)
         else:
             found, zxid = await self._read_key(connection, feed.path)
@@ -289,7 +289,3 @@ def _pair_of(path: str, node: Node | StoreError | None) -> KVPair | None:
     if isinstance(node, StoreError):
         raise node
     return None if node.data is None else pair(path, node)
-
-
-def _nothing() -> None:
-    """Take as long as it takes."""

@@ -380,7 +380,7 @@ class Writer:
         may_prune = True
         while True:
             tree = await self._reader.read_tree(
-                connection, directory, consistent=True, level_read=call.extend, with_above=True
+                connection, directory, consistent=True, page_read=call.extend, with_above=True
             )
             if deleted:
                 call.writing()
