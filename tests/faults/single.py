@@ -241,7 +241,8 @@ async def consul() -> AsyncIterator[Ground]:
 
 @asynccontextmanager
 async def zookeeper() -> AsyncIterator[Ground]:
-    async with ZooKeeperServer() as server:
+    # As long as the ttl that the tests ask for: a session that is left must not go by itself while they look.
+    async with ZooKeeperServer(max_session_timeout=60.0) as server:
 
         async def look() -> State:
             dump, watches = await asyncio.gather(server.four_letter_word("dump"), server.four_letter_word("wchs"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
@@ -152,6 +153,32 @@ async def test_an_outage_shorter_than_half_the_ttl_costs_nothing(server: ZooKeep
         proxy.heal()
         await store.put("key", b"", guard=held)
         assert held.is_held
+
+
+@pytest.mark.asyncio
+async def test_a_session_that_was_just_asked_for_is_ended(server: ZooKeeperServer, prefix: str) -> None:
+    """By whoever gave up waiting for it, since the server begins it all the same."""
+
+    async def sessions() -> set[str]:
+        return set(re.findall(r"^\t(0x[0-9a-f]+)$", await server.four_letter_word("dump"), re.MULTILINE))
+
+    async with (
+        FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
+        make_store([proxy.endpoint], prefix=prefix) as store,
+    ):
+        await store.exists("key")
+        before = await sessions()
+        # Connected at once; what is asked arrives after one delay, and the answer after two.
+        proxy.delay(0.1)
+        for patience in (0.05, 0.15, 0.19, 0.25):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await store.new_lock("lock", ttl=10).acquire()
+
+        async def are_ended() -> bool:
+            return not await sessions() - before
+
+        await eventually(are_ended, within=3, message="no session is left")
 
 
 @pytest.mark.asyncio

@@ -93,6 +93,7 @@ class ZooKeeperSession:
         self._waiting: set[asyncio.Future[None]] = set()
         self._tasks = Tasks()
         self._keeper: asyncio.Task[None] | None = None
+        self._is_closing = False
 
     def begin(self) -> None:
         """Begin to connect."""
@@ -128,10 +129,12 @@ class ZooKeeperSession:
     async def close(self) -> None:
         """Have the server end the session, with its ephemeral nodes, and drop the connection.
 
-        A session that the servers cannot be told about is waited for; cancelled, it is left to expire.
+        A session that the servers cannot be told about is waited for, also one that is just being asked for; cancelled,
+        it is left to expire.
         """
+        self._is_closing = True
         try:
-            while self._id and not self.is_lost:
+            while self._keeper is not None and not self.is_lost:
                 try:
                     await (await self.connection()).ask(close_session())
                     break
@@ -170,6 +173,10 @@ class ZooKeeperSession:
         while not self.is_lost:
             if pause:
                 await asyncio.sleep(pause * uniform(0.5, 1.0))
+            if self._is_closing and not self._id:
+                self.is_lost = True
+                self._wake()
+                return
             connection = await self._try_to_connect()
             if connection is None:
                 pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
