@@ -355,3 +355,14 @@ async def test_entering_fails_in_time(make: Make, proxy: FaultProxy, server: Con
     proxy.refuse()
     with pytest.raises(NotReachableError, match="connection failed"):
         await make(proxy.endpoint).__aenter__()
+
+
+async def test_entering_goes_on_to_the_next_server(make: Make, proxy: FaultProxy, server: ConsulServer) -> None:
+    proxy.refuse()
+    for endpoints in (
+        (proxy.endpoint, server.endpoint),
+        (proxy.endpoint, "127.0.0.1:1", server.endpoint),
+        (proxy.endpoint, server.endpoint, "127.0.0.1:1"),
+    ):
+        async with make(*endpoints) as store:
+            assert not await store.exists("key")

@@ -148,10 +148,11 @@ class ConsulStore(BaseStore):
                     await self._greet()
                 return
             except NotReachableError as error:
+                # The connection has moved on already.
                 reason = error
             except TimeoutError:
                 reason = NotReachableError(f"no answer within {share:g} s", endpoint=str(self._opened.endpoint))
-            self._opened.failed(self._opened.endpoint)
+                self._opened.failed(self._opened.endpoint)
         reason.maybe_applied = False
         raise reason
 
