@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 import aiohttp
 import pytest
@@ -18,10 +19,12 @@ from aiolibkv import (
     Watch,
 )
 from aiolibkv.backends.consul import ConsulStore, polls
+from aiolibkv.store import Call, Lifetime
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ConsulCluster, ConsulServer
 from consul.conftest import Make
+from faults.impostors import OTHER_SERVICES, Front, Handler, passing_on
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -262,6 +265,34 @@ async def test_calls_move_on_from_a_mute_agent(cluster: ConsulCluster, make: Mak
                 assert await anext(watch) == last
             proxy.reset()
             proxy.heal()
+
+
+async def test_a_session_is_neither_renewed_nor_lost_nor_ended_by_something_else(
+    make: Make, server: ConsulServer
+) -> None:
+    """A lock would be held on beyond its session, or be lost though it stands, or stand though it was released."""
+    async with Front(passing_on(server.port)) as front, make(front.endpoint) as store:
+
+        async def become(handler: Handler) -> None:
+            await front.become(handler)
+            # The connection that was reset may still be taken for one that stands.
+            with suppress(NotReachableError):
+                await store._connection.read("status/leader")
+
+        call = Call(asyncio.timeout(None), 5)
+        lease = store._lease(Lifetime(60, keep_alive=True))
+        await store._grant(call, lease)
+        for name in ("a web server", "a web server without such a page"):
+            await become(OTHER_SERVICES[name])
+            with pytest.raises(NotReachableError, match="not Consul's"):
+                await store._renew(call, lease)
+            with pytest.raises(NotReachableError, match="not Consul's"):
+                await store._revoke(call, lease)
+        await become(passing_on(server.port))
+        assert await store._renew(call, lease)
+        for _ in range(2):
+            await store._revoke(call, lease)
+        assert not await store._renew(call, lease)
 
 
 async def test_close_with_a_paused_agent(make: Make) -> None:

@@ -311,6 +311,29 @@ def parse_session(answer: Answer) -> str:
 
 
 @_reading()
+def parse_renewal(answer: Answer, session: str) -> bool:
+    """Tell whether a session was renewed; False when the server does not know it.
+
+    Locks rest on both, so what something else on the server's port says must not pass for either.
+    """
+    if answer.found:
+        (renewed,) = json.loads(answer.body)
+        is_about_it = renewed["ID"] == session
+    else:
+        is_about_it = session in answer.text
+    if not is_about_it:
+        raise ValueError("it is not about the session")
+    return answer.found
+
+
+@_reading()
+def check_destroyed(answer: Answer) -> None:
+    """Make sure that a session is gone; one that the server did not know counts."""
+    if json.loads(answer.body) is not True:
+        raise ValueError("it does not tell that the session is gone")
+
+
+@_reading()
 def find_session(answer: Answer, name: str) -> str:
     """Return the identifier of the session of a name in a list of all; "" when there is none."""
     named = (_session(session["ID"]) for session in json.loads(answer.body) or () if session["Name"] == name)

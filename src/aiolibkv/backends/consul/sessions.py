@@ -13,7 +13,14 @@ from http import HTTPStatus
 from uuid import uuid4
 
 from aiolibkv.backends.consul.connection import PATIENCE, Connection
-from aiolibkv.backends.consul.encoding import duration, find_session, parse_session, shortest_ttl
+from aiolibkv.backends.consul.encoding import (
+    check_destroyed,
+    duration,
+    find_session,
+    parse_renewal,
+    parse_session,
+    shortest_ttl,
+)
 from aiolibkv.errors import NotReachableError, StoreError
 from aiolibkv.store import Lease, Lifetime
 from aiolibkv.store.tasks import Tasks
@@ -102,7 +109,8 @@ class Sessions:
     async def renew(self, lease: ConsulLease) -> bool:
         """Renew the session; False when there is none any more."""
         answer = await self._connection.repeatable("PUT", f"session/renew/{lease.session}")
-        return answer.found
+        with self._connection.understanding(answer):
+            return parse_renewal(answer, lease.session)
 
     async def destroy(self, lease: ConsulLease) -> None:
         """End the session, if there is one, and its keys with it."""
@@ -112,7 +120,9 @@ class Sessions:
             finally:
                 lease.creation.cancel()
         if lease.session or (lease.asked and await self._find(lease)):
-            await self._connection.repeatable("PUT", f"session/destroy/{lease.session}")
+            answer = await self._connection.repeatable("PUT", f"session/destroy/{lease.session}")
+            with self._connection.understanding(answer):
+                check_destroyed(answer)
 
     async def _create_to_the_end(self, lease: ConsulLease) -> None:
         """Create the session, and have the request answered though the caller is cancelled.
