@@ -172,6 +172,17 @@ async def test_a_watch_goes_on_with_a_new_token(guarded: ConsulServer) -> None:
             assert await anext(watch) == pair
 
 
+async def test_a_token_that_cannot_be_renewed_still_does_for_what_it_may(guarded: ConsulServer, limited: str) -> None:
+    tokens = [limited, limited]
+    async with _store(guarded, tokens.pop) as store, store.watch("mine/unrenewed") as watch:
+        assert await anext(watch) is None
+        with pytest.raises(AccessDeniedError, match="no token could be had"):
+            await store.get("other/key")
+        pair = await store.put("mine/unrenewed", b"")
+        assert await anext(watch) == pair
+        await store.delete("mine/unrenewed")
+
+
 async def test_a_token_that_cannot_be_had(guarded: ConsulServer) -> None:
     def fail() -> str:
         raise RuntimeError("secret words")

@@ -261,8 +261,7 @@ class Connection:
         with self.understanding(answer):
             denied = self._token.renewable and denies(answer)
         if denied:
-            self._token.forget(headers)
-            answer = await self._admit(request, self._token.headers(), counted=counted)
+            answer = await self._admit(request, self._token.renewed(headers), counted=counted)
         failure = failure_of(answer)
         if failure is None:
             return answer

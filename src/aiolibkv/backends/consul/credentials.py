@@ -37,10 +37,15 @@ class TokenSource:
             self._current = self._ask(self._source)
         return {"X-Consul-Token": self._current}
 
-    def forget(self, headers: dict[str, str]) -> None:
-        """Have the callable asked again, unless the token of these headers was replaced already."""
-        if headers.get("X-Consul-Token") == self._current:
-            self._current = None
+    def renewed(self, refused: dict[str, str]) -> dict[str, str]:
+        """Return the header with another token, asking the callable unless the refused one was replaced already.
+
+        Raises:
+            AccessDeniedError: the callable failed. The token stays, since it may do for everything else.
+        """
+        if self._source is not None and refused.get("X-Consul-Token") == self._current:
+            self._current = self._ask(self._source)
+        return self.headers()
 
     @staticmethod
     def _ask(source: Token) -> str:
