@@ -3,14 +3,16 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from string import ascii_lowercase, digits
 
 import pytest
 import pytest_asyncio
 
-from aiolibkv import AccessDeniedError, Config, KVPair
+from aiolibkv import AccessDeniedError, Config, KVPair, NotReachableError
 from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.config import Token
-from aiolibkv.testing.scale import scaled
+from aiolibkv.testing.proxy import FaultProxy
+from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ConsulServer
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
@@ -170,6 +172,41 @@ async def test_a_watch_goes_on_with_a_new_token(guarded: ConsulServer) -> None:
         pair = await store.put("mine/watched", b"")
         async with asyncio.timeout(scaled(20)):
             assert await anext(watch) == pair
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_large_value_that_may_not_be_read_back(guarded: ConsulServer, *, lost: bool) -> None:
+    """It was written, whatever is told of reading its index."""
+    token = await guarded.add_token(RULES)
+    key = f"mine/large-{lost}"
+    async with (
+        FaultProxy(guarded.host, guarded.port, protocol="http1") as proxy,
+        ConsulStore([proxy.endpoint], Config(token=token)) as store,
+        _store(guarded, ROOT) as root,
+    ):
+        proxy.blackhole(to_server=False)
+        writing = asyncio.ensure_future(store.atomic_put(key, bytes(500_000), None))
+        await eventually(lambda: root.exists(key), within=5, message="it is written")
+        await guarded.api("DELETE", f"/v1/acl/token/{await _accessor(guarded, token)}")
+        if lost:
+            proxy.reset()
+        proxy.heal()
+        with pytest.raises(NotReachableError if lost else AccessDeniedError) as caught:
+            await writing
+        assert caught.value.maybe_applied
+
+
+async def test_a_root_of_which_a_part_is_deleted(guarded: ConsulServer) -> None:
+    """Of so many first characters it takes two transactions; the second one is denied."""
+    token = await guarded.add_token(f'{RULES} key_prefix "mine/root/z" {{ policy = "read" }}')
+    async with _store(guarded, ROOT, "mine/root") as root, _store(guarded, token, "mine/root") as store:
+        for name in ascii_lowercase + digits:
+            await root.put(name, b"")
+        with pytest.raises(AccessDeniedError) as caught:
+            await store.delete_tree("")
+        assert caught.value.maybe_applied
+        assert [pair.key for pair in await root.list("")] == list("vwxyz")
+        await root.delete_tree("")
 
 
 async def test_a_token_that_cannot_be_renewed_still_does_for_what_it_may(guarded: ConsulServer, limited: str) -> None:

@@ -293,7 +293,7 @@ class ConsulStore(BaseStore):
         """
         refused: Exception | None = None
         while True:
-            entry = await self._look(write.path, lost)
+            entry, _ = await self._look(write.path, lost)
             if entry is not None and is_own(entry):
                 return entry.pair.last_index
             if not write.expected or entry is None or entry.pair.last_index != write.expected:
@@ -320,12 +320,20 @@ class ConsulStore(BaseStore):
             raise NotReachableError("the answer is not Consul's: it does not tell what was written")
         return entries[-1].pair.last_index
 
-    async def _look(self, path: str, lost: NotReachableError) -> Entry | None:
-        """Read a key to see what became of a write, as soon as a server can be reached again."""
+    async def _look(self, path: str, lost: NotReachableError | None) -> tuple[Entry | None, int]:
+        """Read a key to see what became of a write, as soon as a server can be reached again.
+
+        Args:
+            path: the key.
+            lost: what the write failed with, which is told when the key cannot be read; None when it was applied.
+        """
         try:
-            return (await self._read_entry(path))[0]
-        except AccessDeniedError:
-            raise lost from lost.__cause__
+            return await self._read_entry(path)
+        except StoreError as error:
+            if lost is not None:
+                raise lost from lost.__cause__
+            error.maybe_applied = True
+            raise
 
     async def _read_entry(self, path: str) -> tuple[Entry | None, int]:
         """Read a key; returns it, and the index of the answer."""
@@ -380,7 +388,7 @@ class ConsulStore(BaseStore):
                     if expected == 0:
                         raise KeyExistsError
                     continue
-            entry, index = await self._read_entry(path)
+            entry, index = await self._look(path, lost)
             if entry is not None and entry.flags == nonce:
                 return entry.pair.last_index
             if lost is not None:
@@ -431,9 +439,10 @@ class ConsulStore(BaseStore):
         for position in range(0, max(len(units), 1), _UNITS_AT_ONCE):
             try:
                 deleted += await self._delete_units(call, units[position : position + _UNITS_AT_ONCE], guard)
-            except StoreError:
+            except StoreError as error:
                 if position:
                     call.writing()
+                    error.maybe_applied = True
                 raise
         return deleted
 
