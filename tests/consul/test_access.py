@@ -4,11 +4,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from string import ascii_lowercase, digits
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from aiolibkv import AccessDeniedError, Config, KVPair, NotReachableError
+from aiolibkv import AccessDeniedError, Config, KVPair, NotReachableError, Watch
 from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.config import Token
 from aiolibkv.testing.proxy import FaultProxy
@@ -114,6 +115,40 @@ async def test_a_shared_poll_denies_as_well(guarded: ConsulServer, limited: str)
             await anext(store.watch_tree("other"))
         for watch in watches:
             await watch.aclose()
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+async def test_a_tree_that_may_not_be_read_any_more(guarded: ConsulServer, *, is_empty: bool) -> None:
+    """The server tells of it as if there were nothing."""
+    token = await guarded.add_token(RULES)
+    async with _store(guarded, ROOT) as root, _store(guarded, token) as store:
+        pairs = [] if is_empty else [await root.put("mine/forbidden/key", b"")]
+        async with store.watch_tree("mine/forbidden") as tree:
+            assert await anext(tree) == pairs
+            await _rule(guarded, token, 'key_prefix "mine/forbidden" { policy = "deny" }')
+            assert await _until_denied(tree) == []
+        if pairs:
+            await root.delete_tree("mine/forbidden")
+
+
+async def test_what_a_shared_poll_may_not_read_any_more_is_not_told_as_gone(guarded: ConsulServer) -> None:
+    token = await guarded.add_token(RULES)
+    async with _store(guarded, ROOT) as root, _store(guarded, token) as store:
+        watches = [store.watch(f"mine/{number}/key") for number in range(100)]
+        for watch in watches:
+            assert await anext(watch) is None
+        pair = await root.put("mine/forbidden/key", b"")
+        async with store.watch(pair.key) as key, store.watch_tree("mine/forbidden") as tree:
+            assert await anext(key) == pair
+            assert await anext(tree) == [pair]
+            await _rule(guarded, token, f'{RULES} key_prefix "mine/forbidden" {{ policy = "deny" }}')
+            for denied in (key, tree):
+                assert await _until_denied(denied) == []
+        pair = await root.put("mine/99/key", b"")
+        assert await anext(watches[-1]) == pair
+        for watch in watches:
+            await watch.aclose()
+        await root.delete_tree("mine")
 
 
 async def test_an_unknown_token_is_refused_at_entering(guarded: ConsulServer) -> None:
@@ -237,3 +272,20 @@ async def _accessor(server: ConsulServer, token: str) -> str:
         if json.loads(await server.api("GET", f"/v1/acl/token/{accessor}"))["SecretID"] == token:
             return accessor
     raise AssertionError("no such token")
+
+
+async def _until_denied(watch: Watch[Any]) -> list[object]:
+    """Return what a watch gives before it ends."""
+    items: list[object] = []
+    with pytest.raises(AccessDeniedError):
+        async with asyncio.timeout(scaled(20)):
+            async for item in watch:
+                items.append(item)
+    return items
+
+
+async def _rule(server: ConsulServer, token: str, rules: str) -> None:
+    """Give a token other rights."""
+    listed = json.loads(await server.api("GET", f"/v1/acl/token/{await _accessor(server, token)}"))
+    (policy,) = listed["Policies"]
+    await server.api("PUT", f"/v1/acl/policy/{policy['ID']}", json.dumps({"Name": policy["Name"], "Rules": rules}))

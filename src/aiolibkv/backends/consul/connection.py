@@ -21,6 +21,7 @@ from yarl import URL
 
 from aiolibkv.backends.consul.credentials import TokenSource
 from aiolibkv.backends.consul.encoding import (
+    MAX_TXN_OPERATIONS,
     Answer,
     Entry,
     MalformedError,
@@ -189,17 +190,19 @@ class Connection:
                 continue
         raise AssertionError("patience has no end")
 
-    async def check_access(self, path: str) -> None:
-        """Make sure that a key may be read, where the server would leave it out without a word.
+    async def check_access(self, *paths: str) -> None:
+        """Make sure that keys may be read, where the server would leave them out without a word.
 
         Raises:
-            AccessDeniedError: it may not.
+            AccessDeniedError: one of them may not.
         """
-        try:
+        for first in range(0, len(paths), MAX_TXN_OPERATIONS):
             # The empty key, for all there is, is refused; what the library keeps for itself stands in for it.
-            await self.read_txn([check_operation(path or start_of(RESERVED), 0)], read_mode(consistent=True))
-        except TxnFailedError as failed:
-            failed.raise_if_denied()
+            checked = [path or start_of(RESERVED) for path in paths[first : first + MAX_TXN_OPERATIONS]]
+            try:
+                await self.read_txn([check_operation(path, 0) for path in checked], read_mode(consistent=True))
+            except TxnFailedError as failed:
+                failed.raise_if_denied()
 
     async def read_txn(self, operations: list[Operation], mode: str) -> list[Entry]:
         """Carry out a transaction that only reads.

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from aiolibkv.backends.consul.connection import PATIENCE, Connection, MuteError
 from aiolibkv.backends.consul.encoding import duration, kv_target, parse_tree, start_of
-from aiolibkv.errors import NotReachableError, StoreError
+from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store import Endpoint, Feed
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.types import KVPair
@@ -193,10 +193,12 @@ class Poll:
             raise
         self.reads.discard(read)
         if self.tree:
-            if not answer.found and self.own and (self._state or not self._index):
-                await self._connection.check_access(start_of(self.path))
             with self._connection.understanding(answer):
                 state = {pair.key: pair for pair in await parse_tree(answer)}
+            if not await self._is_readable(state):
+                # Who may not go on comes out when all of them begin anew.
+                self.end(None)
+                return None
         elif not answer.found:
             state = {}
         else:
@@ -208,6 +210,22 @@ class Poll:
         elif answer.index < self._index:
             return False
         return self._take(state, answer.index)
+
+    async def _is_readable(self, state: dict[str, KVPair]) -> bool:
+        """Tell whether what is missing may be read: the server leaves out what may not, as if it were not there.
+
+        Raises:
+            AccessDeniedError: it is not so for the directory of the poll itself.
+        """
+        if self.own and not state:
+            await self._connection.check_access(start_of(self.path))
+        gone = self._state.keys() - state.keys()
+        sharing = [feed for feed in self._filled if not self.own or feed.path != self.path]
+        try:
+            await self._connection.check_access(*(_named(feed) for feed in sharing if _concerns(feed, gone)))
+        except AccessDeniedError:
+            return False
+        return True
 
     def _take(self, state: dict[str, KVPair], index: int) -> bool:
         before, self._state, self._index = self._state, state, index
@@ -230,6 +248,17 @@ class Poll:
             start = start_of(feed.path)
             return [pair for path, pair in self._state.items() if path.startswith(start)]
         return [self._state[feed.path]] if feed.path in self._state else []
+
+
+def _named(feed: Feed) -> str:
+    """Return what the right to read is asked for."""
+    return start_of(feed.path) if feed.tree else feed.path
+
+
+def _concerns(feed: Feed, paths: set[str]) -> bool:
+    """Tell whether a feed is about one of some keys."""
+    start = start_of(feed.path)
+    return any(path.startswith(start) for path in paths) if feed.tree else feed.path in paths
 
 
 class Polls:
@@ -259,7 +288,7 @@ class Polls:
         while True:
             if not self._has_own(feed):
                 # The server leaves out of a directory what the token may not read, as if it were not there.
-                await self._connection.check_access(start_of(feed.path) if feed.tree else feed.path)
+                await self._connection.check_access(_named(feed))
             poll = self._place(feed)
             poll.join(feed)
             try:
