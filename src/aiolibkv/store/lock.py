@@ -45,6 +45,32 @@ _MARGIN = 0.1
 _log = logging.getLogger("aiolibkv")
 
 
+class Turn:
+    """What a task of a store must have to contend for a key, or to hold it; given in the order in which it is wanted.
+
+    Attributes:
+        wanted: by how many tasks, whoever has it included. One that was just given back may be somebody's already.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self.wanted = 0
+
+    async def take(self) -> None:
+        """Wait for it."""
+        self.wanted += 1
+        try:
+            await self._lock.acquire()
+        except BaseException:
+            self.wanted -= 1
+            raise
+
+    def release(self) -> None:
+        """Give it to the next one."""
+        self.wanted -= 1
+        self._lock.release()
+
+
 class Locks:
     """What the locks of one store share.
 
@@ -54,13 +80,13 @@ class Locks:
     """
 
     def __init__(self) -> None:
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()
         self.held: set[StoreHeldLock] = set()
         self.tasks = Tasks()
 
-    def turn(self, path: str) -> asyncio.Lock:
-        """Return what a task of this store must have to contend for a key, or to hold it."""
-        return self._turns.setdefault(path, asyncio.Lock())
+    def turn(self, path: str) -> Turn:
+        """Return the turn of a key."""
+        return self._turns.setdefault(path, Turn())
 
     def lose_all(self) -> None:
         """Count every held lock as lost, because the store is closed."""
@@ -72,7 +98,7 @@ class StoreHeldLock:
     """One acquisition; see ``aiolibkv.HeldLock``."""
 
     def __init__(
-        self, store: BaseStore, path: str, *, value: bytes, index: int, token: int, session: Session, turn: asyncio.Lock
+        self, store: BaseStore, path: str, *, value: bytes, index: int, token: int, session: Session, turn: Turn
     ) -> None:
         """Take note of a lock that was acquired, and begin to watch over it.
 
@@ -262,11 +288,11 @@ class StoreLock:
 
     async def _take_turn(self, *, wait: bool) -> StoreHeldLock | None:
         turn = self._store._locks.turn(self._path)
-        if turn.locked() and not wait:
+        if turn.wanted and not wait:
             return None
         # Who had the lock before stands in line again, so that it does not come before those who wait elsewhere.
-        in_line = turn.locked() or self._was_held
-        await turn.acquire()
+        in_line = turn.wanted > 0 or self._was_held
+        await turn.take()
         held = None
         try:
             held = await self._try_until_held(turn, wait=wait, in_line=in_line)
@@ -275,7 +301,7 @@ class StoreLock:
                 turn.release()
         return held
 
-    async def _try_until_held(self, turn: asyncio.Lock, *, wait: bool, in_line: bool) -> StoreHeldLock | None:
+    async def _try_until_held(self, turn: Turn, *, wait: bool, in_line: bool) -> StoreHeldLock | None:
         """Begin again, under a new session, whenever a session was lost or an answer is in doubt."""
         store = self._store
         while True:
@@ -296,7 +322,7 @@ class StoreLock:
                 if session is not None and held is None:
                     await store._lifetimes.end_session(session)
 
-    async def _try(self, session: Session, turn: asyncio.Lock, *, wait: bool, in_line: bool) -> StoreHeldLock | None:
+    async def _try(self, session: Session, turn: Turn, *, wait: bool, in_line: bool) -> StoreHeldLock | None:
         if not in_line or not wait:
             held = await self._take(session, turn)
             if held is not None or not wait:
@@ -317,7 +343,7 @@ class StoreLock:
             if ahead is None:
                 await self._gone(self._path, session)
 
-    async def _take(self, session: Session, turn: asyncio.Lock) -> StoreHeldLock | None:
+    async def _take(self, session: Session, turn: Turn) -> StoreHeldLock | None:
         store, path, value = self._store, self._path, self._value
         try:
             index, token = await store._run(lambda call: store._acquire(call, path, value, session.lease), path)

@@ -12,7 +12,7 @@ import pytest
 from aiolibkv import Candidate, CannotLockError, LockLostError, Registration
 from aiolibkv.store import BaseStore, Lease
 from aiolibkv.store.lifetimes import Lifetimes
-from aiolibkv.store.lock import Locks, StoreHeldLock, StoreLock
+from aiolibkv.store.lock import Locks, StoreHeldLock, StoreLock, Turn
 from aiolibkv.store.session import Session
 from aiolibkv.testing.conformance.coordinating import Coordinating
 from aiolibkv.testing.conformance.locking import Guarding, Locking, Losing
@@ -169,6 +169,13 @@ def losses_are_kept_quiet(patch: pytest.MonkeyPatch) -> None:
                 raise
 
     patch.setattr(StoreLock, "__aexit__", quiet)
+
+
+@mutant(Locking)
+def turns_given_back_are_free(patch: pytest.MonkeyPatch) -> None:
+    """A task of the same store that was woken to go on is overlooked until it does."""
+    wanted = property(lambda self: self._lock.locked(), lambda self, number: None)
+    patch.setattr(Turn, "wanted", wanted, raising=False)
 
 
 @mutant(Locking)

@@ -103,6 +103,18 @@ class Locking(Suite):
         with pytest.raises(TypeError):
             first.new_lock("lock", value="text")  # type: ignore[arg-type]
 
+    async def test_trying_does_not_wait(self, first: AsyncStore) -> None:
+        """Not even when the lock was given back a moment ago, and is as good as another task's."""
+        holder, waiting = first.new_lock("lock"), first.new_lock("lock")
+        await holder.acquire()
+        task = asyncio.ensure_future(waiting.acquire())
+        await asyncio.sleep(0)
+        await holder.release()
+        async with asyncio.timeout(scaled(10)):
+            assert await first.new_lock("lock").try_acquire() is None
+            await task
+        await waiting.release()
+
     async def test_a_lock_can_be_used_again(self, first: AsyncStore) -> None:
         lock = first.new_lock("lock")
         tokens = []
