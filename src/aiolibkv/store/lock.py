@@ -268,7 +268,8 @@ class StoreLock:
     async def _contend(self, *, wait: bool) -> StoreHeldLock | None:
         store = self._store
         store._check_open()
-        if self._is_waiting or (self._held is not None and self._held.is_held):
+        # A body whose lock was lost may still be ending: what it leaves in the end has to be its own.
+        if self._is_waiting or self._body is not None or (self._held is not None and self._held.is_held):
             raise store._located(CannotLockError("the lock is held or waited for"), self._path)
         self._is_waiting = True
         until_close = asyncio.timeout(None)

@@ -113,6 +113,18 @@ def bodies_go_on(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant(Losing)
+def ending_bodies_do_not_count(patch: pytest.MonkeyPatch) -> None:
+    """A lock whose body has not ended can be acquired once it was lost."""
+    contend = StoreLock._contend
+
+    async def at_once(self: StoreLock, *, wait: bool) -> StoreHeldLock | None:
+        self._body = None
+        return await contend(self, wait=wait)
+
+    patch.setattr(StoreLock, "_contend", at_once)
+
+
+@mutant(Losing)
 def foreign_writes_go_unnoticed(patch: pytest.MonkeyPatch) -> None:
     """The holder does not look at its key."""
 

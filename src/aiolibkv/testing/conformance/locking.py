@@ -257,6 +257,34 @@ class Losing(Locking):
                 except asyncio.CancelledError:
                     pass
 
+    async def test_a_lock_is_in_use_until_its_body_has_ended(self, first: AsyncStore, second: AsyncStore) -> None:
+        """Also when it was lost: what leaves the body must not release what somebody else has acquired by then."""
+        lock = first.new_lock("lock", ttl=30)
+        ending, may_end = asyncio.Event(), asyncio.Event()
+
+        async def work() -> None:
+            async with lock:
+                try:
+                    await _never()
+                finally:
+                    ending.set()
+                    await may_end.wait()
+
+        task = asyncio.ensure_future(work())
+        await _is_taken(second)
+        await second.delete("lock")
+        await asyncio.wait_for(ending.wait(), scaled(10))
+        try:
+            with pytest.raises(CannotLockError):
+                await lock.acquire()
+        finally:
+            may_end.set()
+            await asyncio.wait([task])
+        with pytest.raises(LockLostError):
+            task.result()
+        async with lock as held:
+            assert held.is_held
+
     async def test_a_body_that_fails_keeps_its_error(self, first: AsyncStore, second: AsyncStore) -> None:
         with pytest.raises(LookupError):
             async with first.new_lock("lock", ttl=30):
@@ -399,6 +427,11 @@ class Losing(Locking):
             assert [pair.key for pair in await second.list("")] == ["lock"]
             await holder.release()
             await asyncio.wait_for(task, scaled(10))
+
+
+async def _is_taken(store: AsyncStore) -> None:
+    """Wait until the key of a lock is there."""
+    await eventually(lambda: store.exists("lock"), within=10, message="the lock is held")
 
 
 async def _is_free(store: AsyncStore) -> bool:
