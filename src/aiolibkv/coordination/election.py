@@ -61,6 +61,8 @@ class Candidate:
     async def resign(self) -> None:
         """Give up the leadership, if it is held; a campaign goes on behind the other candidates.
 
+        The body of a ``lead`` is cancelled and LockLostError raised, unless it is itself the one that resigns.
+
         Cancellation: the leadership is given up all the same.
         Cost: one round trip.
         """
@@ -79,6 +81,7 @@ class Candidate:
         if self._campaign is not None:
             self._campaign.cancel()
             await asyncio.wait({self._campaign})
+        await self.resign()
 
     async def _run(self) -> None:
         try:

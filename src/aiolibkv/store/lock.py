@@ -226,11 +226,13 @@ class StoreLock:
         return await self._contend(wait=False)
 
     async def release(self) -> None:
-        """Free the lock; see ``aiolibkv.Lock``."""
+        """Free the lock; see ``aiolibkv.Lock``. A body that holds it in another task is cancelled, as by a loss."""
         if self._held is None:
             raise self._store._located(CannotLockError("the lock was not acquired"), self._path)
         if self._held.is_held:
             held, self._held = self._held, None
+            if self._body is not None and self._body[0] is not asyncio.current_task():
+                self._cancel_body()
             await held.release()
 
     async def __aenter__(self) -> StoreHeldLock:
@@ -251,7 +253,7 @@ class StoreLock:
         assert body is not None, "entered"
         task, cancelling = body
         self._body = None
-        lost = held is not None and not held.is_held
+        lost = self._is_body_cancelled or (held is not None and not held.is_held)
         ours = self._is_body_cancelled and task.uncancel() <= cancelling and kind is asyncio.CancelledError
         if held is not None:
             held.on_lost = None

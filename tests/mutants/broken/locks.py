@@ -217,6 +217,21 @@ def candidates_lead_from_the_start(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant(Coordinating)
+def who_resigns_goes_on(patch: pytest.MonkeyPatch) -> None:
+    """The body of a lock that another task releases is not told."""
+    release = StoreLock.release
+
+    async def quietly(self: StoreLock) -> None:
+        body, self._body = self._body, None
+        try:
+            await release(self)
+        finally:
+            self._body = body
+
+    patch.setattr(StoreLock, "release", quietly)
+
+
+@mutant(Coordinating)
 def stopped_leaders_stay(patch: pytest.MonkeyPatch) -> None:
     """A candidate that resigns keeps the lock."""
 

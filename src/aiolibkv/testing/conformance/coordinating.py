@@ -77,6 +77,42 @@ class Coordinating(Suite):
                 await asyncio.get_running_loop().create_future()
         assert not held.is_held
 
+    @pytest.mark.parametrize("how", ["resign", "stop"])
+    async def test_who_gives_up_the_leadership_leads_no_more(
+        self, store: AsyncStore, other: AsyncStore, how: str
+    ) -> None:
+        """What the leader does ends before another one begins."""
+        one, two = Candidate(store, "leader", "one", ttl=_TTL), Candidate(other, "leader", "two", ttl=_TTL)
+        leading: list[str] = []
+
+        async def lead(candidate: Candidate) -> None:
+            async with candidate.lead():
+                leading.append(candidate.node)
+                try:
+                    await asyncio.get_running_loop().create_future()
+                finally:
+                    leading.remove(candidate.node)
+
+        async def give_up(candidate: Candidate) -> None:
+            await (candidate.resign() if how == "resign" else candidate.stop())
+
+        tasks = []
+        try:
+            async with asyncio.timeout(scaled(20)):
+                for candidate in (one, two):
+                    tasks.append(asyncio.ensure_future(lead(candidate)))
+                    while leading != [candidate.node]:
+                        await asyncio.sleep(0.01)
+                    await give_up(candidate)
+                    assert not candidate.is_leader
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for task in tasks:
+            with pytest.raises(LockLostError):
+                task.result()
+
     async def test_instances_come_and_go(self, store: AsyncStore, other: AsyncStore) -> None:
         here, there = Discovery(store, "services"), Discovery(other, "/services/")
         assert await there.instances("web") == []
