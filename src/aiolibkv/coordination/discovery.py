@@ -104,7 +104,7 @@ def _instances(pairs: Iterable[KVPair], directory: str) -> list[Instance]:
             continue
         try:
             found.append(_read(pair.value))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             _log.warning("the registration %r cannot be read: %s", pair.key, error)
     return found
 

@@ -142,7 +142,18 @@ class Coordinating(Suite):
             await other.get("services/web/a")
 
     @pytest.mark.parametrize(
-        "value", [b"", b"\xff", b"[]", b"{}", b'{"service": 1, "id": "x", "address": "y"}', b"null"]
+        "value",
+        [
+            b"",
+            b"\xff",
+            b"[]",
+            b"{}",
+            b'{"service": 1, "id": "x", "address": "y"}',
+            b'{"service": "web", "id": "x", "address": "y", "metadata": []}',
+            b"null",
+            pytest.param(b"[" * 100_000, id="nested too deep"),
+            pytest.param(b"1" * 10_000, id="a number too long"),
+        ],
     )
     async def test_unreadable_registrations_are_skipped(
         self, store: AsyncStore, other: AsyncStore, value: bytes
