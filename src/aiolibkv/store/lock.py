@@ -201,12 +201,13 @@ class StoreLock:
             store: through which it is acquired.
             path: its key.
             value: what the key has while it is held.
-            ttl: seconds after which a dead holder's lock is free; at least 1.
+            ttl: seconds after which a dead holder's lock is free; less than 1 is taken for 1.
         """
         self._store = store
         self._path = path
         self._value = value
-        self._ttl = max(ttl, _SHORTEST_TTL)
+        self._ttl = ttl
+        self._is_ttl_told = False
         name = blake2b(path.encode(), digest_size=16).hexdigest()
         self._line = f"{store._root}{RESERVED}/waiters/{name}"
         self._held: StoreHeldLock | None = None
@@ -352,12 +353,13 @@ class StoreLock:
             index, token = await store._run(lambda call: store._acquire(call, path, value, session.lease), path)
         except KeyExistsError:
             return None
-        if session.lease.ttl != self._ttl:
+        if session.lease.ttl != self._ttl and not self._is_ttl_told:
+            self._is_ttl_told = True
             _log.info("%s: the lock %r has a ttl of %g s", store.name, store._name(path), session.lease.ttl)
         return StoreHeldLock(store, path, value=value, index=index, token=token, session=session, turn=turn)
 
     async def _open_session(self, call: Call) -> Session:
-        return await self._store._lifetimes.open_session(call, self._ttl, _ignore)
+        return await self._store._lifetimes.open_session(call, max(self._ttl, _SHORTEST_TTL), _ignore)
 
     async def _place_ahead(self, place: str) -> str | None:
         listing = await self._patiently(lambda call: self._store._list(call, self._line, consistent=True))
