@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
 
 from aiolibkv.backends.memory import MemoryStore
+from aiolibkv.errors import NotReachableError
+from aiolibkv.store import Call, Lease
+from aiolibkv.testing.scale import scaled
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -22,3 +26,31 @@ async def test_a_ttl_that_is_not_what_was_asked_for_is_told_once(
             async with lock as held:
                 assert held.ttl == max(asked, 1)
     assert caplog.messages == told
+
+
+class HardToReach(MemoryStore):
+    """Renewals fail, but for one."""
+
+    failing = 0.0
+    """Seconds for which they fail after the first one; then one succeeds."""
+    first: float | None = None
+    renewed: float | None = None
+
+    async def _renew(self, call: Call, lease: Lease) -> bool:
+        now = asyncio.get_running_loop().time()
+        self.first = self.first or now
+        if now < self.first + self.failing or self.renewed is not None:
+            raise NotReachableError
+        self.renewed = now
+        return await super()._renew(call, lease)
+
+
+async def test_a_lock_counts_from_the_renewal_that_succeeded() -> None:
+    """However often it was tried before: two outages that are short enough each cost nothing."""
+    async with HardToReach() as store:
+        store.failing = scaled(1)
+        held = await store.new_lock("lock", ttl=scaled(4)).acquire()
+        await asyncio.wait_for(held.wait_lost(), scaled(20))
+        assert store.renewed is not None
+        margin = max(0.5, held.ttl / 10)
+        assert asyncio.get_running_loop().time() >= store.renewed + held.ttl - margin

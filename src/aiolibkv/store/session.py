@@ -87,6 +87,7 @@ class Session:
         sent = 0.0
 
         async def renew(call: Call) -> bool:
+            # Of several attempts the last one counts: those before were not answered.
             nonlocal sent
             sent = clock()
             return await store._renew(call, lease)
