@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from aiolibkv import HeldLock
 from aiolibkv.backends.memory import MemoryStore
 from aiolibkv.errors import NotReachableError
 from aiolibkv.store import Call, Lease
@@ -54,3 +55,35 @@ async def test_a_lock_counts_from_the_renewal_that_succeeded() -> None:
         assert store.renewed is not None
         margin = max(0.5, held.ttl / 10)
         assert asyncio.get_running_loop().time() >= store.renewed + held.ttl - margin
+
+
+class NotRenewed(MemoryStore):
+    """Renewals fail, as if this process had stood still; the server has not noticed yet."""
+
+    is_failing = True
+
+    async def _renew(self, call: Call, lease: Lease) -> bool:
+        if self.is_failing:
+            raise NotReachableError
+        return await super()._renew(call, lease)
+
+
+@pytest.mark.parametrize("how", ["acquire", "async with"])
+async def test_what_is_acquired_is_held(how: str) -> None:
+    """A waiter whose session was not renewed for too long begins again under a new one."""
+
+    async def work(store: MemoryStore) -> bool:
+        lock = store.new_lock("lock", ttl=1)
+        if how == "acquire":
+            held: HeldLock = await lock.acquire()
+            return held.is_held
+        async with lock as held:
+            return held.is_held
+
+    async with MemoryStore(["shared"]) as other, NotRenewed(["shared"]) as store:
+        async with other.new_lock("lock", ttl=1000):
+            task = asyncio.ensure_future(work(store))
+            # Beyond the margin of its lease, not beyond its end.
+            await asyncio.sleep(0.7)
+            store.is_failing = False
+        assert await asyncio.wait_for(task, scaled(10))

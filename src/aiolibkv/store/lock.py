@@ -123,7 +123,6 @@ class StoreHeldLock:
         self._session = session
         self._turn = turn
         self._over = asyncio.Event()
-        self._margin = max(_LEAST_MARGIN, _MARGIN * self.ttl)
         session.on_lost = self.lose
         store._locks.held.add(self)
         self._timer = self._set_timer()
@@ -150,7 +149,7 @@ class StoreHeldLock:
 
     @property
     def _deadline(self) -> float:
-        return self._session.renewed + self.ttl - self._margin
+        return _deadline(self._session)
 
     def _set_timer(self) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_at(self._deadline, self._check)
@@ -353,6 +352,9 @@ class StoreLock:
             index, token = await store._run(lambda call: store._acquire(call, path, value, session.lease), path)
         except KeyExistsError:
             return None
+        if session.is_over or asyncio.get_running_loop().time() >= _deadline(session):
+            # So long without a renewal: it would be lost at once, though a new session may hold it.
+            raise LeaseLost
         if session.lease.ttl != self._ttl and not self._is_ttl_told:
             self._is_ttl_told = True
             _log.info("%s: the lock %r has a ttl of %g s", store.name, store._name(path), session.lease.ttl)
@@ -386,6 +388,12 @@ class StoreLock:
             async for pair in watch:
                 if pair is None:
                     return
+
+
+def _deadline(session: Session) -> float:
+    """Return until when its owner counts on a session, by the loop's clock, if it is not renewed again."""
+    ttl = session.lease.ttl
+    return session.renewed + ttl - max(_LEAST_MARGIN, _MARGIN * ttl)
 
 
 def _watch_path(store: BaseStore, path: str, session: Session) -> tuple[Feed, StoreWatch[KVPair | None]]:
