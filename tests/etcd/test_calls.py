@@ -181,6 +181,25 @@ async def test_a_read_is_repeated_when_its_answer_is_lost(store: EtcdStore, prox
     assert proxy.answers_cut == 3
 
 
+@pytest.mark.parametrize("name", ["put", "get"])
+async def test_a_task_that_was_cancelled_while_it_ran(store: EtcdStore, proxy: FaultProxy, name: str) -> None:
+    """As by Ctrl-C: it hears of it at its next await, and nobody else does."""
+    pair = await store.put("key", b"value")
+
+    async def call() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await (WRITES | READS)[name](store, pair)
+
+    calling = asyncio.ensure_future(call())
+    others = [asyncio.ensure_future(store.exists("key")) for _ in range(5)]
+    await asyncio.wait([calling])
+    assert calling.cancelled()
+    assert await asyncio.gather(*others) == [True] * 5
+    assert proxy.connections_total == 1
+
+
 async def test_refusals_certainly_changed_nothing(direct: EtcdStore) -> None:
     pair = await direct.put("key", b"")
     await direct.put("key", b"")

@@ -145,17 +145,21 @@ class Channel:
         """Leave alone a call that its user has ended."""
         self._calls.discard(rpc)
 
-    def failure(self, error: grpc.aio.AioRpcError | asyncio.CancelledError, cancellations: int) -> BaseException:
+    def failure(
+        self, error: grpc.aio.AioRpcError | asyncio.CancelledError, cancellations: int, *, ended: bool = False
+    ) -> BaseException:
         """Return what to raise of a call, without what grpc raised.
 
         Args:
             error: that.
             cancellations: how often the user's task had been asked to cancel when the call began.
+            ended: whether the call was ended from here, as all are when the channel is dropped.
         """
         if isinstance(error, grpc.aio.AioRpcError):
             details = error.details() or ""
             return RpcFailedError(error.code().name, details, sent=not details.startswith(_NOT_CONNECTED))
-        if _cancellations() > cancellations:
+        # A task that was asked to cancel before the call began, but has not heard of it, hears of it in the call.
+        if not (ended or self._dropped is not None) or _cancellations() > cancellations:
             return error.with_traceback(None)
         # Not the status of the reason: another call's refusal says nothing of this one, which may have been applied.
         return RpcFailedError("CANCELLED", self._dropped or "the stream was ended")
@@ -191,7 +195,7 @@ class Stream:
         except asyncio.InvalidStateError:
             failure: BaseException = RpcFailedError("UNAVAILABLE", "the stream has ended")
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-            failure = self._channel.failure(error, cancellations)
+            failure = self._channel.failure(error, cancellations, ended=self._rpc is None)
         else:
             return
         try:
@@ -209,7 +213,7 @@ class Stream:
         try:
             message = await self._running().read()
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-            failure = self._channel.failure(error, cancellations)
+            failure = self._channel.failure(error, cancellations, ended=self._rpc is None)
         else:
             if isinstance(message, bytes):
                 return message
