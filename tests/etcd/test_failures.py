@@ -1,5 +1,7 @@
 """What the statuses of failed calls mean."""
 
+import asyncio
+
 import pytest
 
 from aiolibkv import AccessDeniedError, Config, NotReachableError, StoreError
@@ -19,7 +21,7 @@ APPLIED_PERHAPS, NOT_APPLIED = False, True
         ("UNAVAILABLE", "etcdserver: request timed out", NotReachableError, APPLIED_PERHAPS, True, False),
         ("UNAVAILABLE", "Socket closed", NotReachableError, APPLIED_PERHAPS, True, False),
         ("RESOURCE_EXHAUSTED", "etcdserver: too many requests", NotReachableError, NOT_APPLIED, False, False),
-        ("RESOURCE_EXHAUSTED", "etcdserver: mvcc: database space exceeded", StoreError, NOT_APPLIED, False, False),
+        ("RESOURCE_EXHAUSTED", "etcdserver: mvcc: database space exceeded", StoreError, APPLIED_PERHAPS, False, False),
         (
             "RESOURCE_EXHAUSTED",
             "CLIENT: Received message larger than max (5 vs. 4)",
@@ -71,10 +73,33 @@ async def test_a_server_without_space() -> None:
             for number in range(500):
                 await store.put(f"key/{number % 5}", bytes(1024 * 1024))
         assert not isinstance(caught.value, NotReachableError)
-        assert caught.value.maybe_applied is False
         assert server.endpoint in str(caught.value)
         # What is there can be read and deleted.
         assert await store.delete_tree("key") > 0
+
+
+@pytest.mark.asyncio
+async def test_writes_that_are_on_their_way_when_the_space_runs_out() -> None:
+    # etcd carries them out, though it says that there is no space.
+    async with (
+        EtcdServer(extra_args=["--quota-backend-bytes=8000000"]) as server,
+        EtcdStore([server.endpoint]) as store,
+    ):
+        refused: dict[str, StoreError] = {}
+
+        async def fill(writer: int) -> None:
+            for number in range(100):
+                try:
+                    await store.put(f"key/{writer}-{number}", bytes(100_000))
+                except StoreError as error:
+                    refused[f"key/{writer}-{number}"] = error
+                    return
+
+        await asyncio.gather(*(fill(writer) for writer in range(16)))
+        assert refused
+        applied = {pair.key for pair in await store.list("key")} & refused.keys()
+        assert applied
+        assert all(refused[key].maybe_applied for key in applied)
 
 
 @pytest.mark.asyncio

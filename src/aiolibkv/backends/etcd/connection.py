@@ -128,8 +128,10 @@ class Connection:
                 received = await link.call(_METHODS[type(request)], data, metadata)
             except RpcFailedError as failure:
                 meaning = self._judge(link, failure)
-                if write is not None and meaning.refused:
-                    write.settled()
+                if write is not None:
+                    if meaning.refused:
+                        write.settled()
+                    meaning.error.maybe_applied = write.maybe_applied
                 if not meaning.token or renewed or not self._has_user:
                     raise meaning.error from failure
                 renewed = True

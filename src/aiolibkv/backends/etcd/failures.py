@@ -46,7 +46,8 @@ _STATUSES: tuple[tuple[str, str, type[StoreError], bool, bool], ...] = (
     ("UNAVAILABLE", "etcdserver: request timed out", NotReachableError, False, True),
     ("UNAVAILABLE", "", NotReachableError, False, True),
     ("RESOURCE_EXHAUSTED", "too many requests", NotReachableError, True, False),
-    ("RESOURCE_EXHAUSTED", "space exceeded", StoreError, True, False),
+    # A write that was on its way when the space ran out is carried out, and answered like this all the same.
+    ("RESOURCE_EXHAUSTED", "space exceeded", StoreError, False, False),
     ("RESOURCE_EXHAUSTED", "Received message larger than max", AnswerTooLargeError, False, False),
     ("RESOURCE_EXHAUSTED", "", StoreError, True, False),
     ("PERMISSION_DENIED", "", AccessDeniedError, True, False),
