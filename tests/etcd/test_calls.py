@@ -290,6 +290,31 @@ async def test_a_lost_grant_is_found_again_by_its_identifier(direct: EtcdStore) 
     assert not await direct._renew(call, lease)
 
 
+async def test_a_grant_that_is_cancelled_leaves_no_lease(direct: EtcdStore, server: EtcdServer) -> None:
+    # The server may take a grant and the revocation that follows it at once in either order.
+    async def acquire(suspensions: int) -> None:
+        lock = direct.new_lock("lock", ttl=600)
+        acquiring = asyncio.ensure_future(lock.try_acquire())
+        for _ in range(suspensions):
+            await asyncio.sleep(0)
+        acquiring.cancel()
+        await asyncio.wait([acquiring])
+        if not acquiring.cancelled():
+            await lock.release()
+
+    async def leases() -> set[str]:
+        return set((await server.ctl("lease", "list")).split()[3:])
+
+    before = await leases()
+    for number in range(200):
+        await acquire(3 + number % 10)
+
+    async def none_is_left() -> bool:
+        return await leases() <= before
+
+    await eventually(none_is_left, within=5, message="no lease is left")
+
+
 async def test_a_put_under_an_unknown_lease_writes_nothing(direct: EtcdStore) -> None:
     lease = direct._lease(Lifetime(30, keep_alive=True))
     for expected in (None, 0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from aiolibkv.backends.etcd.codec import (
     Txn,
     TxnAnswer,
 )
-from aiolibkv.backends.etcd.connection import Connection
+from aiolibkv.backends.etcd.connection import Connection, shared
 from aiolibkv.backends.etcd.failures import RefusedError
 from aiolibkv.backends.etcd.reading import bounds, is_key, read_key, read_tree
 from aiolibkv.backends.etcd.watching import Watching
@@ -40,6 +41,7 @@ from aiolibkv.errors import (
     NotReachableError,
 )
 from aiolibkv.store import BaseStore, Call, Endpoints, Feed, Guard, Lease, LeaseLost, Lifetime, Listing
+from aiolibkv.store.tasks import Tasks
 from aiolibkv.types import Capabilities, KVPair
 
 _PORT = 2379
@@ -56,9 +58,15 @@ _identifiers = SystemRandom()
 
 @dataclass(eq=False)
 class EtcdLease(Lease):
-    """A lease under an identifier that was chosen here, so that a grant whose answer was lost can be found again."""
+    """A lease under an identifier that was chosen here, so that a grant whose answer was lost can be found again.
+
+    Attributes:
+        id: the identifier.
+        granting: the last request to begin it, which goes on when who waits for it is cancelled.
+    """
 
     id: int = field(default_factory=lambda: _identifiers.randrange(1, 1 << 63))
+    granting: asyncio.Task[LeaseGrantAnswer] | None = None
 
 
 def _server_ttl(lifetime: Lifetime) -> int:
@@ -117,6 +125,7 @@ class EtcdStore(BaseStore):
             raise ValueError("etcd: username and password go together")
         self._connection = Connection(servers, self.config)
         self._watches = Watching(self._connection)
+        self._grants = Tasks()
 
     def _hosts(self) -> str:
         return self._connection.server or super()._hosts()
@@ -125,6 +134,7 @@ class EtcdStore(BaseStore):
         await self._connection.open()
 
     async def _disconnect(self) -> None:
+        await self._grants.close()
         await self._watches.close()
         await self._connection.close()
 
@@ -219,8 +229,10 @@ class EtcdStore(BaseStore):
 
     async def _grant(self, call: Call, lease: Lease) -> None:
         assert isinstance(lease, EtcdLease)
+        request = LeaseGrant(int(lease.ttl), lease.id)
+        lease.granting = self._grants.start(self._connection.call(request, LeaseGrantAnswer))
         try:
-            answer = await self._connection.call(LeaseGrant(int(lease.ttl), lease.id), LeaseGrantAnswer)
+            answer = await shared(lease.granting)
             if answer.ttl <= 0:
                 raise NotReachableError("the answer is not etcd's: a lease of no time")
             lease.ttl = answer.ttl
@@ -244,6 +256,9 @@ class EtcdStore(BaseStore):
 
     async def _revoke(self, call: Call, lease: Lease) -> None:
         assert isinstance(lease, EtcdLease)
+        if lease.granting is not None:
+            # The server may take the two in any order, and to revoke what is granted afterwards does nothing.
+            await asyncio.wait({lease.granting})
         try:
             await self._connection.call(LeaseRevoke(lease.id), LeaseRevokeAnswer)
         except RefusedError as refusal:
