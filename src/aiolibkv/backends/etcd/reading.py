@@ -21,6 +21,10 @@ _SHRINKING = 8
 """By what a page that was too large is divided: each try has the server put a whole message together."""
 
 
+class RevisionGoneError(NotReachableError):
+    """The revision to be read was compacted, or the server has not arrived there; to read again helps."""
+
+
 class Reading(NamedTuple):
     """What was read, at one revision.
 
@@ -48,32 +52,47 @@ def to_path(key: bytes) -> str | None:
     return None if path.startswith("/") or path.endswith("/") or "//" in path else path
 
 
-async def read_key(connection: Connection, path: str, *, consistent: bool = True) -> Reading:
-    """Read one key."""
-    request = Range(path.encode(), serializable=not consistent)
-    answer = await connection.call(request, RangeAnswer, needs_leader=consistent)
+async def read_key(connection: Connection, path: str, *, revision: int = 0, consistent: bool = True) -> Reading:
+    """Read one key.
+
+    Args:
+        connection: where to read.
+        path: the key.
+        revision: whose state to read; 0 for the present one.
+        consistent: False may give an older state.
+
+    Raises:
+        RevisionGoneError: there is no such revision, or not any more.
+    """
+    answer = await _read_page(connection, Range(path.encode(), revision=revision, serializable=not consistent))
     pairs = [KVPair(path, kv.value, kv.mod_revision) for kv in answer.kvs[:1]]
-    return Reading(pairs, answer.header.revision)
+    return Reading(pairs, revision or answer.header.revision)
 
 
 async def read_tree(
-    connection: Connection, directory: str, *, consistent: bool = True, page_read: Callable[[], None] = lambda: None
+    connection: Connection,
+    directory: str,
+    *,
+    revision: int = 0,
+    consistent: bool = True,
+    page_read: Callable[[], None] = lambda: None,
 ) -> Reading:
     """Read what is strictly below a directory, at one revision.
 
     Args:
         connection: where to read.
         directory: its path; "" is everything.
+        revision: whose state to read; 0 for the present one.
         consistent: False may give an older state.
         page_read: called after each page.
 
     Raises:
-        NotReachableError: the connection broke, or the revision was compacted meanwhile; reading again helps.
+        RevisionGoneError: there is no such revision, or not any more.
     """
     first, end = bounds(directory)
-    request = Range(first, end, _PAGE_KEYS, serializable=not consistent)
+    request = Range(first, end, _PAGE_KEYS, revision, serializable=not consistent)
     page = await _read_page(connection, request)
-    revision = page.header.revision
+    revision = revision or page.header.revision
     pairs = _to_pairs(page.kvs)
     while page.more and page.kvs:
         page_read()
@@ -114,4 +133,4 @@ async def _read_page(connection: Connection, request: Range) -> RangeAnswer:
         except RefusedError as refusal:
             if not refusal.says("required revision"):
                 raise
-            raise NotReachableError(f"the revision being read is gone: {refusal.message}") from refusal
+            raise RevisionGoneError(f"the revision being read is gone: {refusal.message}") from refusal

@@ -1,24 +1,22 @@
 """All watches of a store on one stream.
 
-A watch begins with a read at revision R and goes on with the changes from R + 1. When its stream broke it resumes
-after the last change it took, provided that the server's history is still the one that was followed; otherwise, and
-when the history was compacted, it reads again, and the feed works out the difference.
+A watch begins with a read at revision R and goes on with the changes from R + 1. When its stream broke it reads the
+state at the revision that it has arrived at, and goes on from there. That state is known already, unless the server was
+restored from a backup, or replaced, and counts the same revisions again for other changes: then the feed works out the
+difference, as it does when that revision was compacted or is not reached yet, and the present state is read.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
-from weakref import WeakKeyDictionary
 
 from aiolibkv.backends.etcd.channel import RpcFailedError
 from aiolibkv.backends.etcd.codec import (
     Event,
     MalformedError,
-    Range,
-    RangeAnswer,
     WatchAnswer,
     WatchCancel,
     WatchCreate,
@@ -26,10 +24,9 @@ from aiolibkv.backends.etcd.codec import (
     decode,
     encode,
 )
-from aiolibkv.backends.etcd.connection import Connection, shared
-from aiolibkv.backends.etcd.failures import RefusedError
+from aiolibkv.backends.etcd.connection import Connection
 from aiolibkv.backends.etcd.link import Link, LinkStream
-from aiolibkv.backends.etcd.reading import bounds, read_key, read_tree, to_path
+from aiolibkv.backends.etcd.reading import RevisionGoneError, bounds, read_key, read_tree, to_path
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store import Feed
 from aiolibkv.store.tasks import Tasks
@@ -52,10 +49,6 @@ class Watching:
         self._stream: _WatchStream | None = None
         self._opening = asyncio.Lock()
         self._reading = asyncio.Semaphore(_READS_AT_ONCE)
-        self._newest: KVPair | None = None
-        self._history = 0
-        self._history_of: WeakKeyDictionary[Feed, int] = WeakKeyDictionary()
-        self._checked: tuple[Link, asyncio.Task[int]] | None = None
 
     async def follow(self, feed: Feed) -> None:
         """Keep a feed equal to the server's state until cancelled.
@@ -65,12 +58,9 @@ class Watching:
             AccessDeniedError: the user may not read this.
             StoreError: the server refuses the watch.
         """
-        known = await self._may_resume(feed)
         refusals = 0
         while True:
-            if not known:
-                await self._read(feed)
-            known = False
+            await self._read(feed)
             stream = await self._usable_stream()
             watched = stream.add(feed)
             try:
@@ -90,68 +80,23 @@ class Watching:
         """End the streams; whoever follows was cancelled before."""
         await self._tasks.settle(_ENDING_TIME)
         await self._tasks.close()
-        self._stream = self._checked = None
+        self._stream = None
 
     async def _read(self, feed: Feed) -> None:
+        read = read_tree if feed.tree else read_key
         async with self._reading:
-            history = self._history
-            read = await (read_tree if feed.tree else read_key)(self._connection, feed.path)
-        feed.reset(read.pairs, read.revision)
-        self._history_of[feed] = history
-        self._saw(read.pairs)
-
-    def _saw(self, pairs: list[KVPair]) -> None:
-        newest = max(pairs, key=lambda pair: pair.last_index, default=None)
-        if newest is not None and (self._newest is None or newest.last_index > self._newest.last_index):
-            self._newest = newest
+            try:
+                found = await read(self._connection, feed.path, revision=feed.index)
+            except RevisionGoneError:
+                found = await read(self._connection, feed.path)
+        feed.reset(found.pairs, found.revision)
 
     async def _usable_stream(self) -> _WatchStream:
         async with self._opening:
             if self._stream is None or not self._stream.usable:
                 link, stream = await self._connection.watch_stream()
-                self._stream = _WatchStream(self._connection, link, stream, self._tasks, self._saw)
+                self._stream = _WatchStream(self._connection, link, stream, self._tasks)
             return self._stream
-
-    async def _may_resume(self, feed: Feed) -> bool:
-        """Tell whether the server's history up to the feed's index is the one that the feed has followed."""
-        if not feed.index or self._history_of.get(feed) != self._history:
-            return False
-        link = await self._connection.link()
-        if self._checked is None or self._checked[0] is not link:
-            self._checked = (link, self._tasks.start(self._check_history()))
-        checking = self._checked[1]
-        try:
-            revision = await shared(checking)
-        except StoreError:
-            if self._checked is not None and self._checked[1] is checking:
-                self._checked = None
-            raise
-        return feed.index <= revision and self._history_of.get(feed) == self._history
-
-    async def _check_history(self) -> int:
-        """Return the server's revision if its history is the one followed so far.
-
-        A server that was restored from a backup, or replaced by an empty one, counts the same revisions again for
-        other changes. The newest pair seen tells: it must be there, or have been there at its revision.
-        """
-        pair = self._newest
-        if pair is not None:
-            key = pair.key.encode()
-            try:
-                now = await self._connection.call(Range(key), RangeAnswer)
-                if _shows(now, pair):
-                    return now.header.revision
-                if _shows(await self._connection.call(Range(key, revision=pair.last_index), RangeAnswer), pair):
-                    return now.header.revision
-            except (RefusedError, AccessDeniedError):
-                pass  # compacted or not reached yet, or not to be read any more: it cannot be told
-        self._newest = None
-        self._history += 1
-        return 0
-
-
-def _shows(answer: RangeAnswer, pair: KVPair) -> bool:
-    return [(kv.mod_revision, kv.value) for kv in answer.kvs] == [(pair.last_index, pair.value)]
 
 
 class _Watched:
@@ -187,14 +132,12 @@ class _WatchStream:
         link: Link,
         stream: LinkStream,
         tasks: Tasks,
-        saw: Callable[[list[KVPair]], None],
     ) -> None:
         self.usable = True
         self._ended = False
         self._connection = connection
         self._link = link
         self._stream = stream
-        self._saw = saw
         self._live: set[_Watched] = set()
         self._creating: deque[tuple[_Watched, object]] = deque()
         self._created: dict[int, _Watched] = {}
@@ -303,7 +246,6 @@ class _WatchStream:
         watched.partial = events[whole:]
         for revision, changes in groupby(events[:whole], key=_revision):
             applied = [(path, pair) for event in changes for path, pair in _change(event)]
-            self._saw([pair for _, pair in applied if pair is not None])
             watched.feed.apply(applied, revision)
 
 
