@@ -1,7 +1,9 @@
 """Entering, failing over, TLS, users, and closing, against real servers."""
 
 import asyncio
+import contextlib
 import gc
+import json
 import socket
 import threading
 import time
@@ -210,6 +212,35 @@ async def test_reads_and_writes_go_on_when_the_leader_dies() -> None:
                 return True
 
             await eventually(put, within=10, message="a write succeeds again")
+
+
+async def test_writes_go_on_when_the_leader_hands_over() -> None:
+    # As it does whenever it is stopped. Meanwhile it drops what it is told to write.
+    async with EtcdCluster() as cluster, contextlib.AsyncExitStack() as stack:
+        settings = Config(request_timeout=scaled(10))
+        stores = [await stack.enter_async_context(EtcdStore([server.endpoint], settings)) for server in cluster.servers]
+        done = asyncio.Event()
+        failures: list[NotReachableError] = []
+
+        async def write(store: EtcdStore) -> None:
+            while not done.is_set():
+                try:
+                    await store.put("key", b"")
+                except NotReachableError as error:
+                    failures.append(error)
+
+        async with asyncio.TaskGroup() as group:
+            for store in stores:
+                for _ in range(5):
+                    group.create_task(write(store))
+            for _ in range(10):
+                leader = await cluster.leader()
+                follower = next(server for server in cluster.servers if server is not leader)
+                member = json.loads(await follower.ctl("endpoint", "status", "--write-out=json"))[0]["Status"]
+                await leader.ctl("move-leader", f"{member['header']['member_id']:x}")
+            done.set()
+        # The answer to what was forwarded to the old leader may be lost.
+        assert all(error.maybe_applied for error in failures)
 
 
 async def test_a_member_without_a_leader_is_left() -> None:

@@ -45,6 +45,7 @@ APPLIED_PERHAPS, NOT_APPLIED = False, True
         ("NOT_FOUND", "etcdserver: requested lease not found", RefusedError, NOT_APPLIED, False, False),
         ("CANCELLED", "context canceled", NotReachableError, APPLIED_PERHAPS, True, False),
         ("UNKNOWN", "Stream removed", NotReachableError, APPLIED_PERHAPS, True, False),
+        ("UNKNOWN", "raft proposal dropped", NotReachableError, NOT_APPLIED, False, False),
         ("DATA_LOSS", "etcdserver: corrupt cluster", StoreError, APPLIED_PERHAPS, False, False),
         ("A_NEW_ONE", "", StoreError, APPLIED_PERHAPS, False, False),
     ],

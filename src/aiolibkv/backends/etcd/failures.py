@@ -68,6 +68,8 @@ _STATUSES: tuple[tuple[str, str, type[StoreError], bool, bool], ...] = (
     ("ABORTED", "", NotReachableError, False, True),
     ("DEADLINE_EXCEEDED", "", NotReachableError, False, False),
     ("UNKNOWN", "Stream removed", NotReachableError, False, True),
+    # The leader is handing over to another.
+    ("UNKNOWN", "raft proposal dropped", NotReachableError, True, False),
 )
 _TOKEN_REFUSALS = ("invalid auth token", "user name is empty", "revision of auth store is old")
 _CLEARER = {
