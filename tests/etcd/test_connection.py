@@ -7,15 +7,19 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from asyncio.subprocess import DEVNULL
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 import pytest_asyncio
 
 from aiolibkv import AccessDeniedError, Config, NotReachableError, StoreClosedError, StoreError
 from aiolibkv.backends.etcd import EtcdStore
+from aiolibkv.backends.etcd.link import HEALTH_CHECK
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import Certificates, EtcdCluster, EtcdServer
@@ -106,6 +110,92 @@ async def test_a_server_that_is_no_etcd() -> None:
         with pytest.raises(NotReachableError):
             async with EtcdStore([f"{host}:{port}"], Config(connection_timeout=scaled(2))):
                 pass
+
+
+@contextlib.asynccontextmanager
+async def another_grpc_service() -> AsyncIterator[str]:
+    """Run a service that is healthy and knows no other call."""
+
+    class Service(grpc.GenericRpcHandler):
+        def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+            is_known = handler_call_details.method == HEALTH_CHECK
+            return grpc.unary_unary_rpc_method_handler(self.answer) if is_known else None
+
+        async def answer(self, _request: bytes, _context: object) -> bytes:
+            return b"\x08\x01"
+
+    service = grpc.aio.server()
+    service.add_generic_rpc_handlers([Service()])
+    port = service.add_insecure_port("127.0.0.1:0")
+    await service.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await service.stop(None)
+
+
+@contextlib.asynccontextmanager
+async def web_server(status: int) -> AsyncIterator[str]:
+    """Run a server that answers any request over HTTP/2 with a status."""
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+            await reader.readexactly(len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
+            writer.write(frame(4, 0, 0))
+            while head := await reader.readexactly(9):
+                await reader.readexactly(int.from_bytes(head[:3], "big"))
+                if head[3] == 1:
+                    # HPACK: a value of ":status", the 8th of the names that everybody knows.
+                    writer.write(frame(1, 5, int.from_bytes(head[5:], "big"), b"\x08\x03%d" % status))
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        yield f"{host}:{port}"
+
+
+OTHERS: dict[str, Callable[[], contextlib.AbstractAsyncContextManager[str]]] = {
+    "gRPC": another_grpc_service,
+    **{f"HTTP {status}": partial(web_server, status) for status in (200, 302, 401, 403, 404, 500, 503)},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+async def test_other_services_over_http2_are_no_servers(server: EtcdServer, name: str) -> None:
+    async with OTHERS[name]() as other:
+        for user in (None, "root"):
+            settings = Config(connection_timeout=scaled(3), username=user, password=user)
+            with pytest.raises(NotReachableError):
+                async with EtcdStore([other], settings):
+                    pass
+            async with EtcdStore([other, server.endpoint], settings) as store:
+                await store.put("key", b"")
+
+
+async def test_a_proxy_of_etcds_own(server: EtcdServer) -> None:
+    # It does not answer when it is asked for its health.
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{bound.getsockname()[1]}"
+    command = ["etcd", "grpc-proxy", "start", f"--endpoints={server.endpoint}", f"--listen-addr={endpoint}"]
+    process = await asyncio.create_subprocess_exec(*command, stdout=DEVNULL, stderr=DEVNULL)
+    try:
+        await eventually(partial(_serves, endpoint), within=10, message="the proxy serves")
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def _serves(endpoint: str) -> bool:
+    try:
+        async with EtcdStore([endpoint], Config(prefix="proxied")) as store:
+            pair = await store.put("key", b"value")
+            return await anext(store.watch("key")) == pair
+    except NotReachableError:
+        return False
 
 
 @pytest.mark.parametrize(
@@ -446,8 +536,6 @@ async def test_a_watch_outlives_its_token_and_others_can_be_added(auth_server: E
 async def _until_refused(server: EtcdServer, token: str | None) -> None:
     """Wait until a token has expired, which using it would prevent."""
     await asyncio.sleep(2.5)
-    import grpc.aio
-
     channel = grpc.aio.insecure_channel(server.endpoint)
     try:
         with pytest.raises(grpc.aio.AioRpcError, match="invalid auth token"):

@@ -31,7 +31,7 @@ from aiolibkv.backends.etcd.codec import (
     encode,
 )
 from aiolibkv.backends.etcd.failures import Meaning, explain
-from aiolibkv.backends.etcd.link import HEALTH_CHECK, NEEDS_LEADER, Link, LinkStream
+from aiolibkv.backends.etcd.link import NEEDS_LEADER, Link, LinkStream
 from aiolibkv.config import Config
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store import Call, Endpoints
@@ -256,7 +256,7 @@ class Connection:
     async def _greet(self, link: Link) -> None:
         """See that the server answers, and who we are to it."""
         try:
-            await link.call(HEALTH_CHECK, b"", ())
+            await _knock(link)
             if self._has_user and self.token is None:
                 await self._authenticate(link)
         except RpcFailedError as failure:
@@ -296,6 +296,19 @@ class Connection:
                 raise self._judge(link, failure).error from failure
         finally:
             self._authenticating = None
+
+
+async def _knock(link: Link) -> None:
+    """Send what etcd refuses whoever asks, and no other service knows: to read the empty key.
+
+    Raises:
+        RpcFailedError: it was not refused like this.
+    """
+    try:
+        await link.call(_METHODS[Range], encode(Range()), ())
+    except RpcFailedError as failure:
+        if "key is not provided" not in failure.details:
+            raise
 
 
 def _complete(answer: H) -> H:

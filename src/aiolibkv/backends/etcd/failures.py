@@ -36,9 +36,14 @@ class Meaning(NamedTuple):
     token: bool = False
 
 
-# A code, a part of the text, the error, and whether the request was refused and the link is of no use. Of one code the
-# first that fits counts; "" fits always.
+# A code, a part of the text, the error, and whether the request was refused and the link is of no use. The first that
+# fits counts; "" fits always.
 _STATUSES: tuple[tuple[str, str, type[StoreError], bool, bool], ...] = (
+    # Not etcd, but a web server or a proxy that has nobody behind it; gRPC makes a status of its own of theirs.
+    ("", "Received http2 header with status", NotReachableError, False, True),
+    ("UNKNOWN", "No status received", NotReachableError, False, True),
+    # Not etcd, but another service that speaks gRPC.
+    ("UNIMPLEMENTED", "", NotReachableError, True, True),
     # The server holds on to what it knows, but cannot serve: another one may.
     ("UNAVAILABLE", "etcdserver: no leader", NotReachableError, True, True),
     ("UNAVAILABLE", "not supported for learner", NotReachableError, True, True),
@@ -61,7 +66,6 @@ _STATUSES: tuple[tuple[str, str, type[StoreError], bool, bool], ...] = (
     ("NOT_FOUND", "", RefusedError, True, False),
     ("OUT_OF_RANGE", "", RefusedError, True, False),
     ("ALREADY_EXISTS", "", RefusedError, True, False),
-    ("UNIMPLEMENTED", "", StoreError, True, False),
     # A broken stream, or a server that is going down.
     ("CANCELLED", "", NotReachableError, False, True),
     ("INTERNAL", "", NotReachableError, False, True),
@@ -82,7 +86,7 @@ def explain(failure: RpcFailedError) -> Meaning:
     """Tell what a failed call comes to."""
     text = _worded(failure.details or failure.code)
     for code, part, error, refused, breaks in _STATUSES:
-        if failure.code == code and part in failure.details:
+        if code in {"", failure.code} and part in failure.details:
             token = any(words in failure.details for words in _TOKEN_REFUSALS)
             return Meaning(error(text), refused or not failure.sent, breaks, token)
     return Meaning(StoreError(f"{failure.code}: {text}"), refused=False, breaks=False)
