@@ -70,8 +70,9 @@ def new_store(backend: str, endpoints: Sequence[str] = (), config: Config | None
 def open_store(url: str, config: Config | None = None) -> AsyncStore:
     """Make a store from a URL; entering it connects.
 
-    ``scheme://user:password@host:port,host:port/prefix?name=value``. Without a host the path is the endpoint
-    (``sqlite:///file.db``). A parameter is a field of Config, or else an option of the backend.
+    ``scheme://user:password@host:port,host:port/prefix?name=value``, or ``scheme:///path?name=value`` where the factory
+    has a true attribute ``endpoint_is_path``, as SQLite's. A parameter is a field of Config, or else an option of the
+    backend; in it "+" is a space.
 
     Args:
         url: see above; parts may be percent-encoded.
@@ -84,7 +85,7 @@ def open_store(url: str, config: Config | None = None) -> AsyncStore:
     if not isinstance(url, str):
         raise TypeError(f"a URL is a str, not {type(url).__name__}")
     parts = _split(url)
-    endpoints, settings = _read(parts)
+    endpoints, settings = _read(parts, endpoint_is_path=getattr(_factory(parts.scheme), "endpoint_is_path", False))
     return new_store(parts.scheme, endpoints, _merged(_checked(config), settings))
 
 
@@ -127,7 +128,7 @@ def _parameters(query: str) -> list[tuple[str, str]]:
     raise ValueError("what follows ? in a store's URL is name=value&name=value; write ? in a password as %3F")
 
 
-def _read(parts: _Parts) -> tuple[list[str], dict[str, Any]]:
+def _read(parts: _Parts, *, endpoint_is_path: bool) -> tuple[list[str], dict[str, Any]]:
     credentials, _, hosts = parts.location.rpartition("@")
     settings: dict[str, Any] = {}
     options: dict[str, str] = {}
@@ -148,11 +149,13 @@ def _read(parts: _Parts) -> tuple[list[str], dict[str, Any]]:
         if separator:
             _set(settings, "password", unquote(password))
     path = unquote(parts.path)
-    if not hosts:
+    if endpoint_is_path:
+        if parts.location:
+            raise ValueError(f"{parts.scheme} takes a path: {parts.scheme}:///relative or {parts.scheme}:////absolute")
         return ([path[1:]] if len(path) > 1 else []), settings
     if prefix := normalize_directory(path):
         _set(settings, "prefix", prefix)
-    return [unquote(host) for host in hosts.split(",")], settings
+    return [unquote(host) for host in hosts.split(",")] if hosts else [], settings
 
 
 def _set(settings: dict[str, Any], name: str, value: str) -> None:

@@ -28,7 +28,12 @@ def seen_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     def factory(endpoints: Sequence[str], config: Config) -> AsyncStore:
         raise SeenError(endpoints, config)
 
+    def file(endpoints: Sequence[str], config: Config) -> AsyncStore:
+        raise SeenError(endpoints, config)
+
+    file.endpoint_is_path = True  # type: ignore[attr-defined]
     register_backend("seen", factory)
+    register_backend("file", file)
 
 
 def read(url: str, config: Config | None = None) -> SeenError:
@@ -43,8 +48,11 @@ def read(url: str, config: Config | None = None) -> SeenError:
         ("seen://h:1", ["h:1"], ""),
         ("seen://h:1,g:2,[::1]:3/app/x/", ["h:1", "g:2", "[::1]:3"], "app/x"),
         ("seen://", [], ""),
-        ("seen:///file.db", ["file.db"], ""),
-        ("seen:////tmp/a%20b.db", ["/tmp/a b.db"], ""),
+        ("seen:///app", [], "app"),
+        ("file://", [], ""),
+        ("file:///file.db", ["file.db"], ""),
+        ("file:///dir/file.db?prefix=p", ["dir/file.db"], "p"),
+        ("file:////tmp/a%20b.db", ["/tmp/a b.db"], ""),
         ("seen://name", ["name"], ""),
         ("SEEN://Name/%C3%A9", ["Name"], "é"),
         ("seen://h?prefix=p", ["h"], "p"),
@@ -86,6 +94,21 @@ def test_the_same_thing_may_be_said_in_other_words() -> None:
 def test_bad_urls(url: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         open_store(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["file://file.db", "file://dir/file.db", "file://./file.db", "file://u:secret@/file.db"]
+)
+def test_a_path_has_three_slashes_before_it(url: str) -> None:
+    with pytest.raises(ValueError, match="file:///relative or file:////absolute") as caught:
+        open_store(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_what_the_backends_make_of_slashes() -> None:
+    for url in ("sqlite://app.db", "sqlite://data/app.db", "etcd:///app", "consul:///app", "zookeeper:///app"):
+        with pytest.raises(ValueError, match=r"takes a path|at least one endpoint"):
+            open_store(url)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,9 @@ class BaseStore(ABC):
     option_names: ClassVar[frozenset[str]] = frozenset()
     """What ``Config.options`` may hold for this backend."""
 
+    endpoint_is_path: ClassVar[bool] = False
+    """Whether the endpoint is a path, which in a URL stands after three slashes, where others have their prefix."""
+
     longest_ttl: ClassVar[float] = math.inf
     """Seconds; a longer ttl is a ValueError."""
 

@@ -55,6 +55,7 @@ class SqliteStore(BaseStore):
     """
 
     name: ClassVar[str] = "sqlite"
+    endpoint_is_path: ClassVar[bool] = True
     option_names: ClassVar[frozenset[str]] = frozenset({"durability"})
     capabilities = Capabilities(
         distributed=False,
