@@ -202,7 +202,13 @@ def test_endpoint(address: str, endpoint: tuple[str, int]) -> None:
     assert parse_endpoint(address, 7) == endpoint
 
 
-@pytest.mark.parametrize("address", ["", ":1", "h:x", "h:0", "h:65536", "http://h:1", "h:1/x", "a b:1", "[::1]x"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("", ":1", "h:x", "h:0", "h:65536", "http://h:1", "h:1/x", "a b:1", "[::1]x"),
+        *("a..b:1", ".a:1", "a" * 64 + ":1", "a\0b:1", "a\nb:1", "\ud800:1"),
+    ],
+)
 def test_bad_endpoint(address: str) -> None:
     with pytest.raises(ValueError, match="endpoint"):
         parse_endpoint(address, 7)

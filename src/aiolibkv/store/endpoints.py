@@ -59,7 +59,7 @@ def parse_endpoint(address: str, default_port: int) -> Endpoint:
         port = port.removeprefix(":")
     else:
         host, _, port = address.partition(":")
-    if not host or any(character in host for character in "/?#, "):
+    if not _is_host(host):
         raise ValueError(f"an endpoint is host:port, and no host is called {host!r}")
     number = int(port) if port.isdecimal() else 0 if port else default_port
     if not 0 < number <= _LARGEST_PORT:
@@ -67,3 +67,14 @@ def parse_endpoint(address: str, default_port: int) -> Endpoint:
             f"an endpoint is host:port, and the port of {host!r} is not a number from 1 to {_LARGEST_PORT}"
         )
     return Endpoint(host, number)
+
+
+def _is_host(name: str) -> bool:
+    """Tell whether a name may be looked up, for which it is encoded by the rules for names of hosts."""
+    if not name or not name.isprintable() or any(character in name for character in "/?#, "):
+        return False
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return True
