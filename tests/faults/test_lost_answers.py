@@ -153,17 +153,20 @@ class Loss:
 
 async def each_loss(lossy: Lossy) -> AsyncIterator[Loss]:
     """Give a loss for the first, the second... request, until one did not happen."""
-    happened = 0
-    for number in range(1, MOST_REQUESTS):
+    happened = number = 0
+    for _ in range(MOST_REQUESTS):
+        number += 1
         await lossy.store.exists(WARM)
         loss = Loss(lossy.proxy, number)
         yield loss
         lossy.proxy.heal()
         happened += loss.happened
         if not loss.was_sent:
-            assert happened, "nothing was ever lost"
-            return
-    raise AssertionError(f"a call makes more than {MOST_REQUESTS} requests")
+            if happened:
+                return
+            # What was counted was a renewal, whose answer came after the call had ended.
+            number = 0
+    raise AssertionError(f"nothing was ever lost, or a call makes more than {MOST_REQUESTS} requests")
 
 
 # -- writes of keys ----------------------------------------------------------------------------------------------------
