@@ -149,6 +149,32 @@ class Cancelling(Suite):
             await cancel_at_every_step(prepare, lambda read: read(), check)
         await _check_usable(store, other)
 
+    async def test_a_task_that_was_cancelled_while_it_ran(self, store: AsyncStore, other: AsyncStore) -> None:
+        """As by Ctrl-C: it hears of it at its next await."""
+        pair = await store.put("dir/key", b"value")
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: store.get("dir/key"),
+            lambda: store.list("dir"),
+            lambda: store.put("dir/new", b""),
+            lambda: store.put("dir/ttl", b"", ttl=1000),
+            lambda: store.atomic_put("dir/key", b"new", pair),
+            lambda: store.delete_tree("dir"),
+            lambda: store.new_lock("lock").acquire(),
+            lambda: anext(store.watch("dir/key")),
+        ]
+
+        async def cancelled(call: Callable[[], Awaitable[object]]) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await call()
+
+        for call in calls:
+            task = asyncio.ensure_future(cancelled(call))
+            await asyncio.wait([task], timeout=scaled(10))
+            assert task.cancelled()
+        await _check_usable(store, other)
+
     async def test_cancelled_calls_leave_no_task(self, store: AsyncStore, other: AsyncStore) -> None:
         await _check_usable(store, other)
         await store.put("dir/key", b"")
