@@ -192,6 +192,16 @@ async def test_an_implicit_parent_is_told_from_a_key_made_again(make: MakeStore,
         node = await connection.ask(ops.get(f"/{prefix}/dir"))
         assert node.data is None
         assert node.stat.version >= PARENT_VERSION
+        for writes in range(1, 9):
+            for number in range(writes):
+                await store.put("dir", str(number).encode())
+            await store.delete("dir")
+            node = await connection.ask(ops.get(f"/{prefix}/dir"))
+            async with store.new_lock("lock", ttl=5):
+                lock = await connection.ask(ops.get(f"/{prefix}/lock"))
+            assert node.stat.version % 2 == 0 != lock.stat.version % 2, "no version is both a parent's and a lock's"
+        await store.delete("dir/key")
+        assert await nodes_below(store, prefix) == []
 
 
 @pytest.mark.asyncio

@@ -11,7 +11,6 @@ import pytest
 
 from aiolibkv import AsyncStore, CallNotSupportedError, LockLostError
 from aiolibkv.backends.zookeeper import ZooKeeperStore
-from aiolibkv.store import Guard
 from aiolibkv.testing.conformance.locking import is_waiting
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
@@ -60,9 +59,9 @@ async def test_a_guard_refuses_after_a_foreign_write(
         held = await store.new_lock("dir/lock", value=b"me", ttl=5).acquire()
         pair = await store.put("key", b"", guard=held)
         tree = await store.put("tree/key", b"", guard=held)
+        guard = store._guard(held)
         await write(other)
         # The server refuses, whether or not the holder has heard of it.
-        guard = Guard(store._path("dir/lock"), held.fencing_token)
         store._guard = lambda held: guard if held else None  # type: ignore[method-assign]
         for call in (
             lambda: store.put("key", b"", guard=held),
@@ -81,6 +80,28 @@ async def test_a_guard_refuses_after_a_foreign_write(
         await asyncio.wait_for(held.wait_lost(), scaled(2))
         assert list(await other.list("tree")) == [tree]
         assert await other.get("key") == pair
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("own", "others"), [("", "/a"), ("/a", ""), ("/a", "/a/b"), ("/a/b", "")])
+async def test_a_guard_refuses_after_an_acquisition_below_another_prefix(
+    make: MakeStore, prefix: str, own: str, others: str
+) -> None:
+    """Each store counts its acquisitions in an epoch below its own prefix."""
+
+    def name(directory: str) -> str:
+        return "/a/b/lock".removeprefix(directory)
+
+    async with make(prefix=prefix + own) as store, make(prefix=prefix + others) as other:
+        held = await store.new_lock(name(own), ttl=5).acquire()
+        guard = store._guard(held)
+        await other.delete(name(others))
+        successor = await other.new_lock(name(others), ttl=5).acquire()
+        assert successor.fencing_token > held.fencing_token
+        store._guard = lambda held: guard if held else None  # type: ignore[method-assign]
+        with pytest.raises(LockLostError):
+            await store.put("key", b"", guard=held)
+        await other.put("key", b"", guard=successor)
 
 
 @pytest.mark.asyncio

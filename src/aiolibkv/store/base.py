@@ -573,7 +573,7 @@ class BaseStore(ABC):
             raise ValueError("a guard is a lock held through the same store")
         if not held.is_held:
             raise self._located(LockLostError(), held.path)
-        return Guard(held.path, held.fencing_token)
+        return Guard(held.path, held.token)
 
 
 def _expected_index(key: str, previous: KVPair) -> int:

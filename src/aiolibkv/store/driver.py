@@ -95,7 +95,7 @@ class Guard(NamedTuple):
 
     Attributes:
         path: the lock's key, as the server stores it.
-        token: the index that the acquisition gave to it.
+        token: the index that the acquisition gave to it, or what else the backend's ``_acquire`` returned.
     """
 
     path: str

@@ -106,7 +106,7 @@ class StoreHeldLock:
             store: through which it was acquired.
             path: the lock's key.
             value: what was written there.
-            index: the index of that.
+            index: the index of that, which is the fencing token.
             token: what the backend checks a guard against.
             session: under which it was written.
             turn: the store's turn for this key, released when the lock is not held any more.
@@ -115,7 +115,8 @@ class StoreHeldLock:
         self.path = path
         self.key = store._name(path)
         self.value = value
-        self.fencing_token = token
+        self.fencing_token = index
+        self.token = token
         self.ttl = session.lease.ttl
         self.freed_within = session.lease.ttl + session.lease.overshoot
         self.on_lost: Callable[[], None] | None = None

@@ -6,7 +6,8 @@ without a value has empty data. Whoever deletes the last key below deletes the i
 A transaction can depend only on versions, and those begin at 0 again when a node is created again. A parent that others
 prune and somebody creates again as a key, both while a deletion is on its way, must not be taken for the one that
 was read: an implicit parent is therefore written until it is at a version that a key does not reach so quickly, and
-only one at such a version is pruned. Empty nodes that other programs left at a lower version stay where they are.
+only one at such a version is pruned. That is an even one, since the keys of locks are at odd ones at once. Empty nodes
+that other programs left at another version stay where they are.
 """
 
 from __future__ import annotations
@@ -135,8 +136,12 @@ def make_parents(place: Place, acl: Any) -> list[Ops]:
 
 def empty(path: str, version: int) -> Ops:
     """Make an implicit parent of a key with this version."""
-    times = max(1, PARENT_VERSION - version)
+    times = max(PARENT_VERSION - version, 2 - version % 2)
     return [set_data(znode(path), None, version), *(set_data(znode(path), None) for _ in range(times - 1))]
+
+
+def _is_of_parent(version: int) -> bool:
+    return version >= PARENT_VERSION and version % 2 == 0
 
 
 def is_idle(node: Node | None, children: int) -> bool:
@@ -145,7 +150,7 @@ def is_idle(node: Node | None, children: int) -> bool:
         node is not None
         and node.data is None
         and node.stat.owner == 0
-        and node.stat.version >= PARENT_VERSION
+        and _is_of_parent(node.stat.version)
         and node.stat.children == children
     )
 
@@ -184,7 +189,7 @@ async def delete_and_look(connection: Connection, operations: Ops, rest: str | N
 
 
 def _looks_idle(stat: Stat | StoreError) -> bool:
-    return isinstance(stat, Stat) and stat.children == 0 and stat.size == 0 and stat.version >= PARENT_VERSION
+    return isinstance(stat, Stat) and stat.children == 0 and stat.size == 0 and _is_of_parent(stat.version)
 
 
 async def tidy_from(connection: Connection, path: str) -> None:

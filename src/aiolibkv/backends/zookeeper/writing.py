@@ -61,7 +61,7 @@ from aiolibkv.errors import (
 from aiolibkv.store import Call, Guard
 
 _LOCK_VERSION = 3
-"""The version of a held lock's key, so that a guard sees when others deleted and wrote it."""
+"""The least version of a held lock's key, so that a guard sees when others deleted and wrote it."""
 _REQUEST_BYTES = 950_000
 """Of one transaction; the server takes 1 MB."""
 _OPERATION_BYTES = 80
@@ -89,6 +89,9 @@ class Writer:
         self._acl = acl
         self._hidden = hidden
         self._root = root
+        # Stores that know the same key by another name have other epochs, and a prefix of another depth.
+        depth = len(root.split("/")) if root else 0
+        self._lock_version = _LOCK_VERSION + 2 * depth
         self._making: dict[str, asyncio.Future[None]] = {}
 
     # -- put ---------------------------------------------------------------------------------------------------------
@@ -427,7 +430,7 @@ class Writer:
         node, epoch = znode(path), self._epoch(path)
         acquire: Ops = [
             create(node, b"", self._acl, ephemeral=True),
-            *(set_data(node, b"") for _ in range(_LOCK_VERSION - 1)),
+            *(set_data(node, b"") for _ in range(self._lock_version - 1)),
             set_data(node, value),
         ]
         count = set_data(znode(epoch), b"")
@@ -466,7 +469,7 @@ class Writer:
     def _checks(self, guard: Guard | None) -> Ops:
         if guard is None:
             return []
-        return [check(znode(guard.path), _LOCK_VERSION), check(znode(self._epoch(guard.path)), guard.token)]
+        return [check(znode(guard.path), self._lock_version), check(znode(self._epoch(guard.path)), guard.token)]
 
     async def _require(self, connection: Connection, guard: Guard | None) -> None:
         """Raise LockLostError unless a guard holds."""

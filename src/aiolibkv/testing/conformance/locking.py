@@ -222,6 +222,23 @@ class Guarding(Locking):
         assert await second.list("dir") == [pair]
         await asyncio.wait_for(held.wait_lost(), scaled(10))
 
+    async def test_of_stores_with_different_prefixes(self, stores: Stores) -> None:
+        """They exclude each other, by whatever name each of them knows the lock's key."""
+        ends = [(await stores.open("locks"), "app/lock"), (await stores.open("locks/app"), "lock")]
+        token = 0
+        for (store, key), (other, same_key) in (ends, reversed(ends), ends):
+            held = await asyncio.wait_for(store.new_lock(key, ttl=30).acquire(), scaled(10))
+            await store.put("data", b"", guard=held)
+            assert await other.new_lock(same_key).try_acquire() is None
+            await other.delete(same_key)
+            successor = await asyncio.wait_for(other.new_lock(same_key, ttl=30).acquire(), scaled(10))
+            assert token < held.fencing_token < successor.fencing_token
+            token = successor.fencing_token
+            with pytest.raises(LockLostError):
+                await store.put("data", b"", guard=held)
+            await other.put("data", b"", guard=successor)
+            await store.delete(key)
+
     async def test_of_another_store(self, first: AsyncStore, second: AsyncStore) -> None:
         async with first.new_lock("lock") as held:
             with pytest.raises(ValueError, match="same store"):
