@@ -254,13 +254,15 @@ class Losing(Locking):
         assert task is not None
         with pytest.raises(LockLostError):
             async with asyncio.timeout(scaled(10)), first.new_lock("dir/lock", ttl=30) as held:
+                # By a task of its own: in the body it might be cancelled, by its own effect, before it is complete.
                 if how == "put":
-                    await second.put("dir/lock", b"foreign")
+                    writing: asyncio.Future[object] = asyncio.ensure_future(second.put("dir/lock", b"foreign"))
                 elif how == "delete":
-                    await second.delete("dir/lock")
+                    writing = asyncio.ensure_future(second.delete("dir/lock"))
                 else:
-                    await second.delete_tree("dir")
+                    writing = asyncio.ensure_future(second.delete_tree("dir"))
                 await _never()
+        await asyncio.wait_for(writing, scaled(10))
         assert task.cancelling() == 0
         assert not held.is_held
         assert await second.exists("dir/lock") == (how == "put")
