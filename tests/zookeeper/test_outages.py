@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -306,6 +307,33 @@ async def _write_through(store: AsyncStore, previous: KVPair) -> KVPair:
             found = await store.get("key")
             if found.value == b"after":
                 return found
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_stood_still_with_its_leader_reads_what_others_wrote(stack: AsyncExitStack) -> None:
+    """Nobody has pinged meanwhile, so nothing but the time shows that others have elected another leader."""
+    cluster = await stack.enter_async_context(ZooKeeperCluster())
+    leader = await cluster.leader()
+    others = [server.endpoint for server in cluster.servers if server is not leader]
+    # Its session outlasts the pause.
+    options = {"session_timeout": 10}
+    store = await stack.enter_async_context(make_store([leader.endpoint, *others], options=options))
+    before = await store.put("key", b"before")
+
+    async def write() -> KVPair:
+        async with make_store(others, request_timeout=scaled(20)) as other:
+            leader.pause()
+            return await _write_through(other, before)
+
+    with ThreadPoolExecutor() as threads:
+        try:
+            # Waited for without giving way: this event loop stands still.
+            after = threads.submit(asyncio.run, write()).result()
+            reading = asyncio.ensure_future(store.get("key"))
+            await asyncio.sleep(0)
+        finally:
+            leader.resume()
+    assert await reading == after
 
 
 @pytest.mark.asyncio

@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
         self._xid = 0
         self._pending: deque[tuple[int, asyncio.Future[Answer | None]]] = deque()
         self._is_pinging = False
-        self._patience = _SILENCE
+        self._silence = _SILENCE
         self._pinged = 0.0
         self._heard = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
@@ -183,7 +183,12 @@ class Connection(asyncio.Protocol):
         return futures
 
     def check_open(self) -> None:
-        """Raise NotReachableError when the connection has ended, and nothing can be sent."""
+        """Raise NotReachableError when the connection has ended, and nothing can be sent.
+
+        It ends here when the event loop stood still for so long that it has not looked for signs of life: others may
+        have elected another leader meanwhile, and a server that stood still, too, does not know.
+        """
+        self._end_if_silent()
         if self.closed.done():
             raise self._failure()
 
@@ -277,7 +282,7 @@ class Connection(asyncio.Protocol):
         else:
             del self._buffer[:start]
             if self._buffer:
-                self._heard = self._loop.time()  # a large answer takes its time
+                self._hear()  # a large answer takes its time
 
     def _write(self, request: bytes) -> None:
         if not self.closed.done() and self._transport is not None:
@@ -289,11 +294,24 @@ class Connection(asyncio.Protocol):
             return
         if credentials is not None:
             self._write(authenticate(credentials))
-        silence = min(_SILENCE, welcome.timeout * _SILENCE_OF_TIMEOUT)
-        self._patience = silence * (_PINGS_PER_SILENCE - 1) / _PINGS_PER_SILENCE
-        self._keep_alive(silence / _PINGS_PER_SILENCE)
+        self._silence = min(_SILENCE, welcome.timeout * _SILENCE_OF_TIMEOUT)
+        self._heard = self._loop.time()
+        self._keep_alive(self._silence / _PINGS_PER_SILENCE)
+
+    def _is_silent(self) -> bool:
+        return self._loop.time() - self._heard > self._silence
+
+    def _end_if_silent(self) -> None:
+        if not self.closed.done() and self._is_silent():
+            self.abort(NotReachableError(f"no sign of life for {self._loop.time() - self._heard:.1f} s"))
+
+    def _hear(self) -> None:
+        # What was already there when the event loop went on does not say that the server still lives.
+        if not self._is_silent():
+            self._heard = self._loop.time()
 
     def _keep_alive(self, interval: float) -> None:
+        self._end_if_silent()
         if self.closed.done():
             return
         now = self._loop.time()
@@ -301,7 +319,7 @@ class Connection(asyncio.Protocol):
             self._is_pinging = True
             self._pinged = now
             self._write(ping())
-        elif now - max(self._pinged, self._heard) >= self._patience:
+        elif now - max(self._pinged, self._heard) >= self._silence - interval:
             self.abort(NotReachableError(f"no sign of life for {now - self._heard:.1f} s"))
             return
         self._watchdog = self._loop.call_later(interval, self._keep_alive, interval)
@@ -315,7 +333,7 @@ class Connection(asyncio.Protocol):
             # No sign of life: a server tells of changes also while what is sent to it is lost.
             self._on_event(parse_event(frame, _HEADER.size))
             return
-        self._heard = self._loop.time()
+        self._hear()
         self.zxid = max(self.zxid, zxid)
         if xid in {PING_XID, AUTH_XID} and code:
             # A user whom the server does not let in is told so in answer to whatever is sent first.
