@@ -384,6 +384,19 @@ async def test_nobody_answers(proxy: FaultProxy, mute: str) -> None:
 
 
 @pytest.mark.asyncio
+async def test_entering_ends_when_every_host_refuses(proxy: FaultProxy) -> None:
+    proxy.refuse()
+    async with FaultProxy(proxy.host, proxy.port) as other:
+        other.refuse()
+        store = make_store([proxy.endpoint, other.endpoint], connection_timeout=scaled(60))
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(NotReachableError) as caught:
+            await store.__aenter__()
+        assert asyncio.get_running_loop().time() - began < scaled(10)
+        assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize(
     "garbage", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x7f\xff\xff\xff" + bytes(100), b"\x00\x00\x00\x04ABCD"]
 )

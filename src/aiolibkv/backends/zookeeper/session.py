@@ -88,6 +88,8 @@ class ZooKeeperSession:
         self._password = b""
         self._zxid = 0
         self._refused_since: float | None = None
+        self._refusals = 0
+        self._refusal: NotReachableError | None = None
         self._connection: Connection | None = None
         self._failure: StoreError | None = None
         self._waiting: set[asyncio.Future[None]] = set()
@@ -106,10 +108,14 @@ class ZooKeeperSession:
         connection = self._connection
         return None if connection is None or connection.closed.done() else connection
 
-    async def connection(self) -> Connection:
+    async def connection(self, *, is_patient: bool = True) -> Connection:
         """Return the connection, waiting for it as long as it takes.
 
+        Args:
+            is_patient: wait also when every server has refused to be connected to, one after the other.
+
         Raises:
+            NotReachableError: they have.
             SessionLostError: there will be none.
             AccessDeniedError: the server refuses the user.
         """
@@ -118,6 +124,8 @@ class ZooKeeperSession:
                 raise SessionLostError
             if self._failure is not None:
                 raise AccessDeniedError(self._failure.message, endpoint=self._failure.endpoint)
+            if self._refusal is not None and not is_patient:
+                raise self._refusal
             waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.add(waiting)
             try:
@@ -203,6 +211,7 @@ class ZooKeeperSession:
             _log.debug("zookeeper: %s did not connect: %s", endpoint, error)
             reach.endpoints.failed(endpoint)
             self._note(error)
+            self._count_refusal(error)
             if isinstance(error, NotWelcomeError) and self._refused_since is None:
                 self._refused_since = asyncio.get_running_loop().time()
             return None
@@ -261,6 +270,15 @@ class ZooKeeperSession:
         """Have calls fail as long as the server refuses the user, and wait when it is an outage."""
         self._failure = error if isinstance(error, AccessDeniedError) else None
         if self._failure is not None:
+            self._wake()
+
+    def _count_refusal(self, error: Exception) -> None:
+        if not isinstance(error, NotReachableError) or not isinstance(error.__cause__, OSError):
+            self._refusals = 0
+            return
+        self._refusals += 1
+        if self._refusals == len(self._reach.endpoints):
+            self._refusal = error
             self._wake()
 
     def _wake(self) -> None:

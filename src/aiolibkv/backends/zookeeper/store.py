@@ -117,7 +117,7 @@ class ZooKeeperStore(BaseStore):
         self._reach.tls = ssl_context(self.config)
         self._prepare()
         self._session.begin()
-        await self._session.connection()
+        await self._session.connection(is_patient=False)
 
     async def _disconnect(self) -> None:
         try:
