@@ -64,7 +64,7 @@ class Candidate:
         The body of a ``lead`` is cancelled and LockLostError raised, unless it is itself the one that resigns.
 
         Cancellation: the leadership is given up all the same.
-        Cost: one round trip.
+        Cost: one round trip (ZooKeeper: two).
         """
         if self.is_leader:
             self._held = None
@@ -74,7 +74,7 @@ class Candidate:
         """End the campaign and the leadership; iterators end.
 
         Cancellation: the campaign ends and the leadership is given up all the same.
-        Cost: one round trip when there is something to give up.
+        Cost: one round trip (ZooKeeper: two) when there is something to give up.
         """
         self._stopped = True
         self._changed.set()
