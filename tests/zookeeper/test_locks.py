@@ -83,6 +83,21 @@ async def test_a_guard_refuses_after_a_foreign_write(
 
 
 @pytest.mark.asyncio
+async def test_a_guard_refuses_after_its_epoch_began_anew(make: MakeStore, prefix: str) -> None:
+    """A store above the prefix deletes everything, the library's own keys included."""
+    async with make() as store, make() as other, make(prefix=None) as above:
+        held = await store.new_lock("lock", ttl=5).acquire()
+        guard = store._guard(held)
+        await above.delete_tree(prefix)
+        successor = await other.new_lock("lock", ttl=5).acquire()
+        assert successor.fencing_token > held.fencing_token
+        store._guard = lambda held: guard if held else None  # type: ignore[method-assign]
+        with pytest.raises(LockLostError):
+            await store.put("key", b"", guard=held)
+        await other.put("key", b"", guard=successor)
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize(("own", "others"), [("", "/a"), ("/a", ""), ("/a", "/a/b"), ("/a/b", "")])
 async def test_a_guard_refuses_after_an_acquisition_below_another_prefix(
     make: MakeStore, prefix: str, own: str, others: str

@@ -164,6 +164,38 @@ async def test_a_lock_whose_answer_was_lost_is_held_by_whoever_asked(
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["put", "delete"])
+async def test_a_lock_that_was_taken_away_before_its_answer_was_looked_for(
+    proxy: FaultProxy, make: MakeStore, prefix: str, how: str
+) -> None:
+    async with (
+        make() as direct,
+        make_store([proxy.endpoint], prefix=prefix, request_timeout=scaled(60)) as store,
+    ):
+        await direct.put("dir/key", b"")
+        async with direct.new_lock("dir/lock"):
+            pass
+
+        def is_acquisition(request: bytes) -> bool:
+            if request[4:8] != _WRITES[14] or b"lock" not in request:
+                return False
+            proxy.refuse()
+            return True
+
+        proxy.cut_answers(matching=is_acquisition)
+        acquiring = asyncio.ensure_future(store.new_lock("dir/lock", value=b"me").acquire())
+        await eventually(lambda: direct.exists("dir/lock"), within=10, message="it is acquired")
+        if how == "put":
+            await (await direct._session.connection()).ask(ops.set_data(f"/{prefix}/dir/lock", b"foreign"))
+        else:
+            await direct.delete("dir/lock")
+        proxy.accept()
+        held = await asyncio.wait_for(acquiring, scaled(10))
+        assert (await direct.get("dir/lock")).value == b"me"
+        await store.put("key", b"", guard=held)
+
+
+@pytest.mark.asyncio
 async def test_reads_are_repeated(proxy: FaultProxy, make: MakeStore, prefix: str) -> None:
     async with make() as direct, make_store([proxy.endpoint], prefix=prefix) as store:
         pair = await direct.put("dir/key", b"")

@@ -58,10 +58,12 @@ from aiolibkv.errors import (
     NotReachableError,
     StoreError,
 )
-from aiolibkv.store import Call, Guard
+from aiolibkv.store import Call, Guard, LeaseLost
 
 _LOCK_VERSION = 3
 """The least version of a held lock's key, so that a guard sees when others deleted and wrote it."""
+_VERSIONS = 2**32
+"""More than a node has versions."""
 _REQUEST_BYTES = 950_000
 """Of one transaction; the server takes 1 MB."""
 _OPERATION_BYTES = 80
@@ -425,27 +427,30 @@ class Writer:
         """Create a lock's key for the connection's session, and count the acquisition.
 
         Returns:
-            The key's stat, and the number of the acquisition, which guards compare.
+            The key's stat, and the token of the acquisition, which guards compare.
         """
-        node, epoch = znode(path), self._epoch(path)
+        node, epoch, session = znode(path), self._epoch(path), connection.welcome.session
         acquire: Ops = [
             create(node, b"", self._acl, ephemeral=True),
             *(set_data(node, b"") for _ in range(self._lock_version - 1)),
             set_data(node, value),
         ]
-        count = set_data(znode(epoch), b"")
+        count: Ops = [
+            create(znode(_holder(epoch, session)), None, self._acl, ephemeral=True),
+            set_data(znode(epoch), b""),
+        ]
         places: Sequence[Place] = []
         while True:
             if places and places[0].node is not None:
                 take = [delete(node, places[0].node.stat.version), *acquire]
             else:
                 take = acquire
-            operations = [*take, count]
+            operations = [*take, *count]
             if places and places[1].node is None:
-                operations = [*take, create(znode(epoch), b"", self._acl), count]
+                operations = [*take, create(znode(epoch), b"", self._acl), *count]
             try:
                 results = await self._create(call, connection, operations, len(value), places, None)
-                return results[len(take) - 1], results[-1].version
+                return results[len(take) - 1], _token(session, results[-1].version)
             except EphemeralParentError as error:
                 raise _no_children() from error
             except (NoNodeError, NodeExistsError, BadVersionError, NotEmptyError) as error:
@@ -457,11 +462,20 @@ class Writer:
                 raise _no_children()
 
     async def find_acquired(self, connection: Connection, path: str) -> tuple[Stat, int] | None:
-        """Return what ``acquire`` would have, if it was carried out for the connection's session."""
-        lock, epoch = await read_places(connection, [path, self._epoch(path)])
-        if lock.node is None or lock.node.stat.owner != connection.welcome.session or epoch.node is None:
+        """Return what ``acquire`` would have, if it was carried out for the connection's session.
+
+        Raises:
+            LeaseLost: it was, and somebody has taken the lock away since.
+        """
+        session, path_of_epoch = connection.welcome.session, self._epoch(path)
+        lock, epoch, holder = await read_places(connection, [path, path_of_epoch, _holder(path_of_epoch, session)])
+        if holder.node is None:
             return None
-        return lock.node.stat, epoch.node.stat.version
+        if lock.node is None or epoch.node is None:
+            raise LeaseLost
+        if (lock.node.stat.owner, lock.node.stat.version) != (session, self._lock_version):
+            raise LeaseLost
+        return lock.node.stat, _token(session, epoch.node.stat.version)
 
     def _epoch(self, path: str) -> str:
         return f"{self._hidden}epochs/{blake2b(path.encode(), digest_size=16).hexdigest()}"
@@ -469,7 +483,13 @@ class Writer:
     def _checks(self, guard: Guard | None) -> Ops:
         if guard is None:
             return []
-        return [check(znode(guard.path), self._lock_version), check(znode(self._epoch(guard.path)), guard.token)]
+        epoch = self._epoch(guard.path)
+        session, version = divmod(guard.token, _VERSIONS)
+        return [
+            check(znode(guard.path), self._lock_version),
+            check(znode(epoch), version),
+            check(znode(_holder(epoch, session))),
+        ]
 
     async def _require(self, connection: Connection, guard: Guard | None) -> None:
         """Raise LockLostError unless a guard holds."""
@@ -509,6 +529,15 @@ def _unexpected(place: Place, expected: int) -> StoreError | None:
     if not expected:
         return None if place.key is None else KeyExistsError()
     return None if place.key is not None and place.key.stat.index == expected else KeyModifiedError()
+
+
+def _holder(epoch: str, session: int) -> str:
+    """Return the node that keeps an epoch from being deleted and made again while a guard may be of the old one."""
+    return f"{epoch}/{session}"
+
+
+def _token(session: int, version: int) -> int:
+    return session * _VERSIONS + version
 
 
 def _no_children() -> StoreError:
