@@ -209,6 +209,55 @@ async def test_a_watch_goes_on_with_a_new_token(guarded: ConsulServer) -> None:
             assert await anext(watch) == pair
 
 
+@pytest.mark.parametrize("name", ["list", "list of the root", "delete_tree", "delete_tree of the root"])
+async def test_a_token_that_is_replaced_during_a_call(guarded: ConsulServer, name: str) -> None:
+    """What the old one may not read any more is not missing."""
+    old, new = await guarded.add_token(RULES), await guarded.add_token(RULES)
+    current = [old]
+    async with (
+        _store(guarded, ROOT, "mine/replaced") as root,
+        _store(guarded, lambda: current[0], "mine/replaced") as store,
+    ):
+        pair = await root.put("dir/key", b"")
+        await _rule(guarded, old, 'key_prefix "mine/replaced" { policy = "deny" }')
+        current[0] = new
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "list": lambda: store.list("dir"),
+            "list of the root": lambda: store.list(""),
+            "delete_tree": lambda: store.delete_tree("dir"),
+            "delete_tree of the root": lambda: store.delete_tree(""),
+        }
+        assert await calls[name]() == (1 if name.startswith("delete_tree") else [pair])
+        await root.delete_tree("")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_token_that_is_replaced_under_a_watch(guarded: ConsulServer, *, shared: bool) -> None:
+    """What the old one may not read any more is not told as gone."""
+    old, new = await guarded.add_token(RULES), await guarded.add_token(RULES)
+    current = [old]
+    directory = f"mine/replaced-{shared}"
+    async with _store(guarded, ROOT) as root, _store(guarded, lambda: current[0]) as store:
+        others = [store.watch(f"mine/{number}/key") for number in range(100 if shared else 0)]
+        for other in others:
+            assert await anext(other) is None
+        first = await root.put(f"{directory}/1", b"")
+        async with store.watch_tree(directory) as tree:
+            assert await anext(tree) == [first]
+            rules = f'key_prefix "" {{ policy = "read" }} key_prefix "{directory}" {{ policy = "deny" }}'
+            await _rule(guarded, old, rules)
+            current[0] = new
+            pairs = [first]
+            # A query that is under way has the rights with which it began.
+            for number in range(2, 5):
+                pairs.append(await root.put(f"{directory}/{number}", b""))
+                async with asyncio.timeout(scaled(20)):
+                    assert await anext(tree) == pairs
+        for other in others:
+            await other.aclose()
+        await root.delete_tree(directory)
+
+
 @pytest.mark.parametrize("lost", [True, False])
 async def test_a_large_value_that_may_not_be_read_back(guarded: ConsulServer, *, lost: bool) -> None:
     """It was written, whatever is told of reading its index."""

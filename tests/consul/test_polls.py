@@ -172,6 +172,7 @@ class Script:
 
     endpoint = "server"
     leader = None
+    tokens_replaced = 0
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, asyncio.Future[Answer]]] = []

@@ -157,6 +157,11 @@ class Connection:
         """Whether there is more than one server."""
         return len(self._endpoints) > 1
 
+    @property
+    def tokens_replaced(self) -> int:
+        """How often the token was replaced; what two requests tell belongs together as long as it was not."""
+        return self._token.replaced
+
     def failed(self, endpoint: Endpoint) -> None:
         """Move on from a server."""
         self._endpoints.failed(endpoint)

@@ -7,7 +7,11 @@ from aiolibkv.errors import AccessDeniedError
 
 
 class TokenSource:
-    """The token that requests carry."""
+    """The token that requests carry.
+
+    Attributes:
+        replaced: how often there was another one; what it may do may differ.
+    """
 
     def __init__(self, token: Token | None) -> None:
         """Keep a token, or the callable that gives one; it is not called yet.
@@ -15,6 +19,7 @@ class TokenSource:
         Raises:
             ValueError: the token has characters that no token has.
         """
+        self.replaced = 0
         self._source = token
         self._current: str | None = None
         if isinstance(token, str):
@@ -44,7 +49,9 @@ class TokenSource:
             AccessDeniedError: the callable failed. The token stays, since it may do for everything else.
         """
         if self._source is not None and refused.get("X-Consul-Token") == self._current:
-            self._current = self._ask(self._source)
+            token = self._ask(self._source)
+            self.replaced += token != self._current
+            self._current = token
         return self.headers()
 
     @staticmethod

@@ -179,7 +179,7 @@ class Poll:
 
     async def _read(self, query: str, patience: float) -> bool | None:
         """Read the state and hand it on; tell whether it is a new one, None when the read does not count."""
-        index, setbacks = self._index, self._setbacks
+        index, setbacks, replaced = self._index, self._setbacks, self._connection.tokens_replaced
         form = "recurse" if self.tree else "raw"
         target = kv_target(start_of(self.path) if self.tree else self.path, f"{form}&consistent{query}")
         read = _Read(self._connection.endpoint, self._connection.leader)
@@ -195,9 +195,7 @@ class Poll:
         if self.tree:
             with self._connection.understanding(answer):
                 state = {pair.key: pair for pair in await parse_tree(answer)}
-            if not await self._is_readable(state):
-                # Who may not go on comes out when all of them begin anew.
-                self.end(None)
+            if not await self._is_readable(state, replaced):
                 return None
         elif not answer.found:
             state = {}
@@ -211,21 +209,28 @@ class Poll:
             return False
         return self._take(state, answer.index)
 
-    async def _is_readable(self, state: dict[str, KVPair]) -> bool:
+    async def _is_readable(self, state: dict[str, KVPair], replaced: int) -> bool:
         """Tell whether what is missing may be read: the server leaves out what may not, as if it were not there.
+
+        Args:
+            state: what was read.
+            replaced: how often the token had been replaced before. What another one may read shows nothing.
 
         Raises:
             AccessDeniedError: it is not so for the directory of the poll itself.
         """
-        if self.own and not state:
-            await self._connection.check_access(start_of(self.path))
+        own = [start_of(self.path)] if self.own and not state else []
+        await self._connection.check_access(*own)
         gone = self._state.keys() - state.keys()
         sharing = [feed for feed in self._filled if not self.own or feed.path != self.path]
+        shared = [_named(feed) for feed in sharing if _concerns(feed, gone)]
         try:
-            await self._connection.check_access(*(_named(feed) for feed in sharing if _concerns(feed, gone)))
+            await self._connection.check_access(*shared)
         except AccessDeniedError:
+            # Who may not go on comes out when all of them begin anew.
+            self.end(None)
             return False
-        return True
+        return not (own or shared) or replaced == self._connection.tokens_replaced
 
     def _take(self, state: dict[str, KVPair], index: int) -> bool:
         before, self._state, self._index = self._state, state, index

@@ -192,10 +192,14 @@ class ConsulStore(BaseStore):
 
     async def _list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
         mode = read_mode(consistent=consistent)
-        answer = await self._connection.read(kv_target(start_of(directory), f"recurse&{mode}"))
-        with self._connection.understanding(answer):
-            pairs = await parse_tree(answer)
-        return Listing(pairs, bool(pairs) or await self._is_key(directory, mode))
+        while True:
+            replaced = self._connection.tokens_replaced
+            answer = await self._connection.read(kv_target(start_of(directory), f"recurse&{mode}"))
+            with self._connection.understanding(answer):
+                pairs = await parse_tree(answer)
+            listing = Listing(pairs, bool(pairs) or await self._is_key(directory, mode))
+            if pairs or replaced == self._connection.tokens_replaced:
+                return listing
 
     async def _is_key(self, directory: str, mode: str) -> bool:
         """Tell whether a directory with nothing below is itself a key, and make sure that it may be read.
@@ -429,12 +433,17 @@ class ConsulStore(BaseStore):
 
     async def _delete_root(self, call: Call, guard: Guard | None) -> int:
         start = start_of(self.config.prefix)
-        names = await self._connection.read(kv_target(start, "keys&separator=/&consistent"))
-        with self._connection.understanding(names):
-            below = parse_names(names, start)
-        units = [(start + unit, whole) for unit, whole in deletion_units(below, f"{RESERVED}/")]
-        if not units:
+        while True:
+            replaced = self._connection.tokens_replaced
+            names = await self._connection.read(kv_target(start, "keys&separator=/&consistent"))
+            with self._connection.understanding(names):
+                below = parse_names(names, start)
+            units = [(start + unit, whole) for unit, whole in deletion_units(below, f"{RESERVED}/")]
+            if units:
+                break
             await self._connection.check_access(start)
+            if replaced == self._connection.tokens_replaced:
+                break
         deleted = 0
         for position in range(0, max(len(units), 1), _UNITS_AT_ONCE):
             try:
