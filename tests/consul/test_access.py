@@ -151,6 +151,26 @@ async def test_what_a_shared_poll_may_not_read_any_more_is_not_told_as_gone(guar
         await root.delete_tree("mine")
 
 
+async def test_what_a_shared_poll_may_not_find_any_more(guarded: ConsulServer) -> None:
+    """What is missing all the time is missing for those who may not read it as well."""
+    token = await guarded.add_token(RULES)
+    async with _store(guarded, ROOT) as root, _store(guarded, token) as store:
+        watches = [store.watch(f"mine/{number}/key") for number in range(100)]
+        for watch in watches:
+            assert await anext(watch) is None
+        async with store.watch("mine/forbidden/key") as key, store.watch_tree("mine/forbidden") as tree:
+            assert await anext(key) is None
+            assert await anext(tree) == []
+            await _rule(guarded, token, f'{RULES} key_prefix "mine/forbidden" {{ policy = "deny" }}')
+            for denied in (key, tree):
+                assert await _until_denied(denied) == []
+        pair = await root.put("mine/99/key", b"")
+        assert await anext(watches[-1]) == pair
+        for watch in watches:
+            await watch.aclose()
+        await root.delete_tree("mine")
+
+
 async def test_an_unknown_token_is_refused_at_entering(guarded: ConsulServer) -> None:
     unknown = "ffffffff-0000-0000-0000-000000000000"
     with pytest.raises(AccessDeniedError) as caught:

@@ -44,6 +44,9 @@ _WAIT_MARGIN = 2.0
 _READING_TIME = 30.0
 """Seconds for a read to begin; a mute server is noticed earlier, by whoever listens to it."""
 
+_CHECKING_INTERVAL = 5.0
+"""Seconds after which it is asked whether what was missing all the time may still be read."""
+
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.1
 """Seconds before a query is repeated that brought nothing new: neighbours of a missing key wake its query."""
@@ -115,6 +118,7 @@ class Poll:
         self._state: dict[str, KVPair] = {}
         self._index = 0
         self._setbacks = 0
+        self._checked = asyncio.get_running_loop().time()
 
     def join(self, feed: Feed) -> None:
         """Fill a feed, beginning with a read from now."""
@@ -221,9 +225,13 @@ class Poll:
         """
         own = [start_of(self.path)] if self.own and not state else []
         await self._connection.check_access(*own)
+        now = asyncio.get_running_loop().time()
+        is_due = now >= self._checked + _CHECKING_INTERVAL
+        if is_due:
+            self._checked = now
         gone = self._state.keys() - state.keys()
         sharing = [feed for feed in self._filled if not self.own or feed.path != self.path]
-        shared = [_named(feed) for feed in sharing if _concerns(feed, gone)]
+        shared = [_named(feed) for feed in sharing if is_due or _concerns(feed, gone)]
         try:
             await self._connection.check_access(*shared)
         except AccessDeniedError:
