@@ -359,6 +359,21 @@ class TestPoll:
         await tasks.close()
 
 
+async def test_a_watch_without_a_poll_of_its_own_is_stale_at_a_mute_server(make: Make, proxy: FaultProxy) -> None:
+    async with make(proxy.endpoint, request_timeout=1) as store:
+        watches = [store.watch(str(number)) for number in range(100)]
+        await _all_at(watches, [None] * 100, within=20)
+        proxy.blackhole()
+        async with store.watch("late") as late:
+            await eventually(lambda: late.is_stale, within=5, message="the watch is stale")
+            proxy.reset()
+            proxy.heal()
+            async with asyncio.timeout(scaled(10)):
+                assert await anext(late) is None
+        for watch in watches:
+            await watch.aclose()
+
+
 async def test_a_new_poll_waits_for_room(direct: ConsulStore) -> None:
     """Queries given up on a mute server count for as long as the server may keep them."""
     polls: Polls = direct._polls

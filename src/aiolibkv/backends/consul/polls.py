@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 from aiolibkv.backends.consul.connection import PATIENCE, Connection, MuteError
 from aiolibkv.backends.consul.encoding import duration, kv_target, parse_tree, start_of
-from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
+from aiolibkv.config import Config
+from aiolibkv.errors import AccessDeniedError, NotReachableError, RequestTimeoutError, StoreError
 from aiolibkv.store import Endpoint, Feed
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.types import KVPair
@@ -277,17 +278,18 @@ def _concerns(feed: Feed, paths: set[str]) -> bool:
 class Polls:
     """All polls of a store."""
 
-    def __init__(self, connection: Connection, tasks: Tasks, root: str) -> None:
+    def __init__(self, connection: Connection, tasks: Tasks, config: Config) -> None:
         """Make the empty collection.
 
         Args:
             connection: to the servers.
             tasks: owner of what runs in the background.
-            root: the directory that the store is rooted at.
+            config: the store's.
         """
         self._connection = connection
         self._tasks = tasks
-        self._root = root
+        self._root = config.prefix
+        self._timeout = config.request_timeout
         self._polls: dict[tuple[str, bool], Poll] = {}
         self._abandoned: list[tuple[float, Endpoint]] = []
         self._listening = False
@@ -301,7 +303,7 @@ class Polls:
         while True:
             if not self._has_own(feed):
                 # The server leaves out of a directory what the token may not read, as if it were not there.
-                await self._connection.check_access(_named(feed))
+                await self._check_access(feed)
             poll = self._place(feed)
             poll.join(feed)
             try:
@@ -310,6 +312,13 @@ class Polls:
                 poll.leave(feed)
             if failure is not None:
                 raise type(failure)(failure.message, endpoint=failure.endpoint) from failure
+
+    async def _check_access(self, feed: Feed) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._connection.check_access(_named(feed))
+        except TimeoutError as error:
+            raise RequestTimeoutError(f"no answer within {self._timeout:g} s") from error
 
     async def _listen(self) -> None:
         """Ask the server who leads, every second while there are polls.

@@ -139,7 +139,7 @@ class ConsulStore(BaseStore):
     async def _connect(self) -> None:
         self._opened = Connection(self.config, self._servers)
         self._sessions = Sessions(self._opened, self._tasks)
-        self._polls = Polls(self._opened, self._tasks, self.config.prefix)
+        self._polls = Polls(self._opened, self._tasks, self.config)
         share = self.config.connection_timeout / len(self._servers)
         reason = NotReachableError()
         for _ in self.endpoints:
