@@ -24,7 +24,7 @@ from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ConsulCluster, ConsulServer
 from consul.conftest import Make
-from faults.impostors import OTHER_SERVICES, Front, Handler, passing_on
+from faults.impostors import OTHER_SERVICES, Front, Handler, consul, passing_on
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -293,6 +293,21 @@ async def test_a_session_is_neither_renewed_nor_lost_nor_ended_by_something_else
         for _ in range(2):
             await store._revoke(call, lease)
         assert not await store._renew(call, lease)
+
+
+@pytest.mark.parametrize("status", ["301 Moved Permanently", "405 Method Not Allowed", "520 Unknown"])
+async def test_what_answers_as_consul_does_not_is_left_for_the_next_endpoint(
+    make: Make, server: ConsulServer, status: str
+) -> None:
+    async with Front(consul(status, b"")) as front:
+        async with make(front.endpoint, server.endpoint) as store:
+            pair = await store.atomic_put("key", b"1", None) if status < "5" else None
+            assert await store.exists("key") == (pair is not None)
+            assert store._connection.endpoint.port == server.port
+        async with make(front.endpoint, request_timeout=0.5) as store:
+            with pytest.raises((NotReachableError, RequestTimeoutError)) as caught:
+                await store.put("key", b"2")
+            assert caught.value.maybe_applied == (status > "5")
 
 
 async def test_close_with_a_paused_agent(make: Make) -> None:

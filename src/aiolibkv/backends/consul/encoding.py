@@ -35,8 +35,9 @@ LOCK_FLAGS = 3304740253564472344
 
 Operation = dict[str, object]
 
+_UNDONE = range(300, 500)
+"""Sent elsewhere, or back."""
 _READ_BY_CALLERS = frozenset({HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT})
-_OUTAGES = frozenset({429, 500, 502, 503, 504})
 DENIED = "Permission denied"
 """What the server says of a token that may not do this; of one that it does not know: "ACL not found"."""
 
@@ -362,10 +363,11 @@ def failure_of(answer: Answer) -> StoreError | None:
         return ValueTooLargeError(f"the server takes less: {text}")
     if text.startswith(_NO_TLS):
         return NotReachableError(f"the server wants TLS: {text}", maybe_applied=False)
-    if status in _OUTAGES:
-        undone = any(phrase in text for phrase in _NOTHING_DONE)
-        return NotReachableError(f"the server answered {status}: {text}", maybe_applied=not undone)
-    return StoreError(f"the server answered {status}: {text}")
+    if status == HTTPStatus.BAD_REQUEST:
+        return StoreError(f"the server answered {status}: {text}")
+    # Consul answers so when it is in trouble; or what answers is not Consul.
+    undone = status in _UNDONE or any(phrase in text for phrase in _NOTHING_DONE)
+    return NotReachableError(f"the server answered {status}: {text}", maybe_applied=not undone)
 
 
 @_reading()
