@@ -60,7 +60,6 @@ from aiolibkv.types import Capabilities, KVPair
 
 _DEFAULT_PORT = 8500
 _LONGEST_PAUSE = 0.2
-_UNITS_AT_ONCE = (MAX_TXN_OPERATIONS - 1) // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +97,9 @@ class ConsulStore(BaseStore):
 
     Values that do not fit into a transaction (above about 390 KB) are written by plain requests, which can
     neither check a guard nor begin a lifetime: CallNotSupportedError, before anything is written.
+
+    ``delete_tree("")`` is one transaction, which has room for about 60 first characters of keys (30 without a
+    prefix). Of more it is a CallNotSupportedError, before anything is deleted; one directory after the other can be.
     """
 
     name: ClassVar[str] = "consul"
@@ -418,13 +420,12 @@ class ConsulStore(BaseStore):
         names directly below the root. The transaction then deletes all that begins like one of them, by the
         shortest beginnings that leave the reserved subtree out: mostly one character each. It takes effect at
         one instant, and includes keys created since under the same first characters; others count as created
-        afterwards. Where more than 31 different beginnings are needed, they take several transactions one
-        after the other.
+        afterwards.
         """
         if directory == self.config.prefix:
             return await self._delete_root(call, guard)
         start = start_of(directory)
-        deleted = await self._delete_units(call, [(start, True)], guard)
+        deleted = await self._delete_units(call, start, [(start, True)], guard)
         if not deleted:
             call.settled()
             if not await self._is_key(directory, read_mode(consistent=True)):
@@ -444,25 +445,30 @@ class ConsulStore(BaseStore):
             await self._connection.check_access(start)
             if replaced == self._connection.tokens_replaced:
                 break
-        deleted = 0
-        for position in range(0, max(len(units), 1), _UNITS_AT_ONCE):
-            try:
-                deleted += await self._delete_units(call, units[position : position + _UNITS_AT_ONCE], guard)
-            except StoreError as error:
-                if position:
-                    call.writing()
-                    error.maybe_applied = True
-                raise
-        return deleted
+        return await self._delete_units(call, start, units, guard)
 
-    async def _delete_units(self, call: Call, units: Sequence[tuple[str, bool]], guard: Guard | None) -> int:
-        """Delete keys, or all that begins in a certain way, in one transaction; return how many there were."""
+    async def _delete_units(
+        self, call: Call, start: str, units: Sequence[tuple[str, bool]], guard: Guard | None
+    ) -> int:
+        """Delete keys, or all that begins in a certain way, in one transaction; return how many there were.
+
+        Args:
+            call: told of the write.
+            start: what all of them begin with. By it they are read, to be counted, unless it is empty: the server
+                takes no empty key.
+            units: what is deleted, and whether it is all that begins so.
+            guard: as for ``_delete_tree``.
+        """
         operations = _conditions(guard)
-        for unit, whole in units:
-            operations.append({"Verb": "get-tree", "Key": unit})
-            operations.append({"Verb": "delete-tree" if whole else "delete", "Key": unit})
+        if units:
+            operations += [
+                {"Verb": "get-tree", "Key": key} for key in ([start] if start else [unit for unit, _ in units])
+            ]
+        operations += [{"Verb": "delete-tree" if whole else "delete", "Key": unit} for unit, whole in units]
         if not operations:
             return 0
+        if len(operations) > MAX_TXN_OPERATIONS:
+            raise CallNotSupportedError("the keys have too many first characters for one transaction of Consul")
         try:
             entries = await self._transact(call, txn_body(operations))
         except TxnFailedError as failed:
