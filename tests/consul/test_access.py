@@ -2,19 +2,24 @@
 
 import asyncio
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from string import ascii_lowercase, digits
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
 
-from aiolibkv import AccessDeniedError, Config, KVPair, NotReachableError, Watch
+from aiolibkv import AccessDeniedError, Config, KVPair, NotReachableError, Watch, open_store
 from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.config import Token
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ConsulServer
+from consul.recording import recorded
+from faults.impostors import Front, consul
+from secrecy import new_secret
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -321,6 +326,37 @@ async def test_a_token_that_cannot_be_renewed_still_does_for_what_it_may(guarded
         pair = await store.put("mine/unrenewed", b"")
         assert await anext(watch) == pair
         await store.delete("mine/unrenewed")
+
+
+async def test_a_user_is_told_to_whoever_stands_before_consul(guarded: ConsulServer, limited: str) -> None:
+    password = new_secret()
+    told = b"authorization: basic " + b64encode(f"ann:{password}".encode())
+    async with FaultProxy(guarded.host, guarded.port, protocol="http1") as proxy:
+        with recorded(proxy) as requests:
+            url = f"consul://ann:{quote(password, safe='')}@{proxy.endpoint}/mine/user"
+            async with open_store(url, Config(token=limited)) as store:
+                await store.put("key", b"")
+                await store.put("key", b"", ttl=60)
+                assert await anext(store.watch("key")) == await store.get("key")
+                await store.delete("key")
+        assert len(requests) > 5
+        for request in requests:
+            head = request.partition(b"\r\n\r\n")[0].lower()
+            assert told.lower() in head
+            assert f"x-consul-token: {limited}".encode() in head
+
+
+async def test_a_user_who_is_not_known_to_what_stands_before_consul() -> None:
+    password = new_secret()
+    async with (
+        Front(consul("401 Unauthorized", b"")) as front,
+        ConsulStore([front.endpoint], Config(username="ann", password=password)) as store,
+    ):
+        with pytest.raises(AccessDeniedError) as caught:
+            await store.put("key", b"")
+        assert not caught.value.maybe_applied
+        with pytest.raises(AccessDeniedError):
+            await anext(store.watch("key"))
 
 
 async def test_a_token_that_cannot_be_had(guarded: ConsulServer) -> None:

@@ -327,8 +327,8 @@ async def test_settings_that_cannot_be(make: Make, tmp_path: Path) -> None:
     for endpoints in ([], ["http://127.0.0.1:8500"], ["host:port"]):
         with pytest.raises(ValueError, match="endpoint"):
             make(*endpoints)
-    with pytest.raises(ValueError, match="token"):
-        make("127.0.0.1", username="user", password="secret")
+    with pytest.raises(ValueError, match="colon"):
+        await make("127.0.0.1", username="us:er", password="secret").__aenter__()
     with pytest.raises(ValueError, match="option"):
         make("127.0.0.1", options={"unknown": 1})
     missing = tmp_path / "missing.pem"

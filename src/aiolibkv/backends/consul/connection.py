@@ -19,7 +19,7 @@ from typing import NamedTuple
 import aiohttp
 from yarl import URL
 
-from aiolibkv.backends.consul.credentials import TokenSource
+from aiolibkv.backends.consul.credentials import TokenSource, user_headers
 from aiolibkv.backends.consul.encoding import (
     MAX_TXN_OPERATIONS,
     Answer,
@@ -124,7 +124,7 @@ class Connection:
         """Prepare; no I/O.
 
         Raises:
-            ValueError: a file of a certificate cannot be read, or the token cannot be one.
+            ValueError: a file of a certificate cannot be read, or the token or the user cannot be one.
         """
         self.leader: str | None = None
         self._endpoints = endpoints
@@ -138,6 +138,7 @@ class Connection:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=True if self._ssl is None else self._ssl),
             cookie_jar=aiohttp.DummyCookieJar(),
+            headers=user_headers(config),
             middlewares=(_send_once,),
             trace_configs=[tracing],
             # Consul compresses for those who accept it, which makes reads of 100 KB nearly three times

@@ -1,8 +1,10 @@
-"""Who the client is: tokens and certificates."""
+"""Who the client is: tokens, and users of what stands before Consul."""
 
 from __future__ import annotations
 
-from aiolibkv.config import Token
+from base64 import b64encode
+
+from aiolibkv.config import Config, Token
 from aiolibkv.errors import AccessDeniedError
 
 
@@ -64,6 +66,22 @@ class TokenSource:
         except Exception as error:
             raise AccessDeniedError(f"no token could be had: {type(error).__name__}") from error
         return token
+
+
+def user_headers(config: Config) -> dict[str, str]:
+    """Return the header that carries user and password, if there are any.
+
+    Consul knows no users and passes over it; a proxy before it may ask for them.
+
+    Raises:
+        ValueError: the user's name cannot be told from the password.
+    """
+    if config.username is None and config.password is None:
+        return {}
+    user, password = config.username or "", config.password or ""
+    if ":" in user:
+        raise ValueError("consul: a username has no colon")
+    return {"Authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
 
 
 def _check(token: str) -> None:

@@ -35,6 +35,8 @@ LOCK_FLAGS = 3304740253564472344
 
 Operation = dict[str, object]
 
+_REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+"""By Consul, or by a proxy before it."""
 _UNDONE = range(300, 500)
 """Sent elsewhere, or back."""
 _READ_BY_CALLERS = frozenset({HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT})
@@ -357,7 +359,7 @@ def failure_of(answer: Answer) -> StoreError | None:
     status, text = answer.status, answer.text
     if status in _READ_BY_CALLERS or text.startswith(_BAD_TTL):
         return None
-    if status == HTTPStatus.FORBIDDEN:
+    if status in _REFUSED:
         return AccessDeniedError(f"access denied: {text}")
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return ValueTooLargeError(f"the server takes less: {text}")

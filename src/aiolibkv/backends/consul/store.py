@@ -124,15 +124,14 @@ class ConsulStore(BaseStore):
 
         Args:
             endpoints: "host:port" of agents of one datacenter; the port is 8500 when not given.
-            config: settings.
+            config: settings. Consul knows tokens; a user and a password are for a proxy before it, as by
+                CONSUL_HTTP_AUTH.
 
         Raises:
-            ValueError: there is no endpoint, one cannot be read, or a user is given: Consul knows tokens.
+            ValueError: there is no endpoint, or one cannot be read.
         """
         super().__init__(endpoints, config)
         self._servers = Endpoints(self.endpoints, _DEFAULT_PORT)
-        if self.config.username is not None or self.config.password is not None:
-            raise ValueError("consul: there are no users; access is by token")
         self._tasks = Tasks()
         self._opened: Connection | None = None
 
