@@ -305,6 +305,33 @@ async def test_a_large_value_that_may_not_be_read_back(guarded: ConsulServer, *,
         assert caught.value.maybe_applied
 
 
+async def test_a_write_in_doubt_whose_repetition_is_denied(guarded: ConsulServer) -> None:
+    token = await guarded.add_token(RULES)
+    async with (
+        FaultProxy(guarded.host, guarded.port, protocol="http1") as proxy,
+        ConsulStore([proxy.endpoint], Config(token=token)) as store,
+        _store(guarded, ROOT) as root,
+    ):
+        previous = await root.put("mine/denied", b"")
+        for write in (
+            lambda: store.atomic_put("mine/denied", b"new", previous),
+            lambda: store.atomic_delete("mine/denied", previous),
+        ):
+            await _rule(guarded, token, RULES)
+            assert await store.get("mine/denied") == previous
+            with recorded(proxy) as requests:
+                proxy.blackhole(to_client=False)
+                writing = asyncio.ensure_future(write())
+                await eventually(lambda requests=requests: requests, within=5, message="it is under way")  # type: ignore[misc]
+                await _rule(guarded, token, 'key_prefix "mine/" { policy = "read" }')
+                proxy.reset()
+                proxy.heal()
+                with pytest.raises(NotReachableError) as caught:
+                    await writing
+                assert caught.value.maybe_applied
+            assert await root.get("mine/denied") == previous
+
+
 async def test_a_root_of_which_a_part_may_not_be_deleted(guarded: ConsulServer) -> None:
     token = await guarded.add_token(f'{RULES} key_prefix "mine/root/z" {{ policy = "read" }}')
     async with _store(guarded, ROOT, "mine/root") as root, _store(guarded, token, "mine/root") as store:

@@ -310,6 +310,9 @@ class ConsulStore(BaseStore):
                 return await self._write_once(call, write)
             except TxnFailedError as failed:
                 refused = write.refusal(failed)
+                if isinstance(refused, AccessDeniedError):
+                    # The first one may have been let in before the right to it was taken away.
+                    raise lost from refused
             except StoreError as error:
                 # What became of the repetition says nothing of the first one.
                 call.writing()
