@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from aiolibkv import (
     StoreClosedError,
     StoreError,
 )
-from aiolibkv.store import UNSEEN, Unseen
+from aiolibkv.store import UNSEEN, Call, Unseen
 from unit.faulty import FaultyStore
 
 pytestmark = pytest.mark.asyncio
@@ -93,6 +94,21 @@ async def test_a_write_without_answer_is_not_repeated(fault: str) -> None:
         assert caught.value.maybe_applied
         assert store.calls.count("put") == 1
         assert await store.exists("k") == (fault == "lost answer")
+
+
+class Denying(FaultyStore):
+    """Cannot tell what became of a write, because it may not look."""
+
+    async def _put(self, call: Call, path: str, *args: Any, **kwargs: Any) -> int:
+        call.writing()
+        raise AccessDeniedError
+
+
+async def test_an_error_of_a_write_in_doubt_says_so() -> None:
+    async with Denying() as store:
+        with pytest.raises(AccessDeniedError) as caught:
+            await store.put("k", b"v")
+        assert caught.value.maybe_applied
 
 
 async def test_a_refused_write_was_certainly_not_applied() -> None:

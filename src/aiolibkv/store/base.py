@@ -7,7 +7,8 @@ A backend subclasses BaseStore, sets ``name`` and ``capabilities``, and implemen
 - Keys, values, lifetimes and previous pairs were checked; nothing needs to be checked again.
 - Every call has a deadline: it is cancelled when its time is over, and when the store is closed.
 - NotReachableError means: try again. It is repeated, on the next endpoint if the backend moves on, unless the call
-  said ``call.writing()`` and no ``call.settled()`` since.
+  said ``call.writing()`` and no ``call.settled()`` since. Any other error raised then says that the write may have been
+  applied.
 - A method may be cancelled at every await. What it leaves half done, it must be able to find again.
 
 Everything a backend starts, it ends in ``_disconnect``.
@@ -425,6 +426,7 @@ class BaseStore(ABC):
                     pauses = pauses or _pauses()
                     await asyncio.sleep(next(pauses))
         except StoreError as error:
+            error.maybe_applied = error.maybe_applied or call.maybe_applied
             self._located(error, path)
             raise
         except TimeoutError:

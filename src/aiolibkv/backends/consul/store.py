@@ -337,10 +337,9 @@ class ConsulStore(BaseStore):
         """
         try:
             return await self._read_entry(path)
-        except StoreError as error:
+        except StoreError:
             if lost is not None:
                 raise lost from lost.__cause__
-            error.maybe_applied = True
             raise
 
     async def _read_entry(self, path: str) -> tuple[Entry | None, int]:

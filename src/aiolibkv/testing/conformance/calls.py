@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
-from aiolibkv import AsyncStore, KeyExistsError, KeyModifiedError, KeyNotFoundError, KVPair, PreviousNotSpecifiedError
+from aiolibkv import (
+    AsyncStore,
+    KeyExistsError,
+    KeyModifiedError,
+    KeyNotFoundError,
+    KVPair,
+    PreviousNotSpecifiedError,
+    StoreError,
+)
 from aiolibkv.testing.conformance.suite import Suite, next_of
 from aiolibkv.testing.scale import eventually
 
@@ -233,6 +243,37 @@ class CompareAndSwap(Suite):
         with pytest.raises(PreviousNotSpecifiedError):
             await store.atomic_delete("missing", None)  # type: ignore[arg-type]
         assert await store.exists("key")
+
+    async def test_what_is_refused_certainly_was_not_applied(self, store: AsyncStore, other: AsyncStore) -> None:
+        stale = await store.put("dir/key", b"old")
+        current = await other.put("dir/key", b"new")
+        gone = await store.put("dir/gone", b"")
+        await other.delete("dir/gone")
+        calls: dict[type[StoreError], list[Coroutine[Any, Any, object]]] = {
+            KeyExistsError: [
+                store.atomic_put("dir/key", b"", None),
+                store.atomic_put("dir/key", b"", None, ttl=60),
+                store.atomic_put("dir/key", b"", None, keep_alive=True),
+            ],
+            KeyModifiedError: [
+                store.atomic_put("dir/key", b"", stale),
+                store.atomic_put("dir/key", b"", stale, ttl=60),
+                store.atomic_put("dir/key", b"", stale, keep_alive=True),
+                store.atomic_put("dir/gone", b"", gone),
+                store.atomic_delete("dir/key", stale),
+            ],
+            KeyNotFoundError: [
+                store.delete("dir/gone"),
+                store.atomic_delete("dir/gone", gone),
+                store.delete_tree("dir/gone"),
+            ],
+        }
+        for kind, refused in calls.items():
+            for call in refused:
+                with pytest.raises(kind) as caught:
+                    await call
+                assert not caught.value.maybe_applied
+        assert await other.list("dir") == [current]
 
     async def test_previous_from_everywhere(self, store: AsyncStore, other: AsyncStore) -> None:
         written = await store.put("a/key", b"0")
