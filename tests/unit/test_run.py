@@ -18,7 +18,8 @@ from aiolibkv import (
     StoreClosedError,
     StoreError,
 )
-from aiolibkv.store import UNSEEN, Call, Unseen
+from aiolibkv.store import UNSEEN, Call, Listing, Unseen
+from aiolibkv.testing.scale import scaled
 from unit.faulty import FaultyStore
 
 pytestmark = pytest.mark.asyncio
@@ -130,6 +131,22 @@ async def test_a_mute_server_ends_in_request_timeout() -> None:
             await store.get("k")
         assert not caught.value.maybe_applied
         assert (caught.value.backend, caught.value.key) == ("memory", "k")
+
+
+class Paging(FaultyStore):
+    """Loses the connection at the end of a long list, every time."""
+
+    async def _list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
+        for _ in range(10):
+            call.extend()
+        raise NotReachableError
+
+
+async def test_a_list_that_begins_again_and_again_ends() -> None:
+    """Every page gives it more time, but not every time it is read; the pauses between are shorter than that time."""
+    async with Paging(config=Config(request_timeout=0.8)) as store, asyncio.timeout(scaled(10)):
+        with pytest.raises(NotReachableError):
+            await store.list("")
 
 
 async def test_an_unreachable_server_ends_in_not_reachable() -> None:

@@ -417,6 +417,7 @@ class BaseStore(ABC):
         try:
             async with deadline:
                 while True:
+                    call.rewind()
                     try:
                         return await operation(call)
                     except NotReachableError as error:

@@ -15,14 +15,16 @@ class Call:
     """What a backend reports of the call it carries out.
 
     Before a write goes on the wire: ``writing()``. When an answer says that it was not applied: ``settled()``.
-    In a call of many pages, after each page: ``extend()``. Reads need none of the first two.
+    In a call of many pages, after each page: ``extend()``; when they begin anew within it: ``rewind()``. Reads need
+    none of the first two.
     """
 
-    __slots__ = ("_deadline", "_timeout", "maybe_applied")
+    __slots__ = ("_deadline", "_furthest", "_page", "_timeout", "maybe_applied")
 
     def __init__(self, deadline: asyncio.Timeout, timeout: float) -> None:
         self._deadline = deadline
         self._timeout = timeout
+        self._page = self._furthest = 0
         self.maybe_applied = False
 
     def writing(self) -> None:
@@ -34,9 +36,15 @@ class Call:
         self.maybe_applied = False
 
     def extend(self) -> None:
-        """Give the next page the whole request_timeout."""
-        if not self._deadline.expired():
+        """Give the next page the whole request_timeout, unless it was arrived at before."""
+        self._page += 1
+        if self._page > self._furthest and not self._deadline.expired():
+            self._furthest = self._page
             self._deadline.reschedule(asyncio.get_running_loop().time() + self._timeout)
+
+    def rewind(self) -> None:
+        """Note that the pages begin anew; whatever makes them do so again and again must not make the call endless."""
+        self._page = 0
 
 
 class Unseen(Enum):

@@ -384,6 +384,7 @@ class Writer:
         deleted = 0
         may_prune = True
         while True:
+            call.rewind()
             tree = await self._reader.read_tree(
                 connection, directory, consistent=True, page_read=call.extend, with_above=True
             )
