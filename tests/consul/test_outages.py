@@ -1,8 +1,11 @@
 """Servers that are restarted, killed, paused, emptied and restored under running stores."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -308,6 +311,55 @@ async def test_what_answers_as_consul_does_not_is_left_for_the_next_endpoint(
             with pytest.raises((NotReachableError, RequestTimeoutError)) as caught:
                 await store.put("key", b"2")
             assert caught.value.maybe_applied == (status > "5")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 16 MiB."""
+    directory = tmp_path / "small"
+    directory.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    mounting = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(directory)], check=False, capture_output=True, text=True
+    )
+    if mounting.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounting.stderr}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def _enlarge(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+
+
+async def test_a_server_whose_disk_is_full(make: Make, small_disk: Path) -> None:
+    """It cannot lead any more, and leads again as soon as there is space."""
+    async with (
+        ConsulServer(extra_args=[f"-data-dir={small_disk}"]) as server,
+        make(server.endpoint, request_timeout=1) as store,
+        store.watch_tree("") as watch,
+    ):
+        assert await anext(watch) == []
+        written: list[KVPair] = []
+        with pytest.raises((NotReachableError, RequestTimeoutError)) as caught:
+            while len(written) < 1000:
+                written.append(await store.put(f"full/{len(written)}", bytes(200_000)))
+        assert caught.value.maybe_applied
+        assert len(written) > 5
+        for pair in written:
+            assert await store.get(pair.key, consistent=False) == pair
+        await eventually(lambda: watch.is_stale, within=10, message="the watch is stale")
+        _enlarge(small_disk)
+        last = await _put(store, "last", b"", within=20)
+        await server.restart()
+        found = {pair.key: pair for pair in await store.list("")}
+        assert [found[pair.key] for pair in (*written, last)] == [*written, last]
+        # Of the others only the one that is in doubt may be there.
+        assert len(found) <= len(written) + 2
+        await _at(watch, [found[key] for key in sorted(found)], within=10)
 
 
 async def test_close_with_a_paused_agent(make: Make) -> None:
