@@ -48,7 +48,11 @@ def _store(server: ConsulServer, token: Token | None, prefix: str = "", **settin
 
 async def test_every_call_that_may_not_be_is_denied(guarded: ConsulServer, limited: str) -> None:
     previous = KVPair("other/key", b"", 1)
-    async with _store(guarded, ROOT) as root, _store(guarded, limited) as store:
+    async with (
+        _store(guarded, ROOT) as root,
+        _store(guarded, limited) as store,
+        _store(guarded, limited, "other") as within,
+    ):
         pair = await root.put("other/key", b"secret")
         seen = await root.put("seen/key", b"")
         calls: list[Callable[[], Awaitable[object]]] = [
@@ -79,6 +83,9 @@ async def test_every_call_that_may_not_be_is_denied(guarded: ConsulServer, limit
             lambda: anext(store.watch_tree("other")),
             lambda: anext(store.watch_tree("missing")),
             lambda: store.new_lock("other/lock").try_acquire(),
+            lambda: within.list(""),
+            lambda: within.delete_tree(""),
+            lambda: anext(within.watch_tree("")),
         ]
         for number, call in enumerate(calls):
             with pytest.raises(AccessDeniedError) as caught:

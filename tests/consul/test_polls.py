@@ -2,11 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
 
 import pytest
+import pytest_asyncio
 
-from aiolibkv import AccessDeniedError, KVPair, NotReachableError, Watch
+from aiolibkv import AccessDeniedError, KVPair, NotReachableError, RequestTimeoutError, Watch
 from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.backends.consul.encoding import Answer
 from aiolibkv.backends.consul.polls import Poll, Polls
@@ -92,13 +94,19 @@ async def test_watches_without_a_common_directory(proxied: ConsulStore) -> None:
         await watch.aclose()
 
 
-async def test_cancelling_watches_and_making_new_ones(make: Make) -> None:
+@pytest_asyncio.fixture
+async def fresh() -> AsyncIterator[ConsulServer]:
+    """Run a server on which nothing is parked."""
+    async with ConsulServer() as running:
+        yield running
+
+
+async def test_cancelling_watches_and_making_new_ones(make: Make, fresh: ConsulServer) -> None:
     """What is left parked on the server neither locks the client out nor delays the new ones."""
     async with (
-        ConsulServer() as server,
-        FaultProxy(server.host, server.port, protocol="http1") as proxy,
+        FaultProxy(fresh.host, fresh.port, protocol="http1") as proxy,
         make(proxy.endpoint) as watching,
-        make(server.endpoint) as writing,
+        make(fresh.endpoint) as writing,
     ):
         for round_ in range(3):
             keys = [f"{round_}/{number}" for number in range(300)]
@@ -122,6 +130,29 @@ async def test_a_store_with_watches_that_is_closed_and_opened_again(make: Make) 
                 await _all_at(watches, [None] * 30, within=10)
                 pairs = [await writing.put(f"{round_}/{number}", b"") for number in range(30)]
                 await _all_at(watches, pairs, within=10)
+
+
+async def test_more_watches_than_the_server_has_connections_for(make: Make) -> None:
+    """Two stores are two clients to themselves and one to the server: who comes too late waits, and nothing breaks."""
+    async with (
+        ConsulServer(max_connections=40) as server,
+        make(server.endpoint, request_timeout=1) as first,
+        make(server.endpoint, request_timeout=1) as second,
+    ):
+        keys = [f"second/{number}" for number in range(30)]
+        held = [first.watch(f"first/{number}") for number in range(30)]
+        await _all_at(held, [None] * 30, within=20)
+        async with AsyncExitStack() as entering:
+            late = [await entering.enter_async_context(second.watch(key)) for key in keys]
+            await eventually(lambda: any(watch.is_stale for watch in late), within=10, message="there is no room")
+            outcomes = await asyncio.gather(*(second.put(key, b"") for key in keys), return_exceptions=True)
+            for outcome in outcomes:
+                assert isinstance(outcome, KVPair | NotReachableError | RequestTimeoutError)
+            for watch in held:
+                await watch.aclose()
+            await eventually(lambda: not any(watch.is_stale for watch in late), within=30, message="there is room")
+            pairs = [await second.put(key, b"last") for key in keys]
+            await _all_at(late, pairs, within=20)
 
 
 async def test_a_cancelled_query_stays_on_the_server() -> None:
