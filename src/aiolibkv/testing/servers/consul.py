@@ -142,7 +142,7 @@ class ConsulServer(Server):
         return config
 
     async def _is_ready(self) -> bool:
-        await self.api("PUT", f"/v1/kv/aiolibkv-ready/{self.name}")
+        # A write that leaves nothing, also when it is carried out after its answer was given up.
         await self.api("DELETE", f"/v1/kv/aiolibkv-ready/{self.name}")
         # Sessions need the health check that a server registers for itself after the election.
         checks = json.loads(await self.api("GET", f"/v1/health/node/{self.name}"))
