@@ -26,8 +26,9 @@ CLOCK = "tree/clock"
 """A key that every step writes and none deletes: it tells how much of the rest was seen."""
 _KEYS = 4
 _DELETES_EVERY = 7
-_KEPT = 25
-"""Steps that a key of one step's own is there: whoever misses its end or its beginning never learns of it later."""
+_LASTING_EVERY = 2
+_ENDED_EVERY = 8
+"""Steps with a key of their own that is written once and stays, or is deleted at once: who misses it, misses it for ever."""
 _PAUSE = 0.01
 _OUTAGE = (NotReachableError, RequestTimeoutError)
 
@@ -67,9 +68,10 @@ class Writer:
                 await self._store.put(key, value)
             else:
                 await self._delete(key)
-            await self._store.put(f"{DIRECTORY}/once/{number}", value)
-            if number > _KEPT:
-                await self._delete(f"{DIRECTORY}/once/{number - _KEPT}")
+            if number % _LASTING_EVERY == 0:
+                await self._store.put(f"{DIRECTORY}/once/{number}", value)
+            if number % _ENDED_EVERY == 0:
+                await self._delete(f"{DIRECTORY}/once/{number}")
             await self._store.put(CLOCK, value)
         except _OUTAGE:
             self.is_in_doubt = True
