@@ -28,7 +28,7 @@ _KEYS = 4
 _DELETES_EVERY = 7
 _LASTING_EVERY = 2
 _ENDED_EVERY = 8
-"""Steps with a key of their own that is written once and stays, or is deleted at once: who misses it, misses it for ever."""
+"""Steps with a key of their own, written once, that stays or is deleted at once: who misses it never learns of it."""
 _PAUSE = 0.01
 _OUTAGE = (NotReachableError, RequestTimeoutError)
 

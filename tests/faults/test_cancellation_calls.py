@@ -185,12 +185,17 @@ async def test_entering_a_watch(scene: Scene) -> None:
 
 async def test_aclose(scene: Scene) -> None:
     await scene.other.put("key", b"")
+    released = []
     for step in every_step():
         watch = scene.store.watch("key")
         await anext(watch)
         await step(watch.aclose())
         assert [pair async for pair in watch] == []
+        released.append(watch)
     await scene.usable()
+    # They are gone though they are still referred to.
+    await scene.leave(delete=True)
+    assert released
 
 
 # -- the store ---------------------------------------------------------------------------------------------------------
