@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from aiolibkv.backends.sqlite.clock import Clock
 from aiolibkv.backends.sqlite.failures import meaning, primary_code
 from aiolibkv.backends.sqlite.files import Files
 from aiolibkv.backends.sqlite.schema import Tables, open_for_reading
@@ -65,7 +65,7 @@ class CompactedError(Exception):
 class Reader:
     """The reading side of one store, in its event loop."""
 
-    def __init__(self, files: Files, tables: Tables) -> None:
+    def __init__(self, files: Files, tables: Tables, clock: Clock) -> None:
         """Open a connection.
 
         Raises:
@@ -73,6 +73,7 @@ class Reader:
         """
         self._files = files
         self._tables = tables
+        self._clock = clock
         self._reads = 0
         self._idle: list[sqlite3.Connection] = []
         self._snapshots = asyncio.Semaphore(_SNAPSHOTS)
@@ -100,7 +101,7 @@ class Reader:
             return UNSEEN
         self._reads += 1
         try:
-            row = self._quickly.execute(self._quick, (time.time(), path)).fetchone()
+            row = self._quickly.execute(self._quick, (self._clock.now(), path)).fetchone()
         except sqlite3.Error:
             return UNSEEN
         if row is None:
@@ -120,7 +121,7 @@ class Reader:
     async def exists(self, path: str) -> bool:
         """Tell whether there is a live pair."""
         await self._give_way()
-        return self._row(self._main, self._one, {"key": path, "now": time.time()}) is not None
+        return self._row(self._main, self._one, {"key": path, "now": self._clock.now()}) is not None
 
     async def state(self, path: str, *, tree: bool, paged: Callable[[], None] | None = None) -> State:
         """Return a pair, or the pairs strictly below a directory, at one snapshot.
@@ -133,7 +134,7 @@ class Reader:
         await self._give_way()
         async with self._snapshot() as connection:
             index = int(self._row(connection, self._newest, ())[0])
-            now = time.time()
+            now = self._clock.now()
             own = self._row(connection, self._one, {"key": path, "now": now}) if path else None
             if not tree:
                 pairs = [] if own is None else [await self._pair(connection, path, *own)]
@@ -164,10 +165,10 @@ class Reader:
             page.append(Logged(rev, last, key, value))
         return page
 
-    def next_end(self) -> float | None:
-        """Return the wall clock's time at which the next key or session expires."""
+    def until_next_end(self) -> float | None:
+        """Return the seconds until the next key or session expires."""
         end: float | None = self._row(self._main, self._next_end, ())[0]
-        return end
+        return None if end is None else end - self._clock.now()
 
     def owners(self) -> set[str]:
         """Return the owners of sessions."""

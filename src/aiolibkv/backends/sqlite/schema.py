@@ -14,6 +14,9 @@ from aiolibkv.errors import StoreError
 APPLICATION = 0x616C6B76  # "alkv"
 VERSION = 1
 
+CLOCK = '".clock"'
+"""The quoted name of the table with what the stores of all buckets know of their clock; no bucket's name has a dot."""
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _BUSY_TIME = 0.2
 _STATEMENTS = 64
@@ -30,8 +33,7 @@ class Tables:
         sessions: id, owner (the name of the file that it keeps locked), expires. A key with a session goes with it.
         pairs_name, log_name, sessions_name: the same, unquoted.
 
-    ``expires`` is the wall clock's time: it is shared between processes and outlives the machine's restart, which a
-    monotonic clock does not. A step of the wall clock therefore shortens or lengthens the lifetimes that are running.
+    ``expires`` is a time of the database's ``Clock``.
     """
 
     def __init__(self, bucket: str) -> None:
@@ -72,6 +74,7 @@ class Tables:
             f"""CREATE TABLE IF NOT EXISTS {self.sessions} (
                 id INTEGER PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL
             )""",
+            f"CREATE TABLE IF NOT EXISTS {CLOCK} (id INTEGER PRIMARY KEY, boot TEXT NOT NULL, zero REAL NOT NULL)",
         ]
 
 
@@ -137,9 +140,9 @@ def _share(connection: sqlite3.Connection) -> None:
 
 
 def _complete(connection: sqlite3.Connection, tables: Tables) -> bool:
-    names = (tables.pairs_name, tables.log_name, tables.sessions_name)
+    names = (tables.pairs_name, tables.log_name, tables.sessions_name, CLOCK.strip('"'))
     found = connection.execute(
-        "SELECT count(*) FROM sqlite_schema WHERE lower(name) IN (lower(?), lower(?), lower(?))", names
+        "SELECT count(*) FROM sqlite_schema WHERE lower(name) IN (lower(?), lower(?), lower(?), lower(?))", names
     )
     return int(found.fetchone()[0]) == len(names)
 

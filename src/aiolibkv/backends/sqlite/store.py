@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from aiolibkv.backends.sqlite.clock import Clock
 from aiolibkv.backends.sqlite.failures import meaning
 from aiolibkv.backends.sqlite.files import Files
 from aiolibkv.backends.sqlite.presence import Presence
@@ -47,9 +48,9 @@ class SqliteStore(BaseStore):
     ``durability="normal"`` it survives the death of the process at any moment, but a power failure or a crash of the
     operating system may undo the latest writes. Neither damages the database.
 
-    The ends of lifetimes are kept as the wall clock's time, since they are shared between processes and have to
-    outlive a restart of the machine. If that clock is set forward, keys go earlier by as much; if it is set back,
-    later.
+    Lifetimes count by the system's monotonic clock: it does not matter when the wall clock is set, and they stand
+    still while the machine sleeps, as the holders of locks do. From one start of the machine to the next they count
+    by the wall clock; on other systems than Linux they always do, so that setting it forward ends them early.
 
     On Linux a change is noticed by inotify; elsewhere it is looked for ten times a second.
     """
@@ -102,9 +103,10 @@ class SqliteStore(BaseStore):
 
     async def _connect(self) -> None:
         files = self._open_files()
-        self._writing = Writer(files, self._tables, self._durability, self._written)
+        clock = Clock()
+        self._writing = Writer(files, self._tables, clock, self._durability, self._written)
         await self._writing.start(self.config.connection_timeout * 0.9)
-        self._reading = reader = Reader(files, self._tables)
+        self._reading = reader = Reader(files, self._tables, clock)
         self._tail = tail = Tail(reader, files, lambda: self._run(self._expire))
         presence = Presence(reader, files, lambda owners: self._run(lambda call: self._end(call, owners)))
         self._signals = signals = Signals(files, tail.wake, presence.suspect)

@@ -73,7 +73,7 @@ class Transaction:
         """Delete what has expired.
 
         Args:
-            now: the wall clock's time, for all steps.
+            now: the clock's time, for all steps.
         """
         execute = self._connection.execute
         self._now = now

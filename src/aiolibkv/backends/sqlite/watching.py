@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
@@ -174,10 +173,9 @@ class Tail:
         """Return the seconds until the log is to be looked at, having begun to delete what has expired."""
         if not self._attached:
             return None
-        end = self._reader.next_end()
-        if end is None:
+        remaining = self._reader.until_next_end()
+        if remaining is None:
             return interval
-        remaining = end - time.time()
         if remaining > 0:
             return min(interval, remaining)
         if self._expiring is None or self._expiring.done():

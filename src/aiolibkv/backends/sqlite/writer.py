@@ -10,13 +10,13 @@ import asyncio
 import logging
 import sqlite3
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from aiolibkv.backends.sqlite.clock import Clock
 from aiolibkv.backends.sqlite.failures import meaning, primary_code
 from aiolibkv.backends.sqlite.files import Files
 from aiolibkv.backends.sqlite.schema import Tables, open_for_writing
@@ -59,17 +59,21 @@ class _Outcome(NamedTuple):
 class Writer:
     """The writing side of one store."""
 
-    def __init__(self, files: Files, tables: Tables, durability: str, written: Callable[[], None]) -> None:
+    def __init__(
+        self, files: Files, tables: Tables, clock: Clock, durability: str, written: Callable[[], None]
+    ) -> None:
         """Make a writer; ``start`` starts its thread.
 
         Args:
             files: the database and the files beside it.
             tables: those to write.
+            clock: set when the database is opened.
             durability: what SQLite calls "synchronous".
             written: called in the loop after each commit that changed keys.
         """
         self._files = files
         self._tables = tables
+        self._clock = clock
         self._durability = durability
         self._written = written
         self._loop = asyncio.get_running_loop()
@@ -200,6 +204,7 @@ class Writer:
             try:
                 self._connection = open_for_writing(self._files.path, self._tables, self._durability)
                 self._files.identify()
+                self._clock.set(self._connection)
                 self._transaction = Transaction(self._connection, self._tables)
                 self._bury(self._transaction)
             finally:
@@ -215,7 +220,7 @@ class Writer:
         changed = False
         try:
             transaction.begin()
-            transaction.expire(time.time())
+            transaction.expire(self._clock.now())
             transaction.end_sessions_of(grave.name for grave in graves)
             changed = transaction.commit()
             for grave in graves:
@@ -279,7 +284,7 @@ class Writer:
             transaction.begin()
             batch = self._claim() if batch is None else batch
             # The clock is read when all of them are there: who has seen a key expire, and then writes, finds it gone.
-            transaction.expire(time.time())
+            transaction.expire(self._clock.now())
             outcomes = [_attempt(operation, transaction) for operation in batch]
             committing = True
             return outcomes, transaction.commit()
