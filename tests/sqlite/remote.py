@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from aiolibkv import KVPair, Snapshot, Watch
+from aiolibkv import CannotLockError, HeldLock, KVPair, Lock, LockLostError, Snapshot, Watch
 from aiolibkv.backends.sqlite import SqliteStore
 from aiolibkv.keys import normalize_directory, normalize_key
 from sqlite.workers import Worker, open_sqlite
@@ -23,18 +25,25 @@ class Remote:
         self._worker = Worker(serve, database)
         self._numbers = count()
         self._answers: dict[int, asyncio.Future[Any]] = {}
-        self._stores = 0
+        self._users = 0
 
     def attach(self) -> None:
-        """Take answers in this event loop, as long as one of its stores is open."""
-        if not self._stores:
+        """Take answers in this event loop, as long as a store is open or a call runs."""
+        if not self._users:
             asyncio.get_running_loop().add_reader(self._worker.fileno(), self._read)
-        self._stores += 1
+        self._users += 1
 
-    def detach(self) -> None:
-        self._stores -= 1
-        if not self._stores:
+    async def detach(self) -> None:
+        self._users -= 1
+        if not self._users:
+            # All that was asked of closed stores ends.
+            if self._answers:
+                await asyncio.wait(self._answers.values())
             asyncio.get_running_loop().remove_reader(self._worker.fileno())
+
+    def number(self) -> int:
+        """Return a number for what this process makes over there."""
+        return next(self._numbers)
 
     def request(self, *call: object) -> tuple[int, asyncio.Future[Any]]:
         number = next(self._numbers)
@@ -43,12 +52,16 @@ class Remote:
         return number, self._answers[number]
 
     async def ask(self, *call: object) -> Any:
+        self.attach()
         number, answer = self.request(*call)
         try:
-            return await answer
+            return await asyncio.shield(answer)
         except asyncio.CancelledError:
             self._worker.send((number, "cancel"))
+            await asyncio.wait({answer})
             raise
+        finally:
+            await self.detach()
 
     def end(self) -> None:
         self._worker.end()
@@ -63,7 +76,7 @@ class Remote:
                 answer.set_result(result)
             else:
                 answer.set_exception(error)
-                answer.exception()  # nobody may ask for the end of a watch that was released
+                answer.exception()  # nobody may ask for the end of a watch that was released, or of a cancelled call
 
 
 class RemoteStore:
@@ -74,11 +87,17 @@ class RemoteStore:
     def __init__(self, remote: Remote, settings: dict[str, Any]) -> None:
         self._remote = remote
         self._settings = settings
-        self._number = -1
+        self._number = remote.number()
+        self._is_open = False
 
     async def __aenter__(self) -> Self:
         self._remote.attach()
-        self._number = await self._remote.ask("open", self._settings)
+        self._is_open = True
+        try:
+            await self._remote.ask("open", self._number, self._settings)
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -87,18 +106,28 @@ class RemoteStore:
         await self.close()
 
     async def close(self) -> None:
-        if self._number >= 0:
-            number, self._number = self._number, -1
-            await self._remote.ask("close", number)
-            self._remote.detach()
+        if self._is_open:
+            self._is_open = False
+            closed = self._remote.request("close", self._number)[1]
+            try:
+                await asyncio.shield(closed)
+            finally:
+                # Also when this is cancelled, the store is closed.
+                await asyncio.wait({closed})
+                await self._remote.detach()
 
     def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         """Give a method that is called over there."""
 
         async def call(*arguments: object, **how: Any) -> Any:
+            if isinstance(guard := how.get("guard"), RemoteHeldLock):
+                how["guard"] = guard.number
             return await self._remote.ask("call", self._number, name, arguments, how)
 
         return call
+
+    def new_lock(self, key: str, **how: Any) -> Lock:
+        return RemoteLock(self._remote, self._number, key, how)
 
     def watch(self, key: str) -> Watch[KVPair | None]:
         return RemoteWatch(self._remote, self._number, "watch", normalize_key(key))
@@ -147,49 +176,143 @@ class RemoteWatch:
             await self._remote.ask("release", number)
 
 
+class RemoteHeldLock:
+    """An acquisition of the other process."""
+
+    def __init__(self, remote: Remote, number: int, facts: dict[str, Any]) -> None:
+        self.number = number
+        self.key: str = facts["key"]
+        self.value: bytes = facts["value"]
+        self.fencing_token: int = facts["fencing_token"]
+        self.ttl: float = facts["ttl"]
+        self.freed_within: float = facts["freed_within"]
+        self.lost = remote.request("call", number, "wait_lost", (), {})[1]
+
+    @property
+    def is_held(self) -> bool:
+        return not self.lost.done()
+
+    async def wait_lost(self) -> None:
+        await asyncio.shield(self.lost)
+
+
+class RemoteLock:
+    """A lock in the other process; a body that holds it is here, and is cancelled when it is lost over there."""
+
+    def __init__(self, remote: Remote, store: int, key: str, how: dict[str, Any]) -> None:
+        self._remote = remote
+        self._of = (store, remote.number(), key, how)
+        self._held: RemoteHeldLock | None = None
+        self._body: tuple[asyncio.Task[object], int] | None = None
+        self._is_body_cancelled = False
+
+    async def acquire(self) -> HeldLock:
+        held = await self._contend("acquire")
+        assert held is not None
+        return held
+
+    async def try_acquire(self) -> HeldLock | None:
+        return await self._contend("try_acquire")
+
+    async def release(self) -> None:
+        if self._body is not None and self._body[0] is not asyncio.current_task():
+            self._cancel_body()
+        await self._remote.ask("lock", "release", *self._of)
+
+    async def __aenter__(self) -> HeldLock:
+        held = await self.acquire()
+        assert self._held is not None
+        task = asyncio.current_task()
+        assert task is not None
+        self._body = (task, task.cancelling())
+        self._is_body_cancelled = False
+        self._held.lost.add_done_callback(lambda _: self._cancel_body())
+        return held
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._body is not None
+        assert self._held is not None
+        (task, cancelling), self._body = self._body, None
+        lost = self._is_body_cancelled or not self._held.is_held
+        ours = self._is_body_cancelled and task.uncancel() <= cancelling and kind is asyncio.CancelledError
+        if not lost:
+            await self.release()
+        if ours or (lost and kind is None):
+            raise LockLostError from error
+
+    def _cancel_body(self) -> None:
+        if self._body is not None and not self._is_body_cancelled:
+            self._is_body_cancelled = True
+            self._body[0].cancel()
+
+    async def _contend(self, name: str) -> RemoteHeldLock | None:
+        try:
+            found = await self._remote.ask("lock", name, *self._of)
+        except asyncio.CancelledError:
+            # It may have been acquired over there before that was heard of.
+            with suppress(CannotLockError):
+                await self.release()
+            raise
+        self._held = None if found is None else RemoteHeldLock(self._remote, *found)
+        return self._held
+
+
 class _Server:
-    """The stores and watches of this process that the other one uses."""
+    """The stores, watches and locks of this process that the other one uses."""
 
     def __init__(self, pipe: Connection, path: Path) -> None:
         self._pipe = pipe
         self._path = path
-        self._numbers = count()
+        self._numbers = count(-1, -1)  # those that the other one gives are not negative
         self._things: dict[int, Any] = {}
-        self._running: dict[int, asyncio.Task[None]] = {}
+        self._running: dict[int, asyncio.Task[object]] = {}
 
     def read(self) -> None:
         while self._pipe.poll():
-            request, *call = self._pipe.recv()
-            if call == ["cancel"]:
+            request, kind, *details = self._pipe.recv()
+            if kind == "cancel":
                 if request in self._running:
-                    self._running[request].cancel()
+                    # Not before the call has begun: a call that is awaited has, when it is cancelled.
+                    asyncio.get_running_loop().call_soon(self._running[request].cancel)
             else:
-                self._running[request] = asyncio.get_running_loop().create_task(self._answer(request, *call))
+                task = asyncio.get_running_loop().create_task(getattr(self, kind)(*details))
+                self._running[request] = task
+                task.add_done_callback(partial(self._answer, request))
 
-    async def _answer(self, request: int, kind: str, *details: Any) -> None:
-        try:
-            self._pipe.send((request, await getattr(self, kind)(*details), None))
-        except asyncio.CancelledError:
-            self._pipe.send((request, None, None))
-        except Exception as error:  # noqa: BLE001 - it is raised over there
-            self._pipe.send((request, None, error))
-        finally:
-            del self._running[request]
+    def _answer(self, request: int, task: asyncio.Task[object]) -> None:
+        del self._running[request]
+        error = None if task.cancelled() else task.exception()
+        result = None if task.cancelled() or error else task.result()
+        self._pipe.send((request, result, error))
 
-    async def open(self, settings: dict[str, Any]) -> int:
-        return self._keep(await open_sqlite(self._path, **settings).__aenter__())
+    async def open(self, store: int, settings: dict[str, Any]) -> None:
+        self._things[store] = open_sqlite(self._path, **settings)
+        await self._things[store].__aenter__()
 
     async def watch(self, store: int, name: str, key: str) -> int:
         return self._keep(await getattr(self._things[store], name)(key).__aenter__())
 
     async def call(self, store: int, name: str, arguments: Sequence[Any], how: dict[str, Any]) -> object:
+        if how.get("guard") is not None:
+            how["guard"] = self._things[how["guard"]]
         return await getattr(self._things[store], name)(*arguments, **how)
+
+    async def lock(self, name: str, store: int, lock: int, key: str, how: dict[str, Any]) -> object:
+        if lock not in self._things:
+            self._things[lock] = self._things[store].new_lock(key, **how)
+        held: HeldLock | None = await getattr(self._things[lock], name)()
+        if held is None:
+            return None
+        facts = ("key", "value", "fencing_token", "ttl", "freed_within")
+        return self._keep(held), {fact: getattr(held, fact) for fact in facts}
 
     async def next(self, watch: int) -> object:
         return await anext(self._things[watch])
 
     async def close(self, store: int) -> None:
-        await self._things.pop(store).close()
+        await self._things[store].close()
 
     async def release(self, watch: int) -> None:
         await self._things.pop(watch).aclose()

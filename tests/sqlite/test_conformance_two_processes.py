@@ -1,4 +1,4 @@
-"""Those parts of the conformance suite in which stores meet, every other store in another process."""
+"""The SQLite backend against the conformance suite, every other store of a test in another process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ from typing import Any, cast
 import pytest
 
 from aiolibkv import AsyncStore
-from aiolibkv.testing.conformance import StoreFactory
-from aiolibkv.testing.conformance.calls import Calls, CompareAndSwap
-from aiolibkv.testing.conformance.directories import DeletingTrees, Directories
-from aiolibkv.testing.conformance.lifetimes import KeepingAlive, Lifetimes
-from aiolibkv.testing.conformance.watching import Watching
-from aiolibkv.testing.conformance.watching_trees import WatchingTrees
+from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory
 from sqlite.remote import Remote, RemoteStore
 from sqlite.workers import open_sqlite
 
@@ -30,9 +25,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Rem
         other.end()
 
 
-class TestSqliteInTwoProcesses(
-    KeepingAlive, Lifetimes, WatchingTrees, Watching, DeletingTrees, Directories, CompareAndSwap, Calls
-):
+class TestSqliteInTwoProcesses(ConformanceSuite):
     """The first store of a test is here, the second there, and so on."""
 
     @pytest.fixture
@@ -42,7 +35,10 @@ class TestSqliteInTwoProcesses(
 
         def make(*, prefix: str | None = None, **overrides: Any) -> AsyncStore:
             settings = {**overrides, "prefix": prefix or ""}
-            here = next(is_here)
-            return open_sqlite(database, **settings) if here else cast(AsyncStore, RemoteStore(other, settings))
+            here = open_sqlite(database, **settings)
+            return here if next(is_here) else cast(AsyncStore, RemoteStore(other, settings))
 
         return make
+
+    @pytest.mark.skip(reason="it hands an object of one store to the other, which processes cannot")
+    async def test_of_another_store(self) -> None: ...  # type: ignore[override]
