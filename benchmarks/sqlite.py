@@ -3,13 +3,13 @@
     pip install aiolibkv aiosqlite
     python benchmarks/sqlite.py
 
-aiosqlite is needed for nothing but this. Each figure is the median of the rounds; the candidates take turns within a
-round, so that what else the machine does hits all of them. aiosqlite is measured twice: "apart" gives each put a
-transaction of its own, as a store needs so that one caller's failure leaves the others' writes alone; "shared" lets the
-tasks write and commit on one connection as they come, so that a commit takes along whatever others have begun. "apart"
-reads through a cursor, as aiosqlite's documentation does, which goes to its thread three times: to execute, to fetch
-and to close; "shared" by execute_fetchall, which goes there once. Neither keeps a log for watches, nor lifetimes, nor
-works with several processes.
+aiosqlite is needed for nothing but this and a test. Each figure is the median of the rounds; the candidates take turns
+within a round, so that what else the machine does hits all of them. aiosqlite is measured twice: "apart" gives each put
+a transaction of its own, as a store needs so that one caller's failure leaves the others' writes alone; "shared" lets
+the tasks write and commit on one connection as they come, so that a commit takes along whatever others have begun.
+"apart" reads through a cursor, as aiosqlite's documentation does, which goes to its thread three times: to execute, to
+fetch and to close; "shared" by execute_fetchall, which goes there once. Neither keeps a log for watches, nor lifetimes,
+nor works with several processes.
 """
 
 from __future__ import annotations
