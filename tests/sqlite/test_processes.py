@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from aiolibkv import KeyNotFoundError, Snapshot
+from aiolibkv import Discovery, KeyNotFoundError, Snapshot
 from aiolibkv.backends.sqlite import signals
 from aiolibkv.testing.scale import eventually, scaled
 from sqlite.workers import (
@@ -206,6 +207,23 @@ async def test_two_processes_write_one_counter(database: Path) -> None:
         for one in workers:
             assert await one.receive() == "done"
         assert (await store.get("counter")).value == b"100"
+
+
+async def test_the_demonstration_sees_another_terminal(tmp_path: Path) -> None:
+    database = tmp_path / f"aiolibkv-demo-{os.getuid()}.db"
+    async with (
+        open_sqlite(database) as store,
+        Discovery(store, "demo-services").register("demo", "another terminal"),
+    ):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "aiolibkv", "demo"),
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await asyncio.wait_for(process.communicate(), scaled(30))
+    assert process.returncode == 0
+    assert b"another terminal" in output
+    assert b"at process %d" % process.pid in output
 
 
 def owners(database: Path) -> list[str]:
