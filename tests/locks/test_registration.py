@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from aiolibkv import Discovery, open_store
+from aiolibkv import Config, Discovery, NotReachableError, RequestTimeoutError, open_store
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import scaled
 from locks.services import SERVICES, Service
@@ -39,4 +39,26 @@ async def test_a_registration_comes_back_after_it_expired(service: Service) -> N
             assert await anext(seen) == []
             proxy.heal()
             assert await anext(seen) == [registration.instance]
+        assert await anext(seen) == []
+
+
+async def test_what_an_earlier_registration_left_goes_though_a_later_one_failed(service: Service) -> None:
+    """Both of the same id; no server could be reached when the one was left and the other was begun."""
+    service.needs_network()
+    async with (
+        FaultProxy(service.host, service.port) as proxy,
+        open_store(service.url(proxy.endpoint, "ghosts"), Config(request_timeout=scaled(1))) as store,
+        open_store(service.url(service.endpoint, "ghosts")) as observer,
+        Discovery(observer, "services").watch("web") as seen,
+        asyncio.timeout(scaled(90)),
+    ):
+        discovery = Discovery(store, "services")
+        assert await anext(seen) == []
+        async with discovery.register("web", "old:1", id="a", ttl=60) as registration:
+            assert await anext(seen) == [registration.instance]
+            proxy.refuse()
+            proxy.reset()
+        with pytest.raises((NotReachableError, RequestTimeoutError)):
+            await discovery.register("web", "new:1", id="a", ttl=60).__aenter__()
+        proxy.accept()
         assert await anext(seen) == []

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from aiolibkv import Discovery, NotReachableError
+from aiolibkv import Discovery, NotReachableError, StoreError, ValueTooLargeError
 from aiolibkv.coordination import registration as module
 from aiolibkv.store import Call, Guard, Lease
 from aiolibkv.testing.scale import eventually, scaled
@@ -93,6 +93,21 @@ async def test_one_that_fails_is_removed_also_when_it_appears_late(fault: str) -
         await other.put(_KEY, registration._value)
         await eventually(lambda: _is_gone(store), within=5, message="what came late is removed")
         await eventually(lambda: not module._leaving[store], within=5, message="it is not looked for any more")
+
+
+@pytest.mark.parametrize("error", [NotReachableError(), NotReachableError(maybe_applied=True), ValueTooLargeError()])
+async def test_what_an_earlier_one_left_is_removed_though_a_later_one_fails(
+    monkeypatch: pytest.MonkeyPatch, error: StoreError
+) -> None:
+    monkeypatch.setattr(module, "_LEAVING_TIME", 0.0)
+    async with FaultyStore() as store:
+        discovery = Discovery(store, "services")
+        async with discovery.register("web", "here", id="id", ttl=scaled(1)):
+            store.faults["delete"].extend(["lost request"] * 10_000)
+        with patch.object(store, "put", side_effect=error), pytest.raises(type(error)):
+            await discovery.register("web", "there", id="id", ttl=scaled(1)).__aenter__()
+        store.faults["delete"].clear()
+        await eventually(lambda: _is_gone(store), within=5, message="it is removed")
 
 
 async def test_another_try_is_not_undone() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Self
@@ -18,6 +18,7 @@ from aiolibkv.errors import (
     NotReachableError,
     RequestTimeoutError,
     StoreClosedError,
+    StoreError,
 )
 from aiolibkv.protocol import AsyncStore
 from aiolibkv.types import KVPair
@@ -27,8 +28,26 @@ _LEAVING_TIME = 2.0
 
 _log = logging.getLogger("aiolibkv")
 
-_leaving: WeakKeyDictionary[AsyncStore, dict[str, asyncio.Task[None]]] = WeakKeyDictionary()
-"""What removes a store's keys in the background, for the next registration of a key to put an end to."""
+
+@dataclass(eq=False)
+class _Trace:
+    """What registrations have left at a key, or may have.
+
+    Attributes:
+        values: what they wrote.
+        pair: the last one that is known to have been there.
+        is_in_doubt: whether a write may come to pass late.
+        removal: what removes it, in the background.
+    """
+
+    values: set[bytes] = field(default_factory=set)
+    pair: KVPair | None = None
+    is_in_doubt: bool = False
+    removal: asyncio.Task[None] | None = None
+
+
+_leaving: WeakKeyDictionary[AsyncStore, dict[str, _Trace]] = WeakKeyDictionary()
+"""What is being removed from a store, by key, for the next registration of a key to take over."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +86,19 @@ class Registration:
         self._leaving = _leaving.setdefault(store, {})
         self._value = json.dumps(asdict(instance), ensure_ascii=False).encode()
         self._healing: asyncio.Task[None] | None = None
-        self._pair: KVPair | None = None
-        self._is_in_doubt = False
+        self._trace = _Trace()
 
     async def __aenter__(self) -> Self:
         """Register the instance; when that fails, and may have come to pass, it is removed as on leaving."""
-        if (leaving := self._leaving.get(self.key)) is not None:
-            leaving.cancel()
-            await asyncio.wait({leaving})
         try:
-            self._pair = await self._store.put(self.key, self._value, ttl=self._ttl, keep_alive=True)
-        except (NotReachableError, RequestTimeoutError, asyncio.CancelledError):
-            self._is_in_doubt = True
-            self._start_leaving(self._leave())
+            self._trace = self._leaving.get(self.key) or _Trace()
+            if self._trace.removal is not None:
+                self._trace.removal.cancel()
+                await asyncio.wait({self._trace.removal})
+            await self._put(self._store.put(self.key, self._value, ttl=self._ttl, keep_alive=True))
+        except BaseException:
+            if self._trace.values:
+                self._start_leaving(self._leave())
             raise
         self._healing = asyncio.get_running_loop().create_task(self._heal())
         return self
@@ -88,48 +107,62 @@ class Registration:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove the registration; when no server can be reached, as soon as one can, while the store is open."""
+        if self._healing is not None:
+            self._healing.cancel()
         leaving = self._start_leaving(self._leave())
         await asyncio.wait({leaving}, timeout=_LEAVING_TIME)
         if not leaving.done():
             _log.warning("the registration %r is removed later, no server can be reached", self.key)
 
+    async def _put(self, put: Awaitable[KVPair]) -> None:
+        """Await a put, and take note of what it leaves."""
+        trace = self._trace
+        try:
+            trace.pair = await put
+        except (StoreError, asyncio.CancelledError) as error:
+            if not isinstance(error, StoreError) or error.maybe_applied:
+                trace.values.add(self._value)
+                trace.is_in_doubt = True
+            raise
+        trace.values.add(self._value)
+
     def _start_leaving(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        leaving = asyncio.get_running_loop().create_task(work)
-        self._leaving[self.key] = leaving
+        leaving = self._trace.removal = asyncio.get_running_loop().create_task(work)
+        self._leaving[self.key] = self._trace
         leaving.add_done_callback(self._left)
         return leaving
 
     def _left(self, leaving: asyncio.Task[None]) -> None:
-        if self._leaving.get(self.key) is leaving:
+        if self._trace.removal is leaving and self._leaving.get(self.key) is self._trace:
             del self._leaving[self.key]
         if not leaving.cancelled() and (error := leaving.exception()) is not None:
             _log.warning("the registration %r was not removed: %s", self.key, error)
 
     async def _leave(self) -> None:
         if self._healing is not None:
-            self._healing.cancel()
             await asyncio.wait({self._healing})
             if not self._healing.cancelled() and (failure := self._healing.exception()) is not None:
                 _log.warning("a registration was not looked after any more: %s", failure)
         await self._remove()
-        if self._is_in_doubt:
+        if self._trace.is_in_doubt:
             self._start_leaving(self._keep_removed())
 
     async def _remove(self) -> None:
         """Delete the key, also when it is not there: else the store creates again what a lost lease took away."""
-        pair = self._pair
+        trace = self._trace
+        pair = trace.pair
         while True:
             try:
                 pair = pair or await self._store.get(self.key)
-                if pair.value == self._value:
+                if pair.value in trace.values:
                     await self._store.atomic_delete(self.key, pair)
                 return
             except StoreClosedError:
                 return
             except KeyNotFoundError:
-                if pair is not None or self._pair is None:
+                if pair is not None or trace.pair is None:
                     return
-                pair = self._pair
+                pair = trace.pair
             except KeyModifiedError:
                 pair = None
             except (NotReachableError, RequestTimeoutError) as error:
@@ -163,14 +196,10 @@ class Registration:
     async def _register_again(self) -> None:
         while True:
             try:
-                self._pair = await self._store.atomic_put(self.key, self._value, None, ttl=self._ttl, keep_alive=True)
+                await self._put(self._store.atomic_put(self.key, self._value, None, ttl=self._ttl, keep_alive=True))
+            except (NotReachableError, RequestTimeoutError) as error:
+                _log.debug("a registration cannot be made again yet: %s", error)
             except KeyExistsError:
                 return
-            except asyncio.CancelledError:
-                self._is_in_doubt = True
-                raise
-            except (NotReachableError, RequestTimeoutError) as error:
-                self._is_in_doubt = True
-                _log.debug("a registration cannot be made again yet: %s", error)
             else:
                 return
