@@ -79,7 +79,7 @@ async def test_leaving_goes_on_without_being_waited_for(monkeypatch: pytest.Monk
         # The store's end is the end of it as well.
         async with Discovery(store, "services").register("web", "here", id="id"):
             store.faults["delete"].extend(["lost request"] * 10_000)
-    await eventually(lambda: not module._leaving[store], within=5, message="nothing is tried any more")
+    await eventually(lambda: not module._leaving, within=5, message="nothing is tried any more")
 
 
 @pytest.mark.parametrize("fault", ["lost answer", "lost request"])
@@ -92,7 +92,7 @@ async def test_one_that_fails_is_removed_also_when_it_appears_late(fault: str) -
         await eventually(lambda: _is_gone(store), within=5, message="it is removed")
         await other.put(_KEY, registration._value)
         await eventually(lambda: _is_gone(store), within=5, message="what came late is removed")
-        await eventually(lambda: not module._leaving[store], within=5, message="it is not looked for any more")
+        await eventually(lambda: not module._leaving, within=5, message="it is not looked for any more")
 
 
 @pytest.mark.parametrize("error", [NotReachableError(), NotReachableError(maybe_applied=True), ValueTooLargeError()])
@@ -119,7 +119,7 @@ async def test_another_try_is_not_undone() -> None:
         async with discovery.register("web", "here", id="id"), store.watch(_KEY) as watch:
             pair = await anext(watch)
             assert pair is not None
-            assert not module._leaving[store]
+            assert not module._leaving
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await anext(watch)

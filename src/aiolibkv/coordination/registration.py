@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Self
-from weakref import WeakKeyDictionary
 
 from aiolibkv.errors import (
     KeyExistsError,
@@ -46,8 +45,11 @@ class _Trace:
     removal: asyncio.Task[None] | None = None
 
 
-_leaving: WeakKeyDictionary[AsyncStore, dict[str, _Trace]] = WeakKeyDictionary()
-"""What is being removed from a store, by key, for the next registration of a key to take over."""
+_leaving: dict[tuple[int, str], _Trace] = {}
+"""What is being removed, by the store's identity and the key, for the next registration there to take over.
+
+A store need not be hashable. Its identity is its own as long as an entry is here: what removes refers to it.
+"""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Registration:
         self.key = key
         self._store = store
         self._ttl = ttl
-        self._leaving = _leaving.setdefault(store, {})
+        self._place = (id(store), key)
         self._value = json.dumps(asdict(instance), ensure_ascii=False).encode()
         self._healing: asyncio.Task[None] | None = None
         self._trace = _Trace()
@@ -91,7 +93,7 @@ class Registration:
     async def __aenter__(self) -> Self:
         """Register the instance; when that fails, and may have come to pass, it is removed as on leaving."""
         try:
-            self._trace = self._leaving.get(self.key) or _Trace()
+            self._trace = _leaving.get(self._place) or _Trace()
             if self._trace.removal is not None:
                 self._trace.removal.cancel()
                 await asyncio.wait({self._trace.removal})
@@ -128,13 +130,13 @@ class Registration:
 
     def _start_leaving(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         leaving = self._trace.removal = asyncio.get_running_loop().create_task(work)
-        self._leaving[self.key] = self._trace
+        _leaving[self._place] = self._trace
         leaving.add_done_callback(self._left)
         return leaving
 
     def _left(self, leaving: asyncio.Task[None]) -> None:
-        if self._trace.removal is leaving and self._leaving.get(self.key) is self._trace:
-            del self._leaving[self.key]
+        if self._trace.removal is leaving and _leaving.get(self._place) is self._trace:
+            del _leaving[self._place]
         if not leaving.cancelled() and (error := leaving.exception()) is not None:
             _log.warning("the registration %r was not removed: %s", self.key, error)
 
