@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 import pytest_asyncio
 
-from aiolibkv import AccessDeniedError, Config, KVPair, NotReachableError, Watch, open_store
+from aiolibkv import AccessDeniedError, Config, Discovery, KVPair, NotReachableError, Watch, open_store
 from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.config import Token
 from aiolibkv.testing.proxy import FaultProxy
@@ -181,6 +181,25 @@ async def test_what_a_shared_poll_may_not_find_any_more(guarded: ConsulServer) -
         for watch in watches:
             await watch.aclose()
         await root.delete_tree("mine")
+
+
+async def test_a_registration_comes_back_with_its_rights(
+    guarded: ConsulServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When it was deleted while they were taken away."""
+    token = await guarded.add_token(RULES)
+    async with _store(guarded, ROOT) as root, _store(guarded, token) as store:
+        async with Discovery(store, "mine/services").register("web", "h:1", id="a", ttl=scaled(1)):
+            await _rule(guarded, token, f'{RULES} key_prefix "mine/services" {{ policy = "deny" }}')
+            await eventually(lambda: _is_told(caplog, "again in"), within=10, message="it cannot be looked after")
+            await root.delete("mine/services/web/a")
+            await _rule(guarded, token, RULES)
+            await eventually(lambda: root.exists("mine/services/web/a"), within=10, message="it comes back")
+        assert not await root.exists("mine/services/web/a")
+
+
+def _is_told(caplog: pytest.LogCaptureFixture, what: str) -> bool:
+    return any(what in message for message in caplog.messages)
 
 
 async def test_an_unknown_token_is_refused_at_entering(guarded: ConsulServer) -> None:

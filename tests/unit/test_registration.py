@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from aiolibkv import Discovery, NotReachableError, StoreError, ValueTooLargeError
+from aiolibkv import AccessDeniedError, Discovery, NotReachableError, StoreError, ValueTooLargeError
 from aiolibkv.coordination import registration as module
 from aiolibkv.store import Call, Guard, Lease
 from aiolibkv.testing.scale import eventually, scaled
@@ -50,6 +50,26 @@ class Fleeting(FaultyStore):
             space.delete(path, None, None)
         self.is_over = True
         return index
+
+
+@pytest.mark.parametrize("refused", ["follow", "put"])
+async def test_what_a_server_refuses_for_a_time_comes_back(caplog: pytest.LogCaptureFixture, refused: str) -> None:
+    async with FaultyStore(["shared"]) as store, FaultyStore(["shared"]) as other:
+        store.faults["follow"].extend([AccessDeniedError()] * (refused == "follow"))
+        async with Discovery(store, "services").register("web", "here", id="id", ttl=0.1):
+            store.faults["put"].extend([AccessDeniedError()] * 2)
+            await other.delete(_KEY)
+            await eventually(lambda: other.exists(_KEY), within=5, message="it comes back")
+        assert await _is_gone(other)
+    refusals = [message for message in caplog.messages if "access denied" in message]
+    assert len(refusals) == 2 + (refused == "follow")
+
+
+async def test_leaving_outlasts_what_a_server_refuses_for_a_time() -> None:
+    async with FaultyStore() as store:
+        async with Discovery(store, "services").register("web", "here", id="id", ttl=0.1):
+            store.faults["delete"].extend([AccessDeniedError()] * 3)
+        assert await _is_gone(store)
 
 
 async def test_what_comes_and_goes_unseen_comes_back() -> None:

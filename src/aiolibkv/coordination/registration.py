@@ -72,7 +72,8 @@ class Instance:
 class Registration:
     """An instance that is registered while its ``async with`` lasts.
 
-    After an outage, an expiry or a deletion by somebody else the key comes back; it is removed on leaving.
+    After an outage, an expiry or a deletion by somebody else the key comes back; it is removed on leaving. What a
+    server refuses is tried again after each ttl, with a warning.
 
     Attributes:
         instance: what is registered.
@@ -108,13 +109,13 @@ class Registration:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the registration; when no server can be reached, as soon as one can, while the store is open."""
+        """Remove the registration; when no server does it now, as soon as one does, while the store is open."""
         if self._healing is not None:
             self._healing.cancel()
         leaving = self._start_leaving(self._leave())
         await asyncio.wait({leaving}, timeout=_LEAVING_TIME)
         if not leaving.done():
-            _log.warning("the registration %r is removed later, no server can be reached", self.key)
+            _log.warning("the registration %r is removed later, as soon as a server does it", self.key)
 
     async def _put(self, put: Awaitable[KVPair]) -> None:
         """Await a put, and take note of what it leaves."""
@@ -169,6 +170,8 @@ class Registration:
                 pair = None
             except (NotReachableError, RequestTimeoutError) as error:
                 _log.debug("a registration cannot be removed yet: %s", error)
+            except StoreError as error:
+                await self._refused(error)
 
     async def _keep_removed(self) -> None:
         """Remove what appears late: a server that was stopped may carry out a put when it goes on."""
@@ -181,6 +184,20 @@ class Registration:
             return
 
     async def _heal(self) -> None:
+        """Look after the key, also when that was refused: a right that was taken away may be given back."""
+        while True:
+            try:
+                await self._look_after()
+            except StoreClosedError:
+                raise
+            except StoreError as error:
+                await self._refused(error)
+
+    async def _refused(self, error: StoreError) -> None:
+        _log.warning("the registration %r is looked after again in %.3g s: %s", self.key, self._ttl, error)
+        await asyncio.sleep(self._ttl)
+
+    async def _look_after(self) -> None:
         is_there = True
         async with self._store.watch(self.key) as watch:
             while True:
@@ -190,8 +207,6 @@ class Registration:
                         is_there = await anext(watch) is not None
                 except TimeoutError:
                     _log.debug("a registration has not been seen again yet")
-                except StopAsyncIteration:
-                    return
                 if not is_there:
                     await self._register_again()
 
