@@ -79,9 +79,20 @@ async def sqlite() -> AsyncIterator[Service]:
         yield Service(template, "", 0, 1, restart)
 
 
+@asynccontextmanager
+async def memory() -> AsyncIterator[Service]:
+    """Run nothing: what the stores of one loop share; a directory is a space of its own."""
+
+    async def restart() -> None:
+        """Leave it as it is: there is nothing to restart."""
+
+    yield Service("memory://{name}", "", 0, 1, restart)
+
+
 SERVICES: dict[str, Callable[[], AbstractAsyncContextManager[Service]]] = {
     "consul": consul,
     "etcd": etcd,
     "sqlite": sqlite,
     "zookeeper": zookeeper,
 }
+"""What processes can share."""
