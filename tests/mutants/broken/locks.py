@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from aiolibkv import Candidate, CannotLockError, LockLostError, Registration
+from aiolibkv.backends.memory.space import Space
 from aiolibkv.store import BaseStore, Lease
 from aiolibkv.store.lifetimes import Lifetimes
 from aiolibkv.store.lock import Locks, StoreHeldLock, StoreLock, Turn
@@ -23,6 +25,40 @@ from mutants.broken.registry import mutant
 def guards_are_ignored(patch: pytest.MonkeyPatch) -> None:
     """A guarded write is made whether or not the lock is held."""
     patch.setattr(BaseStore, "_guard", lambda self, held: None)
+
+
+@mutant(Guarding)
+def guards_are_checked_by_the_holder_only(patch: pytest.MonkeyPatch) -> None:
+    """A put is made though the lock was lost meanwhile."""
+    _patch_guard(patch, "put", lambda arguments: True)
+
+
+@mutant(Guarding)
+def guards_of_deletions_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    """A key is deleted though the lock was lost meanwhile."""
+    _patch_guard(patch, "delete", lambda arguments: arguments[1] is None)
+
+
+@mutant(Guarding)
+def guards_of_atomic_deletions_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    """A key that is as before is deleted though the lock was lost meanwhile."""
+    _patch_guard(patch, "delete", lambda arguments: arguments[1] is not None)
+
+
+@mutant(Guarding)
+def guards_of_trees_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    """A tree is deleted though the lock was lost meanwhile."""
+    _patch_guard(patch, "delete_tree", lambda arguments: True)
+
+
+def _patch_guard(patch: pytest.MonkeyPatch, name: str, is_ignored: Callable[[tuple[Any, ...]], bool]) -> None:
+    """Have writes of a space made without their guard, which is the last of their arguments."""
+    write = getattr(Space, name)
+
+    def unguarded(self: Space, *arguments: Any) -> Any:
+        return write(self, *arguments[:-1], None if is_ignored(arguments) else arguments[-1])
+
+    patch.setattr(Space, name, unguarded)
 
 
 @mutant(Guarding)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -193,7 +193,6 @@ class Guarding(Locking):
 
     @pytest.mark.parametrize("how", ["released", "put", "deleted", "acquired again", "acquired by another"])
     async def test_writes_after_it_was_lost(self, first: AsyncStore, second: AsyncStore, how: str) -> None:
-        """Refused by the server, whatever the holder believes."""
         pair = await first.put("dir/key", b"old")
         lock = first.new_lock("lock", ttl=30)
         held = await lock.acquire()
@@ -238,6 +237,29 @@ class Guarding(Locking):
                 await store.put("data", b"", guard=held)
             await other.put("data", b"", guard=successor)
             await store.delete(key)
+
+    @pytest.mark.parametrize("call", ["put", "atomic_put", "delete", "atomic_delete", "delete_tree"])
+    async def test_a_write_that_a_foreign_one_overtakes(self, first: AsyncStore, second: AsyncStore, call: str) -> None:
+        """The holder has heard of nothing when it writes: the server lets pass what came before the foreign write."""
+        pair = await first.put("dir/key", b"old")
+        held = await first.new_lock("lock", ttl=30).acquire()
+        guarded: dict[str, Callable[[], Awaitable[object]]] = {
+            "put": lambda: first.put("dir/key", b"new", guard=held),
+            "atomic_put": lambda: first.atomic_put("dir/key", b"new", pair, guard=held),
+            "delete": lambda: first.delete("dir/key", guard=held),
+            "atomic_delete": lambda: first.atomic_delete("dir/key", pair, guard=held),
+            "delete_tree": lambda: first.delete_tree("dir", guard=held),
+        }
+        async with asyncio.timeout(scaled(20)), second.watch_tree("") as watch:
+            assert [found.key for found in await next_of(watch)] == ["dir/key", "lock"]
+            _, outcome = await asyncio.gather(second.delete("lock"), guarded[call](), return_exceptions=True)
+            assert not isinstance(outcome, Exception) or isinstance(outcome, LockLostError)
+            while (seen := await next_of(watch)).get("lock") is not None:
+                pass
+        if isinstance(outcome, LockLostError):
+            assert await second.get("dir/key") == pair
+        elif second.capabilities.atomic_list:
+            assert seen.get("dir/key") != pair
 
     async def test_of_another_store(self, first: AsyncStore, second: AsyncStore) -> None:
         async with first.new_lock("lock") as held:
