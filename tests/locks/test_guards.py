@@ -111,8 +111,8 @@ async def refused_after(service: Service, lose: Loss, *, ttl: float, expire: boo
     name = uuid4().hex
     async with AsyncExitStack() as stack:
         endpoint, proxy = service.endpoint, None
-        if service.port:
-            proxy = await stack.enter_async_context(FaultProxy(service.host, service.port))
+        if service.server is not None:
+            proxy = await stack.enter_async_context(service.proxy())
             endpoint = proxy.endpoint
         store = await stack.enter_async_context(open_store(service.url(endpoint, name)))
         other = await stack.enter_async_context(open_store(service.url(service.endpoint, name)))

@@ -53,7 +53,7 @@ async def test_an_outage_shorter_than_half_the_ttl_costs_nothing(
     async def once(beginning: float) -> None:
         name = f"{cut.__name__}-{beginning}"
         async with (
-            FaultProxy(service.host, service.port, protocol=service.framing) as proxy,
+            service.proxy() as proxy,
             open_store(service.url(proxy.endpoint, name)) as store,
             open_store(service.url(service.endpoint, name)) as observer,
         ):
@@ -71,5 +71,5 @@ async def test_an_outage_shorter_than_half_the_ttl_costs_nothing(
             await store.put("guarded", b"", guard=held)
             assert await observer.get("kept") == kept
 
-    service.needs_network()
+    service.needs_server()
     await asyncio.gather(*(once(beginning) for beginning in BEGINNINGS))

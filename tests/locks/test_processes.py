@@ -15,7 +15,6 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import AsyncStore, HeldLock, open_store
-from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import scaled
 from locks.services import SERVICES, Service
 
@@ -116,7 +115,7 @@ async def test_a_holder_that_is_cut_off_stops_before_another_begins(service: Ser
 
     async def once(number: int) -> None:
         async with (
-            FaultProxy(service.host, service.port) as proxy,
+            service.proxy() as proxy,
             own_directory(service, f"cut-{number}") as (_, store),
             holder(service.url(proxy.endpoint, f"cut-{number}"), service.ttl) as first,
         ):
@@ -135,5 +134,5 @@ async def test_a_holder_that_is_cut_off_stops_before_another_begins(service: Ser
             assert held.fencing_token > int(words[1])
             await lock.release()
 
-    service.needs_network()
+    service.needs_server()
     await asyncio.gather(*(once(number) for number in range(10)))

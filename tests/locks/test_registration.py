@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 import pytest_asyncio
 
-from aiolibkv import Config, Discovery, NotReachableError, RequestTimeoutError, open_store
-from aiolibkv.testing.proxy import FaultProxy
-from aiolibkv.testing.scale import scaled
+from aiolibkv import Config, Discovery, Instance, NotReachableError, RequestTimeoutError, open_store
+from aiolibkv.testing.scale import eventually, scaled
 from locks.services import SERVICES, Service
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
@@ -24,9 +24,9 @@ async def service(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
 
 
 async def test_a_registration_comes_back_after_it_expired(service: Service) -> None:
-    service.needs_network()
+    service.needs_server()
     async with (
-        FaultProxy(service.host, service.port) as proxy,
+        service.proxy() as proxy,
         open_store(service.url(proxy.endpoint, "discovery")) as store,
         open_store(service.url(service.endpoint, "discovery")) as observer,
         Discovery(observer, "services").watch("web") as seen,
@@ -44,9 +44,9 @@ async def test_a_registration_comes_back_after_it_expired(service: Service) -> N
 
 async def test_what_an_earlier_registration_left_goes_though_a_later_one_failed(service: Service) -> None:
     """Both of the same id; no server could be reached when the one was left and the other was begun."""
-    service.needs_network()
+    service.needs_server()
     async with (
-        FaultProxy(service.host, service.port) as proxy,
+        service.proxy() as proxy,
         open_store(service.url(proxy.endpoint, "ghosts"), Config(request_timeout=scaled(1))) as store,
         open_store(service.url(service.endpoint, "ghosts")) as observer,
         Discovery(observer, "services").watch("web") as seen,
@@ -62,3 +62,31 @@ async def test_what_an_earlier_registration_left_goes_though_a_later_one_failed(
             await discovery.register("web", "new:1", id="a", ttl=60).__aenter__()
         proxy.accept()
         assert await anext(seen) == []
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+async def test_a_registration_comes_back_after_its_server(service: Service, *, is_empty: bool) -> None:
+    """Which was down for longer than the ttl, and comes back with its data or without; it stays, too."""
+    server = service.needs_server()
+    async with (
+        open_store(service.url(service.endpoint, "restarted")) as store,
+        open_store(service.url(service.endpoint, "restarted")) as observer,
+        asyncio.timeout(scaled(90)),
+    ):
+        async with Discovery(store, "services").register("web", "h:1", ttl=service.ttl) as registration:
+            seen = Discovery(observer, "services")
+            assert await seen.instances("web") == [registration.instance]
+            await server.kill()
+            await asyncio.sleep(1.2 * service.ttl)
+            await (server.wipe() if is_empty else server.start())
+            async with seen.watch("web") as watch:
+                while await anext(watch) != [registration.instance]:
+                    pass
+                # What the server kept may go once more, with a lease that it did not keep.
+                await asyncio.sleep(1.2 * service.ttl)
+            await eventually(partial(_are, seen, [registration.instance]), within=30, message="it stays")
+        assert await seen.instances("web") == []
+
+
+async def _are(discovery: Discovery, expected: list[Instance]) -> bool:
+    return await discovery.instances("web") == expected

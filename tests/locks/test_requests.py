@@ -13,7 +13,6 @@ import pytest_asyncio
 
 from aiolibkv import AsyncStore, Config, KeyNotFoundError, open_store
 from aiolibkv.testing.conformance.locking import is_waiting
-from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from locks.services import SERVICES, Service
 
@@ -47,7 +46,7 @@ async def test_what_a_lock_with_many_waiters_costs(service: Service, waiters: in
     ZooKeeper's handshakes, which the proxy does not take for requests, count as connections. Opening the stores, and
     standing in line for the first time, does not belong to any release.
     """
-    service.needs_network()
+    service.needs_server()
     tokens: list[int] = []
     name = f"queue-{waiters}"
 
@@ -57,7 +56,7 @@ async def test_what_a_lock_with_many_waiters_costs(service: Service, waiters: in
             await asyncio.sleep(_HOLDING)
 
     async with AsyncExitStack() as stack:
-        proxy = await stack.enter_async_context(FaultProxy(service.host, service.port, protocol=service.framing))
+        proxy = await stack.enter_async_context(service.proxy())
         stores = [await stack.enter_async_context(open_store(service.url(proxy.endpoint, name))) for _ in range(10)]
         direct = await stack.enter_async_context(open_store(service.url(service.endpoint, name)))
         observer = await stack.enter_async_context(open_store(service.url(service.endpoint, "")))
@@ -79,9 +78,9 @@ async def test_what_a_lock_with_many_waiters_costs(service: Service, waiters: in
 
 async def test_an_answer_lost_to_each_request_of_an_acquisition(service: Service) -> None:
     """Acquired once, and nothing else is left."""
-    service.needs_network()
+    service.needs_server()
     async with (
-        FaultProxy(service.host, service.port, protocol=service.framing) as proxy,
+        service.proxy() as proxy,
         open_store(service.url(service.endpoint, "")) as observer,
     ):
         for number in range(8):
