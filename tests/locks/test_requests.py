@@ -1,4 +1,4 @@
-"""Locks on real servers: what they cost, and what lost answers and cancellations leave behind."""
+"""Locks on real servers: what they cost, and what lost answers leave behind."""
 
 from __future__ import annotations
 
@@ -102,29 +102,3 @@ async def test_an_answer_lost_to_each_request_of_an_acquisition(service: Service
                 await store.delete("warm")
             clean = partial(is_clean, observer, f"lost-{number}")
             await eventually(clean, within=15, message=f"what number {number} left is gone")
-
-
-async def test_cancelling_in_steps_of_a_millisecond(service: Service) -> None:
-    """Free, and behind another: nothing is left, and another client acquires."""
-    async with (
-        open_store(service.url(service.endpoint, "steps")) as store,
-        open_store(service.url(service.endpoint, "steps")) as other,
-        open_store(service.url(service.endpoint, "")) as observer,
-    ):
-        for step in range(60):
-            behind = step % 2
-            ahead = other.new_lock("lock", ttl=30)
-            if behind:
-                await ahead.acquire()
-            lock = store.new_lock("lock", ttl=30)
-            task = asyncio.create_task(lock.acquire())
-            await asyncio.sleep(step / 1000)
-            task.cancel()
-            await asyncio.wait({task})
-            if not task.cancelled():
-                await lock.release()
-            if behind:
-                await ahead.release()
-            async with asyncio.timeout(scaled(20)), other.new_lock("lock", ttl=30):
-                pass
-        await eventually(lambda: is_clean(observer, "steps"), within=15, message="everything is clean")
