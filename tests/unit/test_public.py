@@ -142,7 +142,14 @@ def test_the_example_of_the_readme_runs() -> None:
 def test_demo() -> None:
     done = run("-W", "error", "-c", "import sys; sys.argv = ['aiolibkv', 'demo']; import aiolibkv.cli as c; c.main()")
     assert done.returncode == 0, done.stderr
-    shown = ["KeyNotFoundError", "lost: KeyModifiedError", "web is now b'done'", "LockLostError", "keys deleted"]
+    shown = [
+        "KeyNotFoundError",
+        "lost: KeyModifiedError",
+        "web is now b'done'",
+        "LockLostError",
+        "ann.run_for_election()",
+    ]
+    shown += ["await bob.stop()", "keys deleted"]
     assert [text for text in shown if text not in done.stdout] == []
 
 

@@ -178,6 +178,20 @@ def cancellations_become_losses(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant(Losing)
+def cancellations_that_come_with_a_loss_become_losses(patch: pytest.MonkeyPatch) -> None:
+    """A body that was cancelled from outside and lost its lock at once is told of the loss only."""
+    leave = StoreLock.__aexit__
+
+    async def lost(self: StoreLock, kind: Any, error: Any, trace: Any) -> None:
+        is_lost = self._is_body_cancelled
+        await leave(self, kind, error, trace)
+        if is_lost and kind is asyncio.CancelledError:
+            raise LockLostError
+
+    patch.setattr(StoreLock, "__aexit__", lost)
+
+
+@mutant(Losing)
 def cancellations_are_not_taken_back(patch: pytest.MonkeyPatch) -> None:
     """A body's task counts as cancelled after its lock was lost."""
     leave = StoreLock.__aexit__

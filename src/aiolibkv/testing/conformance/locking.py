@@ -388,6 +388,34 @@ class Losing(Locking):
             await task
         assert not await second.exists("lock")
 
+    @pytest.mark.parametrize("loss_first", [True, False])
+    async def test_a_loss_and_an_outside_cancellation_at_once(
+        self, first: AsyncStore, second: AsyncStore, *, loss_first: bool
+    ) -> None:
+        """Before the body has heard of either: whoever cancelled it from outside sees that it was."""
+        lock = first.new_lock("lock", ttl=30)
+        inside = asyncio.Event()
+
+        async def work() -> None:
+            async with lock:
+                inside.set()
+                await _never()
+
+        task = asyncio.ensure_future(work())
+        await inside.wait()
+        # Whoever releases a lock that another task holds takes it from that task, before anything is waited for.
+        if loss_first:
+            releasing = asyncio.ensure_future(lock.release())
+            await asyncio.sleep(0)
+            task.cancel()
+            await releasing
+        else:
+            task.cancel()
+            await lock.release()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not await second.exists("lock")
+
     async def test_a_timeout_around_waiting(self, first: AsyncStore, second: AsyncStore, observer: AsyncStore) -> None:
         async with first.new_lock("lock", ttl=30):
             waiting = second.new_lock("lock", ttl=30)
