@@ -22,6 +22,7 @@ from aiolibkv import (
     NotReachableError,
     RequestTimeoutError,
     StoreError,
+    open_store,
 )
 from aiolibkv.testing.scale import eventually, scaled
 from faults.clusters import Nodes
@@ -257,6 +258,24 @@ async def record(
             for client in clients:
                 client.stopped = True
     return history
+
+
+def record_alone(url: str, seed: int, name: str) -> list[Operation]:
+    """Record what three clients do, without faults, in a process that was started for it.
+
+    Args:
+        url: of the stores.
+        seed: as for record.
+        name: as for record.
+    """
+
+    async def nothing(_: History) -> None:
+        """No fault."""
+
+    async def run() -> list[Operation]:
+        return (await record([open_store(url) for _ in range(3)], seed, nothing, name=name)).operations
+
+    return asyncio.run(run())
 
 
 def stores_of(nodes: Nodes) -> list[AsyncStore]:

@@ -12,16 +12,12 @@ from uuid import uuid4
 import pytest
 
 from aiolibkv import open_store
-from faults.histories import History, check_history, record
+from faults.histories import History, check_history, record, record_alone
 from faults.linearizability import Operation, check
 
 
 async def _go_on(history: History) -> None:
     await history.go_on(reads=100, writes=100)
-
-
-async def _nothing(_: History) -> None:
-    """No fault."""
 
 
 @pytest.mark.asyncio
@@ -35,17 +31,9 @@ async def test_stores_of_one_file(tmp_path: Path) -> None:
     await check_history([open_store(f"sqlite:///{tmp_path}/db") for _ in range(8)], _go_on)
 
 
-def _record_alone(path: Path, seed: int, name: str) -> list[Operation]:
-    async def run() -> list[Operation]:
-        stores = [open_store(f"sqlite:///{path}") for _ in range(3)]
-        return (await record(stores, seed, _nothing, name=name)).operations
-
-    return asyncio.run(run())
-
-
 @pytest.mark.asyncio
 async def test_processes_with_one_file(tmp_path: Path) -> None:
-    path = tmp_path / "db"
+    url = f"sqlite:///{tmp_path}/db"
     seed = randrange(2**32)
     print(f"seed {seed}")
     loop = asyncio.get_running_loop()
@@ -55,10 +43,10 @@ async def test_processes_with_one_file(tmp_path: Path) -> None:
 
         async def wait_for_others(_: History) -> None:
             names = [f"process {number} client" for number in range(2)]
-            works = [loop.run_in_executor(pool, _record_alone, path, seed + n, name) for n, name in enumerate(names)]
+            works = [loop.run_in_executor(pool, record_alone, url, seed + n, name) for n, name in enumerate(names)]
             for operations in await asyncio.gather(*works):
                 others.extend(operations)
 
-        here = await record([open_store(f"sqlite:///{path}") for _ in range(3)], seed, wait_for_others)
+        here = await record([open_store(url) for _ in range(3)], seed, wait_for_others)
     assert len({operation.client for operation in others}) == 6
     check([*here.operations, *others])
