@@ -200,6 +200,11 @@ async def test_a_task_that_was_cancelled_while_it_ran(store: EtcdStore, proxy: F
     assert proxy.connections_total == 1
 
 
+async def test_when_a_dead_holders_lock_is_free(direct: EtcdStore) -> None:
+    async with direct.new_lock("lock", ttl=10) as held:
+        assert (held.ttl, held.freed_within) == (10, 11)
+
+
 async def test_refusals_certainly_changed_nothing(direct: EtcdStore) -> None:
     pair = await direct.put("key", b"")
     await direct.put("key", b"")
