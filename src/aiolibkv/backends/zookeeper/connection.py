@@ -12,7 +12,7 @@ import ssl
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from aiolibkv.backends.zookeeper.operations import (
     AUTH_XID,
@@ -250,10 +250,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
-        assert isinstance(transport, asyncio.Transport), "a stream"
-        self._transport = transport
+        # Other event loops' transports need not be of asyncio's class.
+        self._transport = cast("asyncio.Transport", transport)
         if self.closed.done():
-            transport.abort()
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is pending."""
