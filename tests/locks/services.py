@@ -82,13 +82,13 @@ async def zookeeper() -> AsyncIterator[Service]:
 async def sqlite() -> AsyncIterator[Service]:
     with TemporaryDirectory() as directory:
         template = f"sqlite:///{Path(directory) / 'locks.db'}?prefix={{name}}"
-        yield Service(template, None, 1)
+        yield Service(template, None, 2)
 
 
 @asynccontextmanager
 async def memory() -> AsyncIterator[Service]:
     """Run nothing: what the stores of one loop share; a directory is a space of its own."""
-    yield Service("memory://{name}", None, 1)
+    yield Service("memory://{name}", None, 2)
 
 
 SERVICES: dict[str, Callable[[], AbstractAsyncContextManager[Service]]] = {
