@@ -278,7 +278,7 @@ class WatchAnswer:
     events: Annotated[list[Event], 11] = field(default_factory=list)
 
 
-# -- authentication and health -------------------------------------------------------------------------------------
+# -- authentication ------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -295,20 +295,6 @@ class AuthenticateAnswer:
 
     header: Annotated[Header, 1] = field(default_factory=Header)
     token: Annotated[str, 2] = field(default="", repr=False)
-
-
-@dataclass(slots=True)
-class HealthCheck:
-    """Ask whether a service is up; the empty name is the whole server."""
-
-    service: Annotated[str, 1] = ""
-
-
-@dataclass(slots=True)
-class HealthCheckAnswer:
-    """1 when it serves."""
-
-    status: Annotated[int, 1] = 0
 
 
 # -- encoding ------------------------------------------------------------------------------------------------------
