@@ -143,36 +143,20 @@ async def test_a_tree_that_may_not_be_read_any_more(guarded: ConsulServer, *, is
             await root.delete_tree("mine/forbidden")
 
 
-async def test_what_a_shared_poll_may_not_read_any_more_is_not_told_as_gone(guarded: ConsulServer) -> None:
-    token = await guarded.add_token(RULES)
-    async with _store(guarded, ROOT) as root, _store(guarded, token) as store:
-        watches = [store.watch(f"mine/{number}/key") for number in range(100)]
-        for watch in watches:
-            assert await anext(watch) is None
-        pair = await root.put("mine/forbidden/key", b"")
-        async with store.watch(pair.key) as key, store.watch_tree("mine/forbidden") as tree:
-            assert await anext(key) == pair
-            assert await anext(tree) == [pair]
-            await _rule(guarded, token, f'{RULES} key_prefix "mine/forbidden" {{ policy = "deny" }}')
-            for denied in (key, tree):
-                assert await _until_denied(denied) == []
-        pair = await root.put("mine/99/key", b"")
-        assert await anext(watches[-1]) == pair
-        for watch in watches:
-            await watch.aclose()
-        await root.delete_tree("mine")
-
-
-async def test_what_a_shared_poll_may_not_find_any_more(guarded: ConsulServer) -> None:
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_what_a_shared_poll_may_not_read_any_more_is_not_told_as_gone(
+    guarded: ConsulServer, *, is_there: bool
+) -> None:
     """What is missing all the time is missing for those who may not read it as well."""
     token = await guarded.add_token(RULES)
     async with _store(guarded, ROOT) as root, _store(guarded, token) as store:
         watches = [store.watch(f"mine/{number}/key") for number in range(100)]
         for watch in watches:
             assert await anext(watch) is None
+        forbidden = await root.put("mine/forbidden/key", b"") if is_there else None
         async with store.watch("mine/forbidden/key") as key, store.watch_tree("mine/forbidden") as tree:
-            assert await anext(key) is None
-            assert await anext(tree) == []
+            assert await anext(key) == forbidden
+            assert await anext(tree) == ([forbidden] if forbidden else [])
             await _rule(guarded, token, f'{RULES} key_prefix "mine/forbidden" {{ policy = "deny" }}')
             for denied in (key, tree):
                 assert await _until_denied(denied) == []

@@ -1,8 +1,6 @@
 """Servers that are restarted, killed, paused, emptied and restored under running stores."""
 
 import asyncio
-import os
-import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +25,7 @@ from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ConsulCluster, ConsulServer
 from consul.conftest import Make
+from disks import enlarge, small_disk
 from faults.impostors import OTHER_SERVICES, Front, Handler, consul, passing_on
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
@@ -314,31 +313,15 @@ async def test_what_answers_as_consul_does_not_is_left_for_the_next_endpoint(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 16 MiB."""
-    directory = tmp_path / "small"
-    directory.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    mounting = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(directory)], check=False, capture_output=True, text=True
-    )
-    if mounting.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mounting.stderr}")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", "-l", str(directory)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "small", 16) as mounted:
+        yield mounted
 
 
-def _enlarge(disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
-
-
-async def test_a_server_whose_disk_is_full(make: Make, small_disk: Path) -> None:
+async def test_a_server_whose_disk_is_full(make: Make, disk: Path) -> None:
     """It cannot lead any more, and leads again as soon as there is space."""
     async with (
-        ConsulServer(extra_args=[f"-data-dir={small_disk}"]) as server,
+        ConsulServer(extra_args=[f"-data-dir={disk}"]) as server,
         make(server.endpoint, request_timeout=1) as store,
         store.watch_tree("") as watch,
     ):
@@ -359,7 +342,7 @@ async def test_a_server_whose_disk_is_full(make: Make, small_disk: Path) -> None
         assert len(written) > 5
         for pair in written:
             assert await store.get(pair.key, consistent=False) == pair
-        _enlarge(small_disk)
+        enlarge(disk, 100)
         last = await _put(store, "last", b"", within=20)
         await server.restart()
         found = {pair.key: pair for pair in await store.list("")}

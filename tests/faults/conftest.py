@@ -1,4 +1,4 @@
-"""What the fault tests share: one cluster of each backend for the whole run, healed after each test."""
+"""What the fault tests share: one cluster of each backend for the whole run, healed after each test; single servers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from aiolibkv.testing.servers.base import Cluster
 from faults.clusters import CLUSTERS, Nodes, behind_proxies
+from faults.single import GROUNDS, Ground, Scene, on_scene
 
 
 @pytest.fixture(scope="session", params=sorted(CLUSTERS))
@@ -28,3 +29,17 @@ async def cluster(backend: str) -> AsyncIterator[Cluster[Any]]:
 async def nodes(backend: str, cluster: Cluster[Any]) -> AsyncIterator[Nodes]:
     async with behind_proxies(backend, cluster) as running:
         yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=sorted(GROUNDS))
+async def ground(request: pytest.FixtureRequest) -> AsyncIterator[Ground]:
+    """Run what the stores of a module's tests share."""
+    async with GROUNDS[request.param]() as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def scene(ground: Ground) -> AsyncIterator[Scene]:
+    """Set a scene of which nothing is left, though nobody deletes anything in the end."""
+    async with on_scene(ground, delete=False) as made:
+        yield made

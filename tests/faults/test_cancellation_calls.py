@@ -11,18 +11,12 @@ import pytest_asyncio
 
 from aiolibkv import HeldLock, KeyNotFoundError, KVPair, StoreClosedError, Watch
 from aiolibkv.testing.scale import eventually, scaled
-from faults.single import GROUNDS, Ground, Scene, on_scene
+from faults.single import Ground, Scene, on_scene
 from faults.stepping import Run, every_step
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
 
 TTL = 1.0
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=GROUNDS)
-async def ground(request: pytest.FixtureRequest) -> AsyncIterator[Ground]:
-    async with GROUNDS[request.param]() as running:
-        yield running
 
 
 @pytest_asyncio.fixture

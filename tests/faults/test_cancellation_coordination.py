@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from aiolibkv import Candidate, Discovery, Follower, KVPair, update
 from aiolibkv.testing.scale import eventually, scaled
-from faults.single import GROUNDS, Ground, Scene, on_scene
+from faults.single import Ground, Scene, on_scene
 from faults.stepping import MOMENTS, every_step, steps
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
@@ -23,12 +23,6 @@ SHORT_TTL = 2.0
 """Seconds, of registrations: for so long a store looks after what it gave up, lest it appears late."""
 IDLE = 0.15
 """Seconds without a suspension after which a call has come to rest."""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=GROUNDS)
-async def ground(request: pytest.FixtureRequest) -> AsyncIterator[Ground]:
-    async with GROUNDS[request.param]() as running:
-        yield running
 
 
 @pytest_asyncio.fixture

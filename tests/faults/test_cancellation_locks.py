@@ -6,16 +6,14 @@ Afterwards no waiter, key, lease, session or task is left, and another client ac
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from aiolibkv import HeldLock, Lock, LockLostError
 from aiolibkv.backends.memory import MemoryStore
 from aiolibkv.store import Call, Lease
 from aiolibkv.testing.scale import eventually, scaled
-from faults.single import GROUNDS, Ground, Scene, on_scene
+from faults.single import Scene
 from faults.stepping import MOMENTS, Moment, every_step, steps
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
@@ -24,18 +22,6 @@ TTL = 60.0
 """Seconds: what is left behind does not go by itself while a test looks."""
 IDLE = 0.15
 """Seconds without a suspension after which a waiter has come to rest."""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=GROUNDS)
-async def ground(request: pytest.FixtureRequest) -> AsyncIterator[Ground]:
-    async with GROUNDS[request.param]() as running:
-        yield running
-
-
-@pytest_asyncio.fixture
-async def scene(ground: Ground) -> AsyncIterator[Scene]:
-    async with on_scene(ground, delete=False) as made:
-        yield made
 
 
 def new_lock(scene: Scene) -> Lock:

@@ -1,13 +1,12 @@
 """Files that cannot be used, full disks, and locks of others: typed errors, and nothing lost."""
 
-# ruff: noqa: ASYNC221, ASYNC240 - files are looked at while nothing else runs
+# ruff: noqa: ASYNC240 - files are looked at while nothing else runs
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sqlite3
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,27 +18,16 @@ from aiolibkv import AccessDeniedError, Config, KeyNotFoundError, KVPair, NotRea
 from aiolibkv.backends.sqlite import SqliteStore
 from aiolibkv.backends.sqlite.files import LockFile
 from aiolibkv.testing.scale import eventually, scaled
+from disks import enlarge, small_disk
 from sqlite.workers import enter_as_nobody, open_in_child, open_sqlite, worker, write_beyond_a_limit
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 3 MiB."""
-    directory = tmp_path / "small"
-    directory.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    mounting = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(directory)], check=False, capture_output=True, text=True
-    )
-    if mounting.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mounting.stderr}")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", "-l", str(directory)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "small", 3) as mounted:
+        yield mounted
 
 
 async def fails_to_open(database: Path, text: str, kind: type[StoreError] = StoreError) -> None:
@@ -52,10 +40,10 @@ async def fails_to_open(database: Path, text: str, kind: type[StoreError] = Stor
     assert threading.active_count() == before
 
 
-async def test_a_full_disk(small_disk: Path) -> None:
-    ballast = small_disk / "ballast"
+async def test_a_full_disk(disk: Path) -> None:
+    ballast = disk / "ballast"
     value = bytes(20_000)
-    async with open_sqlite(small_disk / "store.db") as store, open_sqlite(small_disk / "store.db") as other:
+    async with open_sqlite(disk / "store.db") as store, open_sqlite(disk / "store.db") as other:
         async with other.watch_tree("") as watch:
             assert not await anext(watch)
             written: list[KVPair] = []
@@ -78,11 +66,11 @@ async def test_a_full_disk(small_disk: Path) -> None:
         with pytest.raises(KeyNotFoundError):
             await other.get("key1000")
         assert not ballast.exists()
-        subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
+        enlarge(disk, 30)
         again = [await store.put(f"again{number}", value) for number in range(20)]
         assert await other.get("again19") == again[-1]
         assert await other.get("key0") == written[0]
-    async with open_sqlite(small_disk / "store.db") as store:
+    async with open_sqlite(disk / "store.db") as store:
         assert await store.get("key0") == written[0]
         assert await store.get("again0") == again[0]
 

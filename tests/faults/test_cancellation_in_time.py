@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
-import pytest_asyncio
 
 from aiolibkv.testing.conformance.locking import is_waiting
 from aiolibkv.testing.scale import scaled
-from faults.single import GROUNDS, Ground, Scene, on_scene
+from faults.single import Scene
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind, pytest.mark.timeout(600)]
 
 STEPS = 60
 TTL = 60.0
 """Seconds: what is left behind does not go by itself while a test looks."""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=sorted(GROUNDS))
-async def ground(request: pytest.FixtureRequest) -> AsyncIterator[Ground]:
-    async with GROUNDS[request.param]() as running:
-        yield running
-
-
-@pytest_asyncio.fixture
-async def scene(ground: Ground) -> AsyncIterator[Scene]:
-    async with on_scene(ground, delete=False) as made:
-        yield made
 
 
 async def is_cancelled(work: Awaitable[object], after: float) -> bool:
