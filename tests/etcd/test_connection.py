@@ -23,6 +23,7 @@ from aiolibkv.backends.etcd.link import HEALTH_CHECK
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import Certificates, EtcdCluster, EtcdServer
+from etcd.fronts import front, web_status
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
 
@@ -134,27 +135,9 @@ async def another_grpc_service() -> AsyncIterator[str]:
         await service.stop(None)
 
 
-@contextlib.asynccontextmanager
-async def web_server(status: int) -> AsyncIterator[str]:
+def web_server(code: int) -> contextlib.AbstractAsyncContextManager[str]:
     """Run a server that answers any request over HTTP/2 with a status."""
-
-    def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
-            await reader.readexactly(len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
-            writer.write(frame(4, 0, 0))
-            while head := await reader.readexactly(9):
-                await reader.readexactly(int.from_bytes(head[:3], "big"))
-                if head[3] == 1:
-                    # HPACK: a value of ":status", the 8th of the names that everybody knows.
-                    writer.write(frame(1, 5, int.from_bytes(head[5:], "big"), b"\x08\x03%d" % status))
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        host, port = server.sockets[0].getsockname()
-        yield f"{host}:{port}"
+    return front(lambda _: web_status(code))
 
 
 OTHERS: dict[str, Callable[[], contextlib.AbstractAsyncContextManager[str]]] = {

@@ -1,16 +1,28 @@
 """What the statuses of failed calls mean."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
+import pytest_asyncio
 
 from aiolibkv import AccessDeniedError, Config, NotReachableError, StoreError
 from aiolibkv.backends.etcd import EtcdStore
 from aiolibkv.backends.etcd.channel import RpcFailedError
 from aiolibkv.backends.etcd.failures import AnswerTooLargeError, RefusedError, explain
+from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers import EtcdServer
+from etcd.fronts import front, refusing, status
 
 APPLIED_PERHAPS, NOT_APPLIED = False, True
+UNKNOWN, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE = 2, 7, 9, 14
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[EtcdServer]:
+    async with EtcdServer() as running:
+        yield running
 
 
 @pytest.mark.parametrize(
@@ -66,6 +78,78 @@ def test_meanings(
     assert type(meaning.error) is error
     assert (meaning.refused, meaning.breaks, meaning.token) == (refused, breaks, token)
     assert (details or code) in str(meaning.error)
+
+
+LEARNER = "etcdserver: rpc not supported for learner"
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "error", "breaks", "token"),
+    [
+        # 3.6 gives them another code than 3.4 and 3.5.
+        ("UNAVAILABLE", LEARNER, NotReachableError, True, False),
+        ("FAILED_PRECONDITION", LEARNER, NotReachableError, True, False),
+        ("UNAVAILABLE", "etcdserver: not capable", NotReachableError, True, False),
+        ("FAILED_PRECONDITION", "etcdserver: not capable", NotReachableError, True, False),
+        # A proxy leaves out the code.
+        ("UNKNOWN", "etcdserver: no leader", NotReachableError, True, False),
+        ("UNKNOWN", "etcdserver: too many requests", NotReachableError, False, False),
+        ("UNKNOWN", "etcdserver: permission denied", AccessDeniedError, False, False),
+        ("UNKNOWN", "etcdserver: invalid auth token", AccessDeniedError, False, True),
+        ("UNKNOWN", "etcdserver: user name is empty", AccessDeniedError, False, True),
+        ("UNKNOWN", "etcdserver: revision of auth store is old", AccessDeniedError, False, True),
+        ("UNKNOWN", "etcdserver: mvcc: required revision has been compacted", RefusedError, False, False),
+        ("UNKNOWN", "etcdserver: requested lease not found", RefusedError, False, False),
+        ("UNKNOWN", "etcdserver: lease already exists", RefusedError, False, False),
+        ("UNKNOWN", "etcdserver: request is too large", RefusedError, False, False),
+    ],
+)
+def test_words_count_whatever_the_code(
+    code: str, details: str, error: type[StoreError], *, breaks: bool, token: bool
+) -> None:
+    meaning = explain(RpcFailedError(code, details))
+    assert type(meaning.error) is error
+    assert (meaning.refused, meaning.breaks, meaning.token) == (NOT_APPLIED, breaks, token)
+
+
+@pytest.mark.parametrize("details", ["leader changed", "request timed out, possibly due to connection lost"])
+def test_a_proxy_leaves_a_write_in_doubt(details: str) -> None:
+    meaning = explain(RpcFailedError("UNKNOWN", f"etcdserver: {details}"))
+    assert type(meaning.error) is NotReachableError
+    assert not meaning.refused
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("code", [UNAVAILABLE, FAILED_PRECONDITION])
+async def test_a_learner_is_left(server: EtcdServer, code: int) -> None:
+    async with front(lambda _: status(code, LEARNER)) as learner:
+        with pytest.raises(NotReachableError, match="learner") as caught:
+            async with EtcdStore([learner], Config(connection_timeout=1)):
+                pass
+        assert learner in str(caught.value)
+        async with EtcdStore([learner, server.endpoint]) as store:
+            await store.put("key", b"")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("code", [UNAVAILABLE, FAILED_PRECONDITION])
+async def test_a_server_that_has_become_a_learner_is_left(server: EtcdServer, code: int) -> None:
+    async with (
+        front(refusing(code, LEARNER)) as learner,
+        EtcdStore([learner, server.endpoint], Config(request_timeout=scaled(5))) as store,
+    ):
+        await store.put("key", b"value")
+        assert (await store.get("key")).value == b"value"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("code", [UNKNOWN, PERMISSION_DENIED])
+async def test_a_denial_whatever_the_code(code: int) -> None:
+    async with front(refusing(code, "etcdserver: permission denied")) as closed, EtcdStore([closed]) as store:
+        for call in (store.get, partial(store.put, value=b""), store.delete, store.list, store.exists):
+            with pytest.raises(AccessDeniedError) as caught:
+                await call("key")
+            assert caught.value.maybe_applied is False
 
 
 def test_what_was_not_sent_was_not_applied() -> None:

@@ -1,4 +1,8 @@
-"""What the statuses of failed calls mean; texts as etcd 3.4 and 3.5 word them."""
+"""What the statuses of failed calls mean.
+
+etcd is known by its words, whatever the code beside them: 3.6 gave some of them another code than 3.4 and 3.5, and
+``etcd grpc-proxy`` gives most of them the code UNKNOWN. Codes count for what is not in etcd's words.
+"""
 
 from __future__ import annotations
 
@@ -36,60 +40,106 @@ class Meaning(NamedTuple):
     token: bool = False
 
 
-# A code, a part of the text, the error, and whether the request was refused and the link is of no use. The first that
-# fits counts; "" fits always.
-_STATUSES: tuple[tuple[str, str, type[StoreError], bool, bool], ...] = (
+class _Kind(NamedTuple):
+    error: type[StoreError]
+    refused: bool
+    breaks: bool
+    token: bool = False
+
+
+_REFUSED = _Kind(RefusedError, refused=True, breaks=False)
+_DENIED = _Kind(AccessDeniedError, refused=True, breaks=False)
+_OLD_TOKEN = _Kind(AccessDeniedError, refused=True, breaks=False, token=True)
+# Not now, but the server may take it soon.
+_LATER = _Kind(NotReachableError, refused=True, breaks=False)
+# The server holds on to what it knows, but cannot serve: another one may.
+_ELSEWHERE = _Kind(NotReachableError, refused=True, breaks=True)
+_UNANSWERED = _Kind(NotReachableError, refused=False, breaks=False)
+_BROKEN = _Kind(NotReachableError, refused=False, breaks=True)
+_FAILED = _Kind(StoreError, refused=False, breaks=False)
+
+# Parts of texts, from the sources of etcd 3.4 to 3.7; the first that fits counts.
+_TEXTS: dict[str, _Kind] = {
     # Not etcd, but a web server or a proxy that has nobody behind it; gRPC makes a status of its own of theirs.
-    ("", "Received http2 header with status", NotReachableError, False, True),
-    ("UNKNOWN", "No status received", NotReachableError, False, True),
-    # Not etcd, but another service that speaks gRPC.
-    ("UNIMPLEMENTED", "", NotReachableError, True, True),
-    # The server holds on to what it knows, but cannot serve: another one may.
-    ("UNAVAILABLE", "etcdserver: no leader", NotReachableError, True, True),
-    ("UNAVAILABLE", "not supported for learner", NotReachableError, True, True),
-    ("UNAVAILABLE", "etcdserver: leader changed", NotReachableError, False, False),
-    ("UNAVAILABLE", "etcdserver: request timed out", NotReachableError, False, True),
-    ("UNAVAILABLE", "", NotReachableError, False, True),
-    ("RESOURCE_EXHAUSTED", "too many requests", NotReachableError, True, False),
-    # A write that was on its way when the space ran out is carried out, and answered like this all the same.
-    ("RESOURCE_EXHAUSTED", "space exceeded", StoreError, False, False),
-    ("RESOURCE_EXHAUSTED", "Received message larger than max", AnswerTooLargeError, False, False),
-    ("RESOURCE_EXHAUSTED", "", StoreError, True, False),
-    ("PERMISSION_DENIED", "", AccessDeniedError, True, False),
-    ("UNAUTHENTICATED", "", AccessDeniedError, True, False),
-    ("INVALID_ARGUMENT", "authentication failed", AccessDeniedError, True, False),
-    ("INVALID_ARGUMENT", "user name is empty", AccessDeniedError, True, False),
-    ("INVALID_ARGUMENT", "revision of auth store is old", AccessDeniedError, True, False),
-    ("FAILED_PRECONDITION", "user name not found", AccessDeniedError, True, False),
-    ("INVALID_ARGUMENT", "", RefusedError, True, False),
-    ("FAILED_PRECONDITION", "", RefusedError, True, False),
-    ("NOT_FOUND", "", RefusedError, True, False),
-    ("OUT_OF_RANGE", "", RefusedError, True, False),
-    ("ALREADY_EXISTS", "", RefusedError, True, False),
-    # A broken stream, or a server that is going down.
-    ("CANCELLED", "", NotReachableError, False, True),
-    ("INTERNAL", "", NotReachableError, False, True),
-    ("ABORTED", "", NotReachableError, False, True),
-    ("DEADLINE_EXCEEDED", "", NotReachableError, False, False),
-    ("UNKNOWN", "Stream removed", NotReachableError, False, True),
+    "Received http2 header with status": _BROKEN,
+    "etcdserver: no leader": _ELSEWHERE,
+    "etcdserver: rpc not supported for learner": _ELSEWHERE,
+    "etcdserver: not capable": _ELSEWHERE,
+    "etcdserver: leader changed": _UNANSWERED,
+    "etcdserver: request timed out": _BROKEN,
+    "etcdserver: server stopped": _BROKEN,
+    "etcdserver: too many requests": _LATER,
     # The leader is handing over to another.
-    ("UNKNOWN", "raft proposal dropped", NotReachableError, True, False),
-)
-_TOKEN_REFUSALS = ("invalid auth token", "user name is empty", "revision of auth store is old")
+    "raft proposal dropped": _LATER,
+    # A write that was on its way when the space ran out is carried out, and answered like this all the same.
+    "etcdserver: mvcc: database space exceeded": _FAILED,
+    "etcdserver: corrupt cluster": _FAILED,
+    "etcdserver: permission denied": _DENIED,
+    "etcdserver: authentication failed": _DENIED,
+    "etcdserver: user name not found": _DENIED,
+    "etcdserver: invalid auth token": _OLD_TOKEN,
+    "etcdserver: user name is empty": _OLD_TOKEN,
+    "etcdserver: revision of auth store is old": _OLD_TOKEN,
+    "etcdserver: authentication is not enabled": _REFUSED,
+    "etcdserver: key is not provided": _REFUSED,
+    "etcdserver: request is too large": _REFUSED,
+    "etcdserver: too many operations in txn request": _REFUSED,
+    "etcdserver: duplicate key given in txn request": _REFUSED,
+    "etcdserver: mvcc: required revision": _REFUSED,
+    "etcdserver: requested lease not found": _REFUSED,
+    "etcdserver: lease already exists": _REFUSED,
+    "etcdserver: too large lease TTL": _REFUSED,
+    "No status received": _BROKEN,
+    "Stream removed": _BROKEN,
+    "Received message larger than max": _Kind(AnswerTooLargeError, refused=False, breaks=False),
+}
+
+_CODES: dict[str, _Kind] = {
+    # Not etcd, but another service that speaks gRPC.
+    "UNIMPLEMENTED": _ELSEWHERE,
+    # A broken stream, or a server that is going down.
+    "UNAVAILABLE": _BROKEN,
+    "CANCELLED": _BROKEN,
+    "INTERNAL": _BROKEN,
+    "ABORTED": _BROKEN,
+    "DEADLINE_EXCEEDED": _UNANSWERED,
+    "RESOURCE_EXHAUSTED": _Kind(StoreError, refused=True, breaks=False),
+    "PERMISSION_DENIED": _DENIED,
+    "UNAUTHENTICATED": _DENIED,
+    "INVALID_ARGUMENT": _REFUSED,
+    "FAILED_PRECONDITION": _REFUSED,
+    "NOT_FOUND": _REFUSED,
+    "OUT_OF_RANGE": _REFUSED,
+    "ALREADY_EXISTS": _REFUSED,
+}
+
 _CLEARER = {
     "space exceeded": "the server's space quota is used up, it takes no writes until it is given room",
     "permission denied": "the user may not do this",
+    "not supported for learner": "the endpoint is a learner, which does not serve yet",
 }
 
 
 def explain(failure: RpcFailedError) -> Meaning:
     """Tell what a failed call comes to."""
+    # A call that was cancelled because its link ended has the words of what ended it, which say nothing of the call.
+    words = "" if failure.code == "CANCELLED" else failure.details
+    kind = _kind_of(words) or _CODES.get(failure.code)
     text = _worded(failure.details or failure.code)
-    for code, part, error, refused, breaks in _STATUSES:
-        if code in {"", failure.code} and part in failure.details:
-            token = any(words in failure.details for words in _TOKEN_REFUSALS)
-            return Meaning(error(text), refused or not failure.sent, breaks, token)
-    return Meaning(StoreError(f"{failure.code}: {text}"), refused=False, breaks=False)
+    if kind is None:
+        return Meaning(StoreError(f"{failure.code}: {text}"), refused=False, breaks=False)
+    return Meaning(kind.error(text), kind.refused or not failure.sent, kind.breaks, kind.token)
+
+
+def explain_cancellation(reason: str) -> StoreError:
+    """Tell what it comes to that a server ended a watch, for a reason that a proxy may have left out."""
+    kind = _kind_of(reason)
+    error = NotReachableError if kind is None and not reason else StoreError if kind is None else kind.error
+    return error(f"the server does not watch: {_worded(reason) or 'no reason is given'}")
+
+
+def _kind_of(words: str) -> _Kind | None:
+    return next((kind for part, kind in _TEXTS.items() if part in words), None)
 
 
 def _worded(details: str) -> str:

@@ -25,6 +25,7 @@ from aiolibkv.backends.etcd.codec import (
     encode,
 )
 from aiolibkv.backends.etcd.connection import Connection
+from aiolibkv.backends.etcd.failures import explain_cancellation
 from aiolibkv.backends.etcd.link import Link, LinkStream
 from aiolibkv.backends.etcd.reading import RevisionGoneError, bounds, read_key, read_tree, to_path
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
@@ -218,13 +219,13 @@ class _WatchStream:
             ended = self._created.pop(answer.watch_id, None)
             if ended is not None:
                 # Compacted: what the watch had to begin with is not there any more.
-                ended.end(None if answer.compact_revision else StoreError(f"a watch ended: {answer.cancel_reason}"))
+                ended.end(_reason(answer))
         elif answer.watch_id in self._created:
             self._take_events(self._created[answer.watch_id], answer)
 
     def _take_created(self, watched: _Watched, answer: WatchAnswer) -> None:
         if answer.canceled:
-            watched.end(_refusal(answer))
+            watched.end(_reason(answer))
         elif watched.released:
             self._send(WatchRequest(cancel=WatchCancel(answer.watch_id)))
         else:
@@ -261,9 +262,6 @@ def _change(event: Event) -> Iterator[tuple[str, KVPair | None]]:
         yield path, None if event.type == Event.DELETE else KVPair(path, kv.value, kv.mod_revision)
 
 
-def _refusal(answer: WatchAnswer) -> StoreError | None:
-    if answer.compact_revision:
-        return None
-    if "permission denied" in answer.cancel_reason or "auth" in answer.cancel_reason:
-        return AccessDeniedError(answer.cancel_reason)
-    return StoreError(f"the server does not watch: {answer.cancel_reason}")
+def _reason(answer: WatchAnswer) -> StoreError | None:
+    """Return why the server ended a watch; None when it was compacted, and has to be read again."""
+    return None if answer.compact_revision else explain_cancellation(answer.cancel_reason)

@@ -1,0 +1,67 @@
+"""Servers of HTTP/2 that answer with what they are told."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from urllib.parse import quote
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DATA, _HEADERS, _SETTINGS = 0, 1, 4
+_END_OF_HEADERS_AND_STREAM = 5
+_MESSAGE_PREFIX = 5
+INVALID_ARGUMENT = 3
+
+Answer = Callable[[bytes], bytes]
+"""Gives the headers that answer a request, from its message."""
+
+
+def status(code: int, text: str) -> bytes:
+    """Return the headers by which gRPC refuses a request."""
+    fields = {"content-type": "application/grpc", "grpc-status": str(code), "grpc-message": quote(text, safe=" ,:'")}
+    # HPACK: ":status: 200" is the 8th of the fields that everybody knows, the others are written out.
+    return b"\x88" + b"".join(b"\x00" + _string(name) + _string(value) for name, value in fields.items())
+
+
+def web_status(code: int) -> bytes:
+    """Return the headers by which a web server answers."""
+    return b"\x08" + _string(str(code))
+
+
+def refusing(code: int, text: str) -> Answer:
+    """Refuse all requests like an etcd server that does so for one reason, but knows the empty request."""
+    known = status(INVALID_ARGUMENT, "etcdserver: key is not provided")
+    return lambda message: status(code, text) if message else known
+
+
+@contextlib.asynccontextmanager
+async def front(answer: Answer) -> AsyncIterator[str]:
+    """Run a server that answers each request with headers alone.
+
+    Yields:
+        Its address.
+    """
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+            await reader.readexactly(len(_PREFACE))
+            writer.write(_frame(_SETTINGS, 0, 0))
+            while True:
+                head = await reader.readexactly(9)
+                payload = await reader.readexactly(int.from_bytes(head[:3], "big"))
+                if head[3] == _DATA and payload:
+                    stream = int.from_bytes(head[5:], "big")
+                    headers = answer(payload[_MESSAGE_PREFIX:])
+                    writer.write(_frame(_HEADERS, _END_OF_HEADERS_AND_STREAM, stream, headers))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        yield f"{host}:{port}"
+
+
+def _string(text: str) -> bytes:
+    return bytes([len(text)]) + text.encode()
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
