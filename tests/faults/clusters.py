@@ -13,8 +13,7 @@ from aiolibkv import AsyncStore, Config, StoreError, new_store
 from aiolibkv.testing.framing import Framing
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually
-from aiolibkv.testing.servers import ConsulCluster, EtcdCluster, ZooKeeperCluster
-from aiolibkv.testing.servers.base import Cluster, Server
+from aiolibkv.testing.servers import Cluster, ConsulCluster, EtcdCluster, Server, ZooKeeperCluster
 
 CLUSTERS: dict[str, Callable[[], Cluster[Any]]] = {
     "consul": ConsulCluster,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from aiolibkv.testing.servers.base import Cluster
+from aiolibkv.testing.servers import Cluster
 from faults.clusters import CLUSTERS, Nodes, behind_proxies
 from faults.single import GROUNDS, Ground, Scene, on_scene
 

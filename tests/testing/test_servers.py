@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,13 @@ from aiolibkv.testing.servers import (
     ConsulCluster,
     ConsulServer,
     EtcdCluster,
+    EtcdGateway,
+    EtcdGrpcProxy,
     EtcdServer,
+    Haproxy,
+    Member,
+    Nginx,
+    ReverseProxy,
     Server,
     ServerCommandError,
     ServerMissingError,
@@ -74,7 +80,7 @@ def zookeeper_node(path: str, flags: int) -> bytes:
     return len(path).to_bytes(4) + path.encode() + bytes(4) + acl + flags.to_bytes(4)
 
 
-async def answers(server: Server) -> bool:
+async def answers(server: Member) -> bool:
     """Return whether the server answers within a moment."""
     try:
         async with asyncio.timeout(scaled(0.3)):
@@ -86,7 +92,7 @@ async def answers(server: Server) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.asyncio
-async def test_one_server(kind: Callable[[], Server]) -> None:
+async def test_one_server(kind: Callable[[], Member]) -> None:
     async with kind() as server:
         endpoint, directory = server.endpoint, server.directory
         assert endpoint == f"{server.host}:{server.port}"
@@ -122,7 +128,7 @@ async def test_one_server(kind: Callable[[], Server]) -> None:
 
 @pytest.mark.parametrize("kind", CLUSTERS)
 @pytest.mark.asyncio
-async def test_cluster(kind: Callable[[], Cluster[Server]]) -> None:
+async def test_cluster(kind: Callable[[], Cluster[Member]]) -> None:
     async with kind() as cluster:
         assert len(set(cluster.endpoints)) == 3
         leader = await cluster.leader()
@@ -135,6 +141,73 @@ async def test_cluster(kind: Callable[[], Cluster[Server]]) -> None:
         await eventually(lambda: stored(followers[1], "kept-2"), within=10, message="the value is lost")
         await cluster.start()
         await eventually(lambda: stored(leader, "kept-2"), within=10, message="it did not catch up")
+
+
+async def status(server: Server, path: str = "/v1/status/leader") -> int:
+    """Return the status of an answer that has to come within a moment."""
+    async with asyncio.timeout(scaled(0.5)):
+        return (await http(server.port, "GET", path))[0]
+
+
+async def check_reverse_proxy(proxy: ReverseProxy, hands_on: Callable[[], Awaitable[None]]) -> None:
+    async with proxy:
+        endpoint = proxy.endpoint
+        await hands_on()
+        proxy.pause()
+        with pytest.raises(TimeoutError):
+            await status(proxy)
+        proxy.resume()
+        await proxy.kill()
+        with pytest.raises(ConnectionRefusedError):
+            await status(proxy)
+        await proxy.start()
+        assert proxy.endpoint == endpoint
+        await hands_on()
+
+
+@pytest.mark.asyncio
+async def test_reverse_proxies_of_etcd() -> None:
+    async with EtcdServer() as one, EtcdServer() as two:
+        for proxy in (
+            EtcdGateway([one.endpoint, two.endpoint]),
+            EtcdGrpcProxy([one.endpoint]),
+            Haproxy([one.endpoint, two.endpoint]),
+            Nginx([one.endpoint, two.endpoint], grpc=True),
+        ):
+
+            async def hands_on(endpoint: str = proxy.endpoint) -> None:
+                ctl = ["etcdctl", f"--endpoints={endpoint}", "put", "handed-on", "1"]
+                await run_program(ctl, {**os.environ, "ETCDCTL_API": "3"})
+
+            await check_reverse_proxy(proxy, hands_on)
+        assert await one.ctl("get", "handed-on", "--print-value-only") == "1\n"
+
+
+@pytest.mark.asyncio
+async def test_reverse_proxies_of_consul() -> None:
+    async with ConsulServer(dev=True) as server:
+        for proxy, path in (
+            (Haproxy([server.endpoint]), "/v1/status/leader"),
+            (Nginx([server.endpoint]), "/v1/status/leader"),
+            (Nginx([server.endpoint], path="/consul/"), "/consul/v1/status/leader"),
+        ):
+
+            async def hands_on(proxy: ReverseProxy = proxy, path: str = path) -> None:
+                assert await status(proxy, path) == 200
+
+            await check_reverse_proxy(proxy, hands_on)
+
+
+@pytest.mark.asyncio
+async def test_reverse_proxies_give_up_what_is_idle() -> None:
+    async with ConsulServer(dev=True) as server:
+        index = json.loads(await server.api("GET", "/v1/agent/self"))["Stats"]["raft"]["commit_index"]
+        path = f"/v1/catalog/services?index={int(index) + 1000}&wait=30s"
+        async with Nginx([server.endpoint], read_timeout=0.2) as nginx:
+            assert await status(nginx, path) == 504
+        async with Haproxy([server.endpoint], idle_timeout=0.2) as haproxy:
+            with pytest.raises(EOFError):
+                await status(haproxy, path)
 
 
 def test_a_server_outlives_the_event_loop_that_started_it() -> None:
@@ -245,6 +318,15 @@ async def test_consul_limits() -> None:
 
 
 @pytest.mark.asyncio
+async def test_consul_for_development(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    async with ConsulServer(dev=True, tls=certificates, token=str(uuid.uuid4()), session_ttl_min=1) as server:
+        await server.api("PUT", "/v1/session/create", json.dumps({"TTL": "1s"}))
+        assert (await server.api("GET", "/v1/session/list")).startswith('[\n    {\n        "ID"')
+        await server.add_token('key_prefix "" { policy = "read" }')
+
+
+@pytest.mark.asyncio
 async def test_zookeeper_with_tls(tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
     async with ZooKeeperServer(tls=certificates) as server:
@@ -265,6 +347,12 @@ async def test_zookeeper_options() -> None:
             "maxSessionTimeout=60000",
             "maxClientCnxns=7",
         }
+
+
+@pytest.mark.asyncio
+async def test_zookeeper_limits_connections_by_default() -> None:
+    async with ZooKeeperServer(max_connections=None) as server:
+        assert "maxClientCnxns=60" in (await server.four_letter_word("conf")).splitlines()
 
 
 @pytest.mark.parametrize("extended_types", [True, False])

@@ -12,8 +12,7 @@ import pytest_asyncio
 
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import scaled
-from aiolibkv.testing.servers import ZooKeeperServer
-from aiolibkv.testing.servers.base import Cluster
+from aiolibkv.testing.servers import Cluster, ZooKeeperServer
 from zookeeper.conftest import make_store
 
 

@@ -1,9 +1,11 @@
 """Real servers for tests: one process or a cluster, on free ports, with data in a temporary directory."""
 
-from aiolibkv.testing.servers.base import Cluster, Server, ServerStartError
+from aiolibkv.testing.servers.base import Server, ServerStartError
+from aiolibkv.testing.servers.cluster import Cluster, Member
 from aiolibkv.testing.servers.consul import ConsulCluster, ConsulServer
 from aiolibkv.testing.servers.etcd import EtcdCluster, EtcdServer
 from aiolibkv.testing.servers.process import ServerCommandError, ServerMissingError
+from aiolibkv.testing.servers.reverse_proxies import EtcdGateway, EtcdGrpcProxy, Haproxy, Nginx, ReverseProxy
 from aiolibkv.testing.servers.tls import Certificates
 from aiolibkv.testing.servers.zookeeper import ZooKeeperCluster, ZooKeeperServer
 
@@ -13,7 +15,13 @@ __all__ = [
     "ConsulCluster",
     "ConsulServer",
     "EtcdCluster",
+    "EtcdGateway",
+    "EtcdGrpcProxy",
     "EtcdServer",
+    "Haproxy",
+    "Member",
+    "Nginx",
+    "ReverseProxy",
     "Server",
     "ServerCommandError",
     "ServerMissingError",

@@ -1,4 +1,4 @@
-"""What the servers have in common: a process, ports, a directory, readiness; and clusters."""
+"""What all servers have in common: a process, ports, a directory, readiness."""
 
 import asyncio
 import atexit
@@ -9,9 +9,9 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import ClassVar, Self
 
 from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers.process import (
@@ -20,16 +20,15 @@ from aiolibkv.testing.servers.process import (
     Port,
     ServerCommandError,
     end_with_parent,
-    find_program,
 )
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 _FIRST_PROBE_SECONDS = 0.2
-_PROBE_SECONDS = 3.0
+PROBE_SECONDS = 3.0
 _ATTEMPTS = 3
 # What a server that is starting, paused or dead may make of a question.
-_NOT_YET = (OSError, EOFError, TimeoutError, ServerCommandError)
+NOT_YET = (OSError, EOFError, TimeoutError, ServerCommandError)
 
 
 class ServerStartError(RuntimeError):
@@ -47,7 +46,7 @@ class Server(ABC):
     """
 
     program: ClassVar[str]
-    """The name of the program, to be found in PATH."""
+    """The name of the program."""
     packages: ClassVar[str]
     """Which Debian packages bring it."""
     port_names: ClassVar[Sequence[str]]
@@ -58,9 +57,8 @@ class Server(ABC):
         self._extra_args = tuple(extra_args)
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._was_ready = False
         self._is_set_up = False
-        self._in_cluster = False
+        self._ports_are_known = False
         self._ports: dict[str, Port] = {}
 
     async def __aenter__(self) -> Self:
@@ -68,7 +66,7 @@ class Server(ABC):
         try:
             await self.start()
         except BaseException:
-            self._discard()
+            self.discard()
             raise
         return self
 
@@ -154,8 +152,7 @@ class Server(ABC):
             try:
                 await self._start_once()
             except _PortTakenError:
-                # Others may know the ports already, unless this is the first start of a single server.
-                if self._was_ready or self._in_cluster or attempt + 1 == _ATTEMPTS:
+                if self._ports_are_known or attempt + 1 == _ATTEMPTS:
                     raise
                 self._release_ports()
                 self._remove_data()
@@ -205,18 +202,28 @@ class Server(ABC):
         try:
             await self.kill()
         finally:
-            self._discard()
+            self.discard()
+
+    def discard(self) -> None:
+        """Kill the server, remove its data and give its ports back, without waiting in an event loop."""
+        self._kill_now()
+        self._release_ports()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+        self._ports_are_known = self._is_set_up = False
+        _undiscarded.discard(self)
+
+    def keep_ports(self) -> None:
+        """Fail rather than take other ports when one is taken at the first start, since others know them already."""
+        self._ports_are_known = True
 
     @abstractmethod
     def _command(self) -> Sequence[str]:
-        """Return the command that starts the server, writing its configuration first."""
-
-    @abstractmethod
-    async def is_leader(self) -> bool:
-        """Return whether this server leads its cluster; a single server does.
+        """Return the command that starts the server, the path of its program first; writes its configuration.
 
         Raises:
-            OSError, EOFError: it did not answer.
+            ServerMissingError: the program is not installed.
         """
 
     @abstractmethod
@@ -228,11 +235,11 @@ class Server(ABC):
 
     async def _start_once(self) -> None:
         self.data_directory.mkdir(exist_ok=True)
-        program, *arguments = self._command()
+        command = self._command()
         with (self.directory / "log").open("ab") as log:
             written = log.tell()
             self._process = subprocess.Popen(  # noqa: ASYNC220 -- must outlive the event loop
-                [*end_with_parent(), find_program(program, self.packages), *arguments],
+                [*end_with_parent(), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -248,7 +255,7 @@ class Server(ABC):
         except BaseException:
             self._kill_now()
             raise
-        self._was_ready = True
+        self._ports_are_known = True
 
     async def _wait_until_ready(self, written: int) -> None:
         limit = scaled(_START_SECONDS)
@@ -273,8 +280,8 @@ class Server(ABC):
                         return
             except TimeoutError:
                 # ZooKeeper never answers a question that came a moment too early, so begin with little.
-                patience = min(2 * patience, _PROBE_SECONDS)
-            except _NOT_YET:
+                patience = min(2 * patience, PROBE_SECONDS)
+            except NOT_YET:
                 pass
             await asyncio.sleep(POLL_INTERVAL)
 
@@ -297,16 +304,6 @@ class Server(ABC):
             port.release()
         self._ports = {}
 
-    def _discard(self) -> None:
-        """Leave nothing behind, at once."""
-        self._kill_now()
-        self._release_ports()
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory = None
-        self._was_ready = self._is_set_up = False
-        _undiscarded.discard(self)
-
 
 class _PortTakenError(ServerStartError):
     """Another process listens on a port of the server."""
@@ -322,98 +319,4 @@ def _discard_all() -> None:
     if os.getpid() != _owner:
         return
     for server in list(_undiscarded):
-        server._discard()  # noqa: SLF001 -- the same module
-
-
-S = TypeVar("S", bound=Server)
-
-
-class Cluster(Generic[S]):
-    """Several servers that form one service.
-
-    Args:
-        servers: the members, not started yet.
-    """
-
-    def __init__(self, servers: Sequence[S]) -> None:
-        """Take the members."""
-        self.servers = tuple(servers)
-        for server in self.servers:
-            server._in_cluster = True  # noqa: SLF001 -- the same module
-
-    async def __aenter__(self) -> Self:
-        """Start all members."""
-        try:
-            await self.start()
-        except BaseException:
-            for server in self.servers:
-                server._discard()  # noqa: SLF001 -- the same module
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Kill all members and remove their data."""
-        await self.close()
-
-    @property
-    def endpoints(self) -> Sequence[str]:
-        """Address and port of each member."""
-        return tuple(server.endpoint for server in self.servers)
-
-    async def start(self) -> None:
-        """Start the members that do not run, and wait until all are ready.
-
-        Raises:
-            ServerMissingError: the program is not installed.
-            ServerStartError: a member was not ready in time, or ended.
-        """
-        try:
-            async with asyncio.TaskGroup() as group:
-                for server in self.servers:
-                    if not server.running:
-                        group.create_task(server.start())
-        except ExceptionGroup as errors:
-            # The others only failed to find it.
-            raise errors.exceptions[0] from None
-
-    async def stop(self) -> None:
-        """Stop all members; their data stays."""
-        await _together(server.stop() for server in self.servers)
-
-    async def close(self) -> None:
-        """Kill all members, remove their data and give their ports back."""
-        await _together(server.close() for server in self.servers)
-
-    async def leader(self, *, within: float = 20.0) -> S:
-        """Return the member that leads, waiting for an election if need be.
-
-        Args:
-            within: seconds, before scaling.
-
-        Raises:
-            TimeoutError: there was no leader in that time.
-        """
-        async with asyncio.timeout(scaled(within)):
-            while True:
-                running = [server for server in self.servers if server.running]
-                leads = await asyncio.gather(*(_leads(server) for server in running))
-                leaders = [server for server, is_leader in zip(running, leads, strict=True) if is_leader]
-                if len(leaders) == 1:
-                    return leaders[0]
-                await asyncio.sleep(POLL_INTERVAL)
-
-
-async def _leads(server: Server) -> bool:
-    try:
-        async with asyncio.timeout(scaled(_PROBE_SECONDS)):
-            return await server.is_leader()
-    except _NOT_YET:
-        return False
-
-
-async def _together(work: Iterable[Coroutine[object, object, None]]) -> None:
-    """Await all, then raise the first error as it is, not in a group."""
-    results = await asyncio.gather(*work, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+        server.discard()

@@ -4,12 +4,12 @@ import json
 import ssl
 from collections.abc import Mapping, Sequence
 
-from aiolibkv.testing.servers.base import Cluster, Server
-from aiolibkv.testing.servers.process import ServerCommandError, http
+from aiolibkv.testing.servers.cluster import Cluster, Member
+from aiolibkv.testing.servers.process import ServerCommandError, find_program, http
 from aiolibkv.testing.servers.tls import Certificates
 
 
-class ConsulServer(Server):
+class ConsulServer(Member):
     """One Consul server (not a client agent).
 
     Args:
@@ -17,6 +17,7 @@ class ConsulServer(Server):
         token: the management token; enables access control with everything denied by default.
         session_ttl_min: the shortest TTL of a session in seconds; Consul's own default is 10.
         max_connections: http_max_conns_per_client; Consul's own default is 200.
+        dev: start it as `consul agent -dev`, which keeps its data in memory and indents its JSON.
         extra_args: more arguments for `consul agent`.
     """
 
@@ -31,6 +32,7 @@ class ConsulServer(Server):
         token: str | None = None,
         session_ttl_min: float | None = None,
         max_connections: int | None = None,
+        dev: bool = False,
         extra_args: Sequence[str] = (),
     ) -> None:
         """Reserve ports and a directory; nothing is started."""
@@ -39,6 +41,7 @@ class ConsulServer(Server):
         self._token = token
         self._session_ttl_min = session_ttl_min
         self._max_connections = max_connections
+        self._dev = dev
         self.name = "n1"
         self._members: Sequence[ConsulServer] = (self,)
 
@@ -102,16 +105,13 @@ class ConsulServer(Server):
     def _command(self) -> Sequence[str]:
         config_path = self.directory / "config.json"
         config_path.write_text(json.dumps(self._config()))
-        return [self.program, "agent", f"-config-file={config_path}", *self._extra_args]
+        kind = ["-dev"] if self._dev else []
+        program = find_program(self.program, self.packages)
+        return [program, "agent", *kind, f"-config-file={config_path}", *self._extra_args]
 
     def _config(self) -> Mapping[str, object]:
         config: dict[str, object] = {
             "node_name": self.name,
-            "server": True,
-            "bootstrap_expect": len(self._members),
-            "retry_join": [f"{member.host}:{member.port_of('serf')}" for member in self._members],
-            "retry_interval": "200ms",
-            "data_dir": str(self.data_directory),
             "bind_addr": self.host,
             "client_addr": self.host,
             "ports": {
@@ -123,9 +123,17 @@ class ConsulServer(Server):
                 "dns": -1,
                 "grpc": -1,
             },
-            "performance": {"raft_multiplier": 1},
             "disable_update_check": True,
         }
+        if not self._dev:
+            config |= {
+                "server": True,
+                "bootstrap_expect": len(self._members),
+                "retry_join": [f"{member.host}:{member.port_of('serf')}" for member in self._members],
+                "retry_interval": "200ms",
+                "data_dir": str(self.data_directory),
+                "performance": {"raft_multiplier": 1},
+            }
         if self._session_ttl_min is not None:
             config["session_ttl_min"] = f"{round(self._session_ttl_min * 1000)}ms"
         if self._max_connections is not None:

@@ -6,8 +6,8 @@ import ssl
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
-from aiolibkv.testing.servers.base import Cluster, Server
-from aiolibkv.testing.servers.process import find_program, http, run_program
+from aiolibkv.testing.servers.cluster import Cluster, Member
+from aiolibkv.testing.servers.process import find_program, http, installation, run_program
 from aiolibkv.testing.servers.tls import Certificates
 
 
@@ -21,18 +21,36 @@ class _Status(TypedDict):
     leader: int
 
 
-class EtcdServer(Server):
+_PACKAGES = "etcd-server etcd-client"
+
+
+def find_etcd(program: str, version: str | None) -> str:
+    """Return the path of one of etcd's programs.
+
+    Args:
+        program: "etcd" or "etcdctl".
+        version: as for `EtcdServer`.
+
+    Raises:
+        ServerMissingError: it is not there.
+    """
+    directory = installation("etcd", version) / "usr/bin" if version else None
+    return find_program(program, _PACKAGES, directory=directory)
+
+
+class EtcdServer(Member):
     """One etcd server.
 
     Args:
         tls: serve clients over TLS only, and require a certificate of the same authority.
         auth: name and password of the first user, who may do everything; enables authentication. etcd
             demands the name "root".
+        version: as in "3.5", a version beside the machine's own; by default the program in PATH.
         extra_args: more arguments for etcd.
     """
 
     program = "etcd"
-    packages = "etcd-server etcd-client"
+    packages = _PACKAGES
     port_names = ("client", "peer")
 
     def __init__(
@@ -40,12 +58,14 @@ class EtcdServer(Server):
         *,
         tls: Certificates | None = None,
         auth: tuple[str, str] | None = None,
+        version: str | None = None,
         extra_args: Sequence[str] = (),
     ) -> None:
         """Reserve ports and a directory; nothing is started."""
         super().__init__(extra_args=extra_args)
         self._tls = tls
         self._auth = auth
+        self._version = version
         self.name = "n1"
         self._members: Sequence[EtcdServer] = (self,)
 
@@ -142,7 +162,7 @@ class EtcdServer(Server):
     def _command(self) -> Sequence[str]:
         url = f"{self._scheme}://{self.endpoint}"
         command = [
-            self.program,
+            find_etcd(self.program, self._version),
             f"--name={self.name}",
             f"--data-dir={self.data_directory / 'etcd'}",
             f"--listen-client-urls={url}",
@@ -176,7 +196,7 @@ class EtcdServer(Server):
         await self._run_ctl("auth", "enable")
 
     async def _run_ctl(self, *arguments: str, within: float = 20.0) -> str:
-        command = [find_program("etcdctl", self.packages), f"--endpoints={self._scheme}://{self.endpoint}"]
+        command = [find_etcd("etcdctl", self._version), f"--endpoints={self._scheme}://{self.endpoint}"]
         if self._tls:
             command += [
                 f"--cacert={self._tls.ca}",
@@ -200,6 +220,7 @@ class EtcdCluster(Cluster[EtcdServer]):
         size: how many members.
         tls: as for `EtcdServer`; members talk to each other without.
         auth: as for `EtcdServer`.
+        version: as for `EtcdServer`.
         extra_args: more arguments for each etcd.
     """
 
@@ -209,10 +230,11 @@ class EtcdCluster(Cluster[EtcdServer]):
         size: int = 3,
         tls: Certificates | None = None,
         auth: tuple[str, str] | None = None,
+        version: str | None = None,
         extra_args: Sequence[str] = (),
     ) -> None:
         """Reserve ports and directories; nothing is started."""
-        servers = [EtcdServer(tls=tls, auth=auth, extra_args=extra_args) for _ in range(size)]
+        servers = [EtcdServer(tls=tls, auth=auth, version=version, extra_args=extra_args) for _ in range(size)]
         for number, server in enumerate(servers, 1):
             server.join(f"n{number}", servers)
         super().__init__(servers)

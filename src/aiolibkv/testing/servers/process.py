@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
 import socket
 import ssl
@@ -10,11 +11,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from aiolibkv.testing.scale import scaled
 
 HOST = "127.0.0.1"
 POLL_INTERVAL = 0.01
+_INSTALLATIONS = "/opt/aiolibkv-servers"
+_SYSTEM_PROGRAMS = ("/usr/local/sbin", "/usr/sbin")
 
 
 class ServerMissingError(RuntimeError):
@@ -45,21 +49,44 @@ class Port:
         self._socket.close()
 
 
-def find_program(name: str, packages: str) -> str:
+def find_program(name: str, packages: str, *, directory: Path | None = None) -> str:
     """Return the path of a program.
 
     Args:
         name: as typed in a shell.
         packages: the Debian packages that bring it.
+        directory: where to look instead of in PATH.
 
     Raises:
-        ServerMissingError: it is not in PATH.
+        ServerMissingError: it is not there.
     """
-    path = shutil.which(name)
+    # Debian keeps some servers where only root's PATH leads.
+    places = str(directory) if directory else os.pathsep.join((os.environ.get("PATH", os.defpath), *_SYSTEM_PROGRAMS))
+    path = shutil.which(name, path=places)
     if path is None:
-        message = f"{name} is not in PATH; Debian packages: {packages} (tests/install-servers.sh installs them)"
+        where = directory or "PATH"
+        message = f"{name} is not in {where}; Debian packages: {packages} (tests/install-servers.sh installs them)"
         raise ServerMissingError(message)
     return path
+
+
+def installation(name: str, version: str) -> Path:
+    """Return the directory of a version that is not the machine's own, where Debian's package was unpacked.
+
+    It is looked for in the directory that the environment variable AIOLIBKV_SERVERS names.
+
+    Args:
+        name: the server's name.
+        version: its first two numbers, as in "3.5".
+
+    Raises:
+        ServerMissingError: it is not there.
+    """
+    directory = Path(os.environ.get("AIOLIBKV_SERVERS") or _INSTALLATIONS) / f"{name}-{version}"
+    if not directory.is_dir():
+        message = f"{name} {version} is not in {directory} (tests/install-servers.sh puts it there)"
+        raise ServerMissingError(message)
+    return directory
 
 
 def end_with_parent() -> Sequence[str]:

@@ -4,15 +4,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from aiolibkv.testing.servers.base import Cluster, Server
-from aiolibkv.testing.servers.process import ServerMissingError, exchange
+from aiolibkv.testing.servers.cluster import Cluster, Member
+from aiolibkv.testing.servers.process import ServerMissingError, exchange, find_program, installation
 from aiolibkv.testing.servers.tls import Certificates
 
 _DEBIAN_JARS = Path("/usr/share/java")
 _MAIN = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
 
 
-class ZooKeeperServer(Server):
+class ZooKeeperServer(Member):
     """One ZooKeeper server. Its jars come from the Debian package, or from ZOOKEEPER_HOME when that is set.
 
     Args:
@@ -20,9 +20,10 @@ class ZooKeeperServer(Server):
         tick_time: seconds; sessions last between 2 and 20 ticks, unless the next two say otherwise.
         min_session_timeout: seconds.
         max_session_timeout: seconds.
-        max_connections: maxClientCnxns, connections from one address; 0 is no limit, ZooKeeper's own
-            default is 60.
+        max_connections: maxClientCnxns, connections from one address; 0 is no limit, None is ZooKeeper's own
+            default, 60.
         extended_types: allow nodes with a TTL.
+        version: as in "3.9", a version beside the machine's own, which is the Debian package's.
         extra_args: more arguments for java, as in "-Dzookeeper.name=value".
     """
 
@@ -37,8 +38,9 @@ class ZooKeeperServer(Server):
         tick_time: float = 0.5,
         min_session_timeout: float | None = None,
         max_session_timeout: float | None = None,
-        max_connections: int = 0,
+        max_connections: int | None = 0,
         extended_types: bool = True,
+        version: str | None = None,
         extra_args: Sequence[str] = (),
     ) -> None:
         """Reserve ports and a directory; nothing is started."""
@@ -49,6 +51,7 @@ class ZooKeeperServer(Server):
         self._max_session_timeout = max_session_timeout
         self._max_connections = max_connections
         self._extended_types = extended_types
+        self._version = version
         self._number = 1
         self._members: Sequence[ZooKeeperServer] = (self,)
 
@@ -92,7 +95,7 @@ class ZooKeeperServer(Server):
         config_path.write_text("".join(f"{line}\n" for line in self._config()))
         (self.data_directory / "myid").write_text(f"{self._number}\n")
         return [
-            self.program,
+            find_program(self.program, self.packages),
             # A short-lived server: start fast, stay small.
             "-Xmx128m",
             "-XX:TieredStopAtLevel=1",
@@ -108,29 +111,36 @@ class ZooKeeperServer(Server):
 
     def _class_path(self) -> str:
         home = os.environ.get("ZOOKEEPER_HOME")
-        jars = Path(home) / "lib" if home else _DEBIAN_JARS
+        if self._version:
+            jars = installation("zookeeper", self._version) / "usr/share/java"
+        else:
+            jars = Path(home) / "lib" if home else _DEBIAN_JARS
         if not list(jars.glob("zookeeper*.jar")):
             message = (
                 f"no ZooKeeper jars in {jars}; Debian packages: {self.packages} (tests/install-servers.sh "
                 "installs them), or set ZOOKEEPER_HOME to an unpacked download"
             )
             raise ServerMissingError(message)
-        # Debian's directory holds several loggers; this one, being first, writes to standard error.
-        return (
-            f"{jars}/*"
-            if home
-            else f"{jars}/slf4j-simple.jar:{jars}/zookeeper.jar:{jars}/netty-codec.jar:{jars}/netty-resolver.jar"
-        )
+        # Debian has several loggers; this one, being first, writes to standard error. Its zookeeper.jar names the
+        # others by their paths in /usr/share/java, so those of another version have to come before it.
+        if self._version:
+            names = sorted((path.stem for path in jars.glob("*.jar")), key=_order)
+            return ":".join(f"{jars}/{name}.jar" for name in names)
+        if home:
+            return f"{jars}/*"
+        names = ["slf4j-simple", "zookeeper", "netty-codec", "netty-resolver"]
+        return ":".join(f"{jars}/{name}.jar" for name in names)
 
     def _config(self) -> Sequence[str]:
         lines = [
             f"tickTime={_milliseconds(self._tick_time)}",
             f"dataDir={self.data_directory}",
-            f"maxClientCnxns={self._max_connections}",
             "4lw.commands.whitelist=*",
             "initLimit=20",
             "syncLimit=10",
         ]
+        if self._max_connections is not None:
+            lines.append(f"maxClientCnxns={self._max_connections}")
         if self._min_session_timeout is not None:
             lines.append(f"minSessionTimeout={_milliseconds(self._min_session_timeout)}")
         if self._max_session_timeout is not None:
@@ -172,6 +182,7 @@ class ZooKeeperCluster(Cluster[ZooKeeperServer]):
         max_session_timeout: as for `ZooKeeperServer`.
         max_connections: as for `ZooKeeperServer`.
         extended_types: as for `ZooKeeperServer`.
+        version: as for `ZooKeeperServer`.
         extra_args: more arguments for each java.
     """
 
@@ -183,8 +194,9 @@ class ZooKeeperCluster(Cluster[ZooKeeperServer]):
         tick_time: float = 0.5,
         min_session_timeout: float | None = None,
         max_session_timeout: float | None = None,
-        max_connections: int = 0,
+        max_connections: int | None = 0,
         extended_types: bool = True,
+        version: str | None = None,
         extra_args: Sequence[str] = (),
     ) -> None:
         """Reserve ports and directories; nothing is started."""
@@ -196,6 +208,7 @@ class ZooKeeperCluster(Cluster[ZooKeeperServer]):
                 max_session_timeout=max_session_timeout,
                 max_connections=max_connections,
                 extended_types=extended_types,
+                version=version,
                 extra_args=extra_args,
             )
             for _ in range(size)
@@ -203,6 +216,10 @@ class ZooKeeperCluster(Cluster[ZooKeeperServer]):
         for number, server in enumerate(servers, 1):
             server.join(number, servers)
         super().__init__(servers)
+
+
+def _order(name: str) -> int:
+    return -1 if name == "slf4j-simple" else int(name.startswith("zookeeper"))
 
 
 def _milliseconds(seconds: float) -> int:
