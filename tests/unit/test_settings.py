@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import random
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
+from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 
 import aiolibkv
 from aiolibkv import AsyncStore, BackendNotSupportedError, Config, new_store, open_store, register_backend, registry
+from aiolibkv.store import endpoints as endpoints_module
+from aiolibkv.store.backoff import growing_pauses
 from aiolibkv.store.endpoints import Endpoint, Endpoints, parse_endpoint
 
 
@@ -212,6 +216,56 @@ def test_endpoint(address: str, endpoint: tuple[str, int]) -> None:
 def test_bad_endpoint(address: str) -> None:
     with pytest.raises(ValueError, match="endpoint"):
         parse_endpoint(address, 7)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://h:1", r"no URL: h:1$"),
+        ("etcd://h/app", r"no URL: h:7$"),
+        ("https://h:1/x", r"no URL: h:1, and the setting tls=True$"),
+        ("http://h:secret/x", r"no URL: h:7$"),
+        ("http:///x", r"no URL: localhost:7$"),
+        ("::1", r"in brackets: \[::1\]:7$"),
+        ("fe80::1%eth0", r"in brackets: \[fe80::1%eth0\]:7$"),
+        ("unix:/run/kv.sock", r"such as localhost:7, no Unix socket$"),
+    ],
+)
+def test_what_people_write_for_an_endpoint_is_answered_with_what_to_write(address: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_endpoint(address, 7)
+    assert "secret" not in str(caught.value)
+
+
+def test_unix_sockets() -> None:
+    endpoint = parse_endpoint("unix:/run/kv.sock", 7, unix=True)
+    assert (endpoint.is_unix, endpoint.host, str(endpoint)) == (True, "/run/kv.sock", "unix:/run/kv.sock")
+    assert parse_endpoint("unix:///run/kv.sock", 7, unix=True) == endpoint
+    assert not parse_endpoint("h", 7, unix=True).is_unix
+    for address in ("unix:", "unix:kv.sock", "unix:/a\0b"):
+        with pytest.raises(ValueError, match="unix:%2Fpath%2Fof%2Fsocket"):
+            parse_endpoint(address, 7, unix=True)
+
+
+def test_stores_begin_at_any_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints_module, "shuffle", random.Random(1).shuffle)
+    names = ["a", "b", "c"]
+    orders = set()
+    for _ in range(100):
+        endpoints = Endpoints(names, 9)
+        order = []
+        for _ in names:
+            order.append(endpoints.current.host)
+            endpoints.failed(endpoints.current)
+        orders.add(tuple(order))
+    assert orders == set(permutations(names))
+
+
+def test_pauses_grow_within_bounds() -> None:
+    pauses = list(islice(growing_pauses(0.1, 1.0), 10))
+    for pause, most in zip(pauses, [0.1, 0.2, 0.4, 0.8, *[1.0] * 6], strict=True):
+        assert most / 2 <= pause <= most
+    assert len(set(pauses)) == 10
 
 
 def test_endpoints_move_on_once() -> None:

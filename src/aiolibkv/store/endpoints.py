@@ -2,38 +2,59 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from ipaddress import IPv6Address
 from typing import NamedTuple
 
 _LARGEST_PORT = 65535
+_UNIX = "unix:"
+
+shuffle = random.shuffle
+"""Orders the endpoints of a store; tests that need an order of their own replace it."""
 
 
 class Endpoint(NamedTuple):
-    """Address of one server."""
+    """Address of one server.
+
+    Attributes:
+        host: its name or IP address, or the path of a Unix socket.
+        port: 0 for a Unix socket.
+    """
 
     host: str
     port: int
 
+    @property
+    def is_unix(self) -> bool:
+        """Whether it is a Unix socket."""
+        return self.port == 0
+
     def __str__(self) -> str:
+        if self.is_unix:
+            return f"{_UNIX}{self.host}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Endpoints:
-    """The configured servers in their order; one is current until it is reported as failed."""
+    """The configured servers in an order of chance; one is current until it is reported as failed."""
 
-    def __init__(self, addresses: Sequence[str], default_port: int) -> None:
+    def __init__(self, addresses: Sequence[str], default_port: int, *, unix: bool = False) -> None:
         """Read the addresses.
 
         Args:
-            addresses: "host", "host:port" or "[ipv6]:port" each.
+            addresses: "host", "host:port" or "[ipv6]:port" each, or "unix:/path/of/socket".
             default_port: for an address without one.
+            unix: whether the backend can use Unix sockets.
 
         Raises:
             ValueError: there is none, or one cannot be read.
         """
-        self._all = tuple(dict.fromkeys(parse_endpoint(address, default_port) for address in addresses))
-        if not self._all:
-            raise ValueError("at least one endpoint, host:port, is needed")
+        found = list(dict.fromkeys(parse_endpoint(address, default_port, unix=unix) for address in addresses))
+        if not found:
+            raise ValueError(f"at least one endpoint, such as localhost:{default_port}, is needed")
+        shuffle(found)
+        self._all = tuple(found)
         self.current = self._all[0]
 
     def __len__(self) -> int:
@@ -45,15 +66,22 @@ class Endpoints:
             self.current = self._all[(self._all.index(endpoint) + 1) % len(self._all)]
 
 
-def parse_endpoint(address: str, default_port: int) -> Endpoint:
+def parse_endpoint(address: str, default_port: int, *, unix: bool = False) -> Endpoint:
     """Read one address.
 
     Raises:
-        ValueError: it names no host, or a port that cannot be. What stands for the port is not repeated: of a URL that
-            was not encoded as it should be, that may be a password.
+        ValueError: it names no host, or a port that cannot be; says what to write instead. What stands for the port is
+            not repeated: of a URL that was not encoded as it should be, that may be a password.
     """
     if "@" in address:
         raise ValueError("an endpoint is host:port; username and password are settings of their own")
+    if address.startswith(_UNIX):
+        return _unix_endpoint(address, default_port, allowed=unix)
+    scheme, is_url, rest = address.partition("://")
+    if is_url:
+        _refuse_url(scheme, rest, default_port)
+    if _is_ipv6(address):
+        raise ValueError(f"an endpoint is host:port; an IPv6 address stands in brackets: [{address}]:{default_port}")
     if address.startswith("["):
         host, _, port = address[1:].partition("]")
         port = port.removeprefix(":")
@@ -67,6 +95,32 @@ def parse_endpoint(address: str, default_port: int) -> Endpoint:
             f"an endpoint is host:port, and the port of {host!r} is not a number from 1 to {_LARGEST_PORT}"
         )
     return Endpoint(host, number)
+
+
+def _unix_endpoint(address: str, default_port: int, *, allowed: bool) -> Endpoint:
+    path = address.removeprefix(_UNIX)
+    if not allowed:
+        raise ValueError(f"an endpoint of this backend is host:port, such as localhost:{default_port}, no Unix socket")
+    if not path.startswith("/") or "\0" in path:
+        raise ValueError("the endpoint of a Unix socket is unix:/path/of/socket, in a URL unix:%2Fpath%2Fof%2Fsocket")
+    return Endpoint(f"/{path.lstrip('/')}", 0)
+
+
+def _refuse_url(scheme: str, rest: str, default_port: int) -> None:
+    host, colon, port = rest.partition("/")[0].partition(":")
+    if not _is_host(host):
+        host, colon, port = "localhost", "", ""
+    port = port if colon and port.isdecimal() else str(default_port)
+    secure = ", and the setting tls=True" if scheme.lower() == "https" else ""
+    raise ValueError(f"an endpoint is host:port, no URL: {host}:{port}{secure}")
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_host(name: str) -> bool:

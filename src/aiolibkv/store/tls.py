@@ -1,11 +1,91 @@
-"""What TLS needs, made of a config's files."""
+"""TLS settings, made of a config's files and made anew when these have changed."""
 
 from __future__ import annotations
 
+import logging
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 
 from aiolibkv.config import Config
+
+_log = logging.getLogger("aiolibkv")
+
+_Signature = tuple[tuple[int, ...], ...]
+
+
+class Tls:
+    """What each connection of a store is to encrypt with; rotated files are used from the next connection on.
+
+    It is asked at each connection, in the event loop: looking at three files takes microseconds, making settings of
+    them below a millisecond. Only the system's authorities, which stand in where there is no ``ca_file``, take some
+    20 ms, at the first connection and after a rotation.
+    """
+
+    def __init__(self, config: Config, *, alpn: Sequence[str] = ()) -> None:
+        """Keep the settings; no file is read.
+
+        Args:
+            config: its ``tls``, ``ca_file``, ``cert_file`` and ``key_file`` are used.
+            alpn: protocols to offer; also set in an SSLContext of the config, which is used as it is otherwise.
+        """
+        self._config = config
+        self._alpn = list(alpn)
+        self._context: ssl.SSLContext | None = None
+        self._signature: _Signature | None = None
+        self._is_outdated = False
+
+    def context(self) -> ssl.SSLContext | None:
+        """Return what to encrypt with, None for plain TCP.
+
+        Files that cannot be used, as during a rotation, are tried again at the next call; the last good ones stay in
+        use meanwhile, which is logged once.
+
+        Raises:
+            ValueError: a file cannot be read or used, and none ever could; names the field and the file.
+        """
+        if isinstance(self._config.tls, ssl.SSLContext):
+            if self._context is None:
+                self._context = self._config.tls
+                self._offer(self._context)
+        elif self._config.tls:
+            self._read_again()
+        return self._context
+
+    def _read_again(self) -> None:
+        try:
+            # What changes after this look is seen by the next one.
+            signature = self._look()
+            if signature == self._signature:
+                return
+            context = ssl_context(self._config)
+        except ValueError as error:
+            if self._context is None:
+                raise
+            if not self._is_outdated:
+                _log.warning("certificates have changed and cannot be used; the last good ones stay in use: %s", error)
+            self._is_outdated = True
+            return
+        assert context is not None, "TLS is on"
+        self._offer(context)
+        self._context, self._signature, self._is_outdated = context, signature, False
+
+    def _offer(self, context: ssl.SSLContext) -> None:
+        if self._alpn:
+            context.set_alpn_protocols(self._alpn)
+
+    def _look(self) -> _Signature:
+        signature = []
+        for field in ("ca_file", "cert_file", "key_file"):
+            file = getattr(self._config, field)
+            if file is None:
+                continue
+            try:
+                status = Path(file).stat()
+            except (OSError, ValueError) as error:
+                raise _unreadable(field, file, error) from error
+            signature.append((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+        return tuple(signature)
 
 
 def ssl_context(config: Config) -> ssl.SSLContext | None:
@@ -16,13 +96,15 @@ def ssl_context(config: Config) -> ssl.SSLContext | None:
     """
     if not config.tls:
         return None
-    context = config.tls if isinstance(config.tls, ssl.SSLContext) else ssl.create_default_context()
+    if isinstance(config.tls, ssl.SSLContext):
+        return config.tls
     if config.ca_file is not None:
         read_file("ca_file", config.ca_file)
-        try:
-            context.load_verify_locations(cafile=config.ca_file)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"ca_file {str(config.ca_file)!r} cannot be used: {error}") from error
+    try:
+        # Without a file these are the system's.
+        context = ssl.create_default_context(cafile=config.ca_file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"ca_file {str(config.ca_file)!r} cannot be used: {error}") from error
     if config.cert_file is not None and config.key_file is not None:
         read_file("cert_file", config.cert_file)
         read_file("key_file", config.key_file)
@@ -43,5 +125,10 @@ def read_file(field: str, file: str | Path) -> bytes:
     """
     try:
         return Path(file).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{field} {str(file)!r} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(field, file, error) from error
+
+
+def _unreadable(field: str, file: str | Path, error: Exception) -> ValueError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return ValueError(f"{field} {str(file)!r} cannot be read: {reason}")
