@@ -4,7 +4,7 @@ import pytest
 
 from aiolibkv.store import endpoints
 
-pytest_plugins = ["aiolibkv.testing.plugin", "pytester", "secrecy"]
+pytest_plugins = ["aiolibkv.testing.plugin", "pytester", "secrecy", "missing"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,37 +1,63 @@
 #!/bin/sh
-# Install the servers that the tests start: etcd, Consul and ZooKeeper. Does nothing when all are there.
+# Install the servers that the tests start. Does nothing when all are there.
+#
+# etcd, ZooKeeper, nginx, HAProxy, PostgreSQL and PgBouncer are Debian 12's, Consul is Debian 11's. Newer versions of
+# etcd and ZooKeeper are Debian 13's packages, unpacked beside them below AIOLIBKV_SERVERS (/opt/aiolibkv-servers).
 set -eu
 cd "$(dirname "$0")/.."
 
+beside=${AIOLIBKV_SERVERS:-/opt/aiolibkv-servers}
+newer_etcd="etcd-server etcd-client"
+newer_zookeeper="libzookeeper-java libnetty-java libslf4j-java libdropwizard-metrics-java libsnappy-java"
+
+# Print the packages of this Debian, and Consul's, that are missing.
 missing() {
     found=
-    command -v etcd >/dev/null || found="$found etcd-server"
-    command -v etcdctl >/dev/null || found="$found etcd-client"
-    command -v consul >/dev/null || found="$found consul"
-    if ! command -v java >/dev/null || ! has_jars "${ZOOKEEPER_HOME:+$ZOOKEEPER_HOME/lib}"; then
+    has etcd || found="$found etcd-server"
+    has etcdctl || found="$found etcd-client"
+    has consul || found="$found consul"
+    if ! has java || ! has_jars "${ZOOKEEPER_HOME:+$ZOOKEEPER_HOME/lib}"; then
         found="$found zookeeper"
     fi
+    has nginx || found="$found nginx"
+    has haproxy || found="$found haproxy"
+    has pgbouncer || found="$found pgbouncer"
+    [ -x /usr/lib/postgresql/15/bin/postgres ] || found="$found postgresql-15"
     echo "$found"
+}
+
+# Print which newer versions are missing.
+missing_beside() {
+    found=
+    [ -d "$beside/etcd-3.5" ] || found="$found etcd-3.5"
+    [ -d "$beside/zookeeper-3.9" ] || found="$found zookeeper-3.9"
+    echo "$found"
+}
+
+has() {
+    # Some are where only root's PATH leads.
+    PATH="$PATH:/usr/local/sbin:/usr/sbin" command -v "$1" >/dev/null
 }
 
 has_jars() {
     for jar in "${1:-/usr/share/java}"/zookeeper*.jar; do
-        [ -e "$jar" ] && return
+        [ ! -e "$jar" ] || return 0
     done
     return 1
 }
 
 complain() {
     cat >&2 <<END
-tests/install-servers.sh: missing:$1 (named as Debian's packages)
-As root on Debian 12, this script installs them. Elsewhere:
-  etcd-server, etcd-client: packages etcd-server and etcd-client of Debian and Ubuntu, or the release archives
-      on the releases page of etcd-io/etcd: put etcd and etcdctl in PATH.
+tests/install-servers.sh: missing:$1
+As root on Debian 12, this script installs them. Elsewhere the tests that need them are skipped until they are there:
+  etcd-server, etcd-client: packages of Debian and Ubuntu, or the release archives on the releases page of
+      etcd-io/etcd: put etcd and etcdctl in PATH.
   consul: package consul of Debian 11, or the install page of HashiCorp's Consul: put consul in PATH.
   zookeeper: package zookeeper of Debian and Ubuntu, or the releases page of Apache ZooKeeper with any Java
       runtime: put java in PATH and set ZOOKEEPER_HOME to the unpacked directory.
+  nginx, haproxy, pgbouncer, postgresql-15: packages of Debian and Ubuntu.
+  etcd-3.5, zookeeper-3.9: packages of Debian 13, unpacked with dpkg -x below $beside.
 END
-    exit 1
 }
 
 # Run a command, and show what it said only if it failed.
@@ -46,52 +72,68 @@ install() {
     quietly env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
 }
 
-# Write the machine's own source of the main suite, with the suite of the release before.
-write_older_source() {
+# Print the machine's own source of the main suite, with another suite: in the format "sources" or "list".
+source_of() {
+    if [ "$2" = list ]; then
+        for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
+            [ ! -e "$file" ] ||
+                sed -En "/^deb[[:space:]].*[[:space:]]bookworm[[:space:]]/s/[[:space:]]bookworm[[:space:]].*/ $1 main/p" "$file"
+        done
+        return
+    fi
     for file in /etc/apt/sources.list.d/*.sources; do
-        [ -e "$file" ] || continue
-        # Stanzas (deb822): keep those of the main suite, with that suite alone.
-        awk -v RS= '
+        # Stanzas (deb822): those of the main suite, with that suite alone.
+        [ ! -e "$file" ] || awk -v RS= -v suite="$1" '
             /(^|\n)Suites:[^\n]*[ \t]bookworm([ \t\n]|$)/ && !/(^|\n)Enabled:[ \t]*no/ {
-                sub(/(^|\n)Suites:[^\n]*/, "\nSuites: bullseye")
+                sub(/(^|\n)Suites:[^\n]*/, "\nSuites: " suite)
                 sub(/^\n/, "")
                 print $0 "\n"
             }' "$file"
-    done >"$work/sources"
-    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
-        [ -e "$file" ] || continue
-        sed -En '/^deb[[:space:]].*[[:space:]]bookworm[[:space:]]/s/[[:space:]]bookworm[[:space:]].*/ bullseye main/p' "$file"
-    done >"$work/list"
-    for kind in sources list; do
-        [ ! -s "$work/$kind" ] || cp "$work/$kind" "$older.$kind"
     done
-    [ -s "$work/sources" ] || [ -s "$work/list" ]
 }
 
-remove_older_source() {
-    rm -f "$older".sources "$older".list "$preferences"
+# Download packages of another suite into a directory. apt keeps what it knows of that suite apart from the machine's.
+download() {
+    suite=$1 into=$2
+    shift 2
+    apart=$work/$suite
+    if [ ! -d "$apart" ]; then
+        mkdir -p "$apart/state/lists/partial" "$apart/cache/archives/partial" "$apart/sources"
+        : >"$apart/state/status"
+        source_of "$suite" sources >"$apart/sources/debian.sources"
+        source_of "$suite" list >"$apart/sources/debian.list"
+        apart_from "$apart" update -q || return 1
+    fi
+    mkdir -p "$into"
+    (cd "$into" && apart_from "$apart" download -q "$@")
+}
+
+apart_from() {
+    state=$1
+    shift
+    quietly apt-get -o Dir::State="$state/state" -o Dir::State::status="$state/state/status" \
+        -o Dir::Cache="$state/cache" -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$state/sources" \
+        -o APT::Sandbox::User=root "$@"
 }
 
 # Debian 12 has no Consul; that of Debian 11 runs on it.
-install_consul_of_bullseye() {
-    write_older_source || return 1
-    printf 'Package: *\nPin: release n=bullseye\nPin-Priority: -1\n\nPackage: consul\nPin: release n=bullseye\nPin-Priority: 500\n' >"$preferences"
-    result=0
-    { quietly apt-get update -q && install consul; } || result=1
-    remove_older_source
-    # Forget what that source offered.
-    quietly apt-get update -q || :
-    return $result
+install_consul() {
+    download bullseye "$work/consul" consul || cp ../shared/servers/consul_*_amd64.deb "$work/consul" || return 1
+    install "$work"/consul/consul_*.deb
 }
 
-install_consul_from_file() {
-    for file in ../shared/servers/consul_*_amd64.deb; do
-        if [ -e "$file" ]; then
-            install "$(realpath "$file")"
-            return
-        fi
+# Unpack packages of Debian 13 as one directory.
+unpack() {
+    name=$1
+    shift
+    download trixie "$work/$name" "$@" || return 1
+    for package in "$work/$name"/*.deb; do
+        quietly dpkg -x "$package" "$work/unpacked-$name" || return 1
     done
-    return 1
+    mkdir -p "$beside"
+    chmod 755 "$work/unpacked-$name"
+    # At once, so that what is there is whole.
+    cp -a "$work/unpacked-$name" "$beside/.$name" && mv "$beside/.$name" "$beside/$name"
 }
 
 forbid_daemons() {
@@ -102,7 +144,6 @@ forbid_daemons() {
 }
 
 clean_up() {
-    remove_older_source
     if [ -e "$work/policy-rc.d" ]; then
         mv "$work/policy-rc.d" $policy
     elif [ -n "$forbidden" ]; then
@@ -112,14 +153,14 @@ clean_up() {
 }
 
 wanted=$(missing)
-[ -n "$wanted" ] || exit 0
-if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || ! grep -q '^VERSION_CODENAME=bookworm$' /etc/os-release; then
-    complain "$wanted"
+wanted_beside=$(missing_beside)
+[ -n "$wanted$wanted_beside" ] || exit 0
+if [ "$(id -u)" != 0 ] || ! has apt-get || ! grep -q '^VERSION_CODENAME=bookworm$' /etc/os-release; then
+    complain "$wanted$wanted_beside"
+    exit 1
 fi
 
 policy=/usr/sbin/policy-rc.d
-older=/etc/apt/sources.list.d/aiolibkv-older
-preferences=/etc/apt/preferences.d/aiolibkv-older
 forbidden=
 work=$(mktemp -d)
 trap clean_up EXIT
@@ -130,14 +171,27 @@ from_debian=
 for package in $wanted; do
     [ "$package" = consul ] || from_debian="$from_debian $package"
 done
-if [ -n "$from_debian" ]; then
+if [ -n "$wanted" ]; then
     quietly apt-get update -q
+fi
+if [ -n "$from_debian" ]; then
     # shellcheck disable=SC2086 # one word for each package
     install $from_debian
 fi
 case $wanted in
-*consul*) install_consul_of_bullseye || install_consul_from_file || : ;;
+*consul*) install_consul || : ;;
+esac
+# shellcheck disable=SC2086 # one word for each package
+case $wanted_beside in
+*etcd*) unpack etcd-3.5 $newer_etcd || : ;;
+esac
+# shellcheck disable=SC2086
+case $wanted_beside in
+*zookeeper*) unpack zookeeper-3.9 $newer_zookeeper || : ;;
 esac
 
-wanted=$(missing)
-[ -z "$wanted" ] || complain "$wanted"
+wanted=$(missing)$(missing_beside)
+if [ -n "$wanted" ]; then
+    complain "$wanted"
+    exit 1
+fi

@@ -3,7 +3,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-sh tests/install-servers.sh
+# Outside CI, tests whose servers are missing are skipped.
+sh tests/install-servers.sh || [ -z "${CI:-}" ]
 
 venv=${AIOLIBKV_VENV:-.venv}
 if [ ! -x "$venv/bin/python" ]; then

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ from aiolibkv.testing.servers.process import exchange, http, run_program
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 KINDS = [EtcdServer, ConsulServer, ZooKeeperServer]
+NEWER = [partial(EtcdServer, version="3.5"), partial(ZooKeeperServer, version="3.9")]
 CLUSTERS = [EtcdCluster, ConsulCluster, ZooKeeperCluster]
 
 
@@ -90,7 +92,7 @@ async def answers(server: Member) -> bool:
     return True
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *NEWER])
 @pytest.mark.asyncio
 async def test_one_server(kind: Callable[[], Member]) -> None:
     async with kind() as server:
@@ -374,6 +376,28 @@ async def test_a_missing_program_names_its_packages(
     with pytest.raises(ServerMissingError, match=f"Debian packages: {server.packages}"):
         await server.start()
     await server.close()
+
+
+@pytest.mark.parametrize("kind", NEWER)
+@pytest.mark.asyncio
+async def test_a_missing_version_is_named(
+    kind: Callable[[], Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server = kind()
+    monkeypatch.setenv("AIOLIBKV_SERVERS", str(tmp_path))
+    with pytest.raises(ServerMissingError, match=r"(etcd 3\.5|zookeeper 3\.9) is not in"):
+        await server.start()
+    await server.close()
+
+
+@pytest.mark.asyncio
+async def test_versions() -> None:
+    async with EtcdServer() as old, EtcdServer(version="3.5") as new:
+        assert "etcdctl version: 3.5." in await new.ctl("version")
+        for server, version in ((old, "3.4."), (new, "3.5.")):
+            assert any(f'server_version="{version}' in name for name in await server.metrics())
+    async with ZooKeeperServer(version="3.9") as zookeeper_server:
+        assert (await zookeeper_server.four_letter_word("srvr")).startswith("Zookeeper version: 3.9.")
 
 
 @pytest.mark.asyncio

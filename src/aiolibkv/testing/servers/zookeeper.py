@@ -9,6 +9,24 @@ from aiolibkv.testing.servers.process import ServerMissingError, exchange, find_
 from aiolibkv.testing.servers.tls import Certificates
 
 _DEBIAN_JARS = Path("/usr/share/java")
+# Debian's directory holds several loggers; the first here writes to standard error. Its zookeeper.jar names the others
+# by their paths, so those of another version have to come before it.
+_NEEDED = (
+    "slf4j-simple",
+    "slf4j-api",
+    "metrics-core",
+    "snappy-java",
+    "netty-buffer",
+    "netty-codec",
+    "netty-common",
+    "netty-handler",
+    "netty-resolver",
+    "netty-transport",
+    "netty-transport-native-epoll",
+    "netty-transport-native-unix-common",
+    "zookeeper-jute",
+    "zookeeper",
+)
 _MAIN = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
 
 
@@ -121,15 +139,9 @@ class ZooKeeperServer(Member):
                 "installs them), or set ZOOKEEPER_HOME to an unpacked download"
             )
             raise ServerMissingError(message)
-        # Debian has several loggers; this one, being first, writes to standard error. Its zookeeper.jar names the
-        # others by their paths in /usr/share/java, so those of another version have to come before it.
-        if self._version:
-            names = sorted((path.stem for path in jars.glob("*.jar")), key=_order)
-            return ":".join(f"{jars}/{name}.jar" for name in names)
-        if home:
+        if home and not self._version:
             return f"{jars}/*"
-        names = ["slf4j-simple", "zookeeper", "netty-codec", "netty-resolver"]
-        return ":".join(f"{jars}/{name}.jar" for name in names)
+        return ":".join(f"{jars}/{name}.jar" for name in _NEEDED)
 
     def _config(self) -> Sequence[str]:
         lines = [
@@ -216,10 +228,6 @@ class ZooKeeperCluster(Cluster[ZooKeeperServer]):
         for number, server in enumerate(servers, 1):
             server.join(number, servers)
         super().__init__(servers)
-
-
-def _order(name: str) -> int:
-    return -1 if name == "slf4j-simple" else int(name.startswith("zookeeper"))
 
 
 def _milliseconds(seconds: float) -> int:
