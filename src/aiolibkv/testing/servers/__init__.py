@@ -4,6 +4,7 @@ from aiolibkv.testing.servers.base import Server, ServerStartError
 from aiolibkv.testing.servers.cluster import Cluster, Member
 from aiolibkv.testing.servers.consul import ConsulCluster, ConsulServer
 from aiolibkv.testing.servers.etcd import EtcdCluster, EtcdServer
+from aiolibkv.testing.servers.postgresql import PgBouncer, PostgresServer
 from aiolibkv.testing.servers.process import ServerCommandError, ServerMissingError
 from aiolibkv.testing.servers.reverse_proxies import EtcdGateway, EtcdGrpcProxy, Haproxy, Nginx, ReverseProxy
 from aiolibkv.testing.servers.tls import Certificates
@@ -21,6 +22,8 @@ __all__ = [
     "Haproxy",
     "Member",
     "Nginx",
+    "PgBouncer",
+    "PostgresServer",
     "ReverseProxy",
     "Server",
     "ServerCommandError",

@@ -16,10 +16,11 @@ from typing import ClassVar, Self
 from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers.process import (
     HOST,
+    NOBODY,
     POLL_INTERVAL,
     Port,
     ServerCommandError,
-    end_with_parent,
+    launcher,
 )
 
 _START_SECONDS = 30.0
@@ -51,6 +52,10 @@ class Server(ABC):
     """Which Debian packages bring it."""
     port_names: ClassVar[Sequence[str]]
     """The ports it listens on; the first is the one for clients."""
+    unprivileged: ClassVar[bool] = False
+    """Whether it refuses to be run by root; it is then run by the user nobody."""
+    stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    """What ends it in good order, without waiting for its clients."""
 
     def __init__(self, *, extra_args: Sequence[str] = ()) -> None:
         """Reserve ports and a directory; nothing is started."""
@@ -160,11 +165,11 @@ class Server(ABC):
                 return
 
     async def stop(self) -> None:
-        """End the server with SIGTERM (SIGKILL when it does not heed that); its data stays."""
+        """End the server in good order (with SIGKILL when that takes too long); its data stays."""
         if not self.running:
             return
         self.resume()
-        os.kill(self.pid, signal.SIGTERM)
+        os.kill(self.pid, self.stop_signal)
         try:
             await self._wait_for_exit(scaled(_STOP_SECONDS))
         except TimeoutError:
@@ -230,16 +235,23 @@ class Server(ABC):
     async def _is_ready(self) -> bool:
         """Return whether the server serves; OSError, EOFError, TimeoutError, ServerCommandError mean no."""
 
+    async def _prepare_data(self) -> None:  # noqa: B027 -- most servers need nothing
+        """Make what the server has to find in its data directory; called before each start."""
+
     async def _set_up(self) -> None:  # noqa: B027 -- most servers need nothing
         """Make accounts and the like; called once for new data, when the server is first ready."""
 
     async def _start_once(self) -> None:
         self.data_directory.mkdir(exist_ok=True)
+        if self.unprivileged and os.geteuid() == 0:
+            for directory in (self.directory, self.data_directory):
+                os.chown(directory, NOBODY, NOBODY)
+        await self._prepare_data()
         command = self._command()
         with (self.directory / "log").open("ab") as log:
             written = log.tell()
             self._process = subprocess.Popen(  # noqa: ASYNC220 -- must outlive the event loop
-                [*end_with_parent(), *command],
+                [*launcher(unprivileged=self.unprivileged), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

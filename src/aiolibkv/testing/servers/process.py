@@ -17,6 +17,8 @@ from aiolibkv.testing.scale import scaled
 
 HOST = "127.0.0.1"
 POLL_INTERVAL = 0.01
+NOBODY = 65534
+"""The number of the user and the group of those who may do nothing."""
 _INSTALLATIONS = "/opt/aiolibkv-servers"
 _SYSTEM_PROGRAMS = ("/usr/local/sbin", "/usr/sbin")
 
@@ -89,17 +91,29 @@ def installation(name: str, version: str) -> Path:
     return directory
 
 
-def end_with_parent() -> Sequence[str]:
+def launcher(*, unprivileged: bool = False) -> Sequence[str]:
     """Return what has to stand before a command to have it killed when this process dies, however it dies.
 
     Not a function for the child to call before exec: Python then forks in a way that runs what libraries want to
     do at a fork, and the child of a process with busy channels of gRPC may crash in that (seen with 1.85.1).
+
+    Args:
+        unprivileged: run the command as the user nobody if this process is root's.
+
+    Raises:
+        ServerMissingError: there is no program that can give up being root.
     """
+    options: list[str] = []
     # Linux sends the signal when the starting thread ends, so only the main thread may ask for it.
-    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
-        return ()
+    if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
+        options += ["--pdeathsig", "KILL"]
+    if unprivileged and os.geteuid() == 0:
+        options += ["--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
     program = shutil.which("setpriv")
-    return () if program is None else (program, "--pdeathsig", "KILL")
+    if program is None and "--reuid" in options:
+        message = "setpriv is not in PATH; Debian package: util-linux"
+        raise ServerMissingError(message)
+    return (program, *options) if program and options else ()
 
 
 async def run_program(command: Sequence[str], environment: Mapping[str, str], *, within: float = 20.0) -> str:
