@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from ssl import SSLContext
-from types import UnionType
+from typing import Any
 
 from aiolibkv.keys import normalize_directory
 
 Token = str | Callable[[], str]
+File = str | os.PathLike[str]
 
-_FILE = (str | Path | None, "a path")
-_KINDS: Mapping[str, tuple[type | UnionType, str]] = {
+_FILE = (str | os.PathLike | None, "a path")
+_KINDS: Mapping[str, tuple[Any, str]] = {
     "tls": (bool | SSLContext, "True, False or an SSLContext"),
     "ca_file": _FILE,
     "cert_file": _FILE,
@@ -24,6 +25,7 @@ _KINDS: Mapping[str, tuple[type | UnionType, str]] = {
     "token": (str | Callable | None, "a str or a callable that gives one"),
     "bucket": (str, "a str"),
     "options": (Mapping, "a mapping"),
+    "listener": (Callable | None, "a callable"),
 }
 
 
@@ -34,30 +36,35 @@ class Config:
     Attributes:
         connection_timeout: seconds for entering the store.
         request_timeout: seconds for every call, all its retries included.
-        tls: True to encrypt; an SSLContext where the backend can use one.
+        tls: True to encrypt, or an SSLContext, which has everything that the three files are for. Files are read again
+            at each connection; rotated ones need no new store.
         ca_file: PEM file of the authorities to trust; the system's when not given.
         cert_file: PEM file of the client's certificate.
         key_file: PEM file of the client's key.
         username: for servers with users.
         password: of that user.
         token: for servers with tokens; a callable is asked again when the server refuses the last one.
-        prefix: directory that all keys are rooted at; keys go in and come out without it.
+        prefix: directory that all keys are rooted at; keys go in and come out without it. Slashes around it do not
+            count, since keys have no leading slash; etcd's option ``leading_slash`` is for keys that others write with
+            one.
         bucket: the table of an SQLite store.
         options: what one backend alone understands, by the names that it declares.
+        listener: called with each event of the store, see ``aiolibkv.events``; in the event loop, so it must not block.
     """
 
     connection_timeout: float = 5.0
     request_timeout: float = 5.0
     tls: bool | SSLContext = False
-    ca_file: str | Path | None = None
-    cert_file: str | Path | None = None
-    key_file: str | Path | None = None
+    ca_file: File | None = None
+    cert_file: File | None = None
+    key_file: File | None = None
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     token: Token | None = field(default=None, repr=False)
     prefix: str = ""
     bucket: str = "aiolibkv"
     options: Mapping[str, object] = field(default_factory=dict)
+    listener: Callable[[Any], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, (kind, what) in _KINDS.items():
@@ -65,13 +72,44 @@ class Config:
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} is {what}, not {type(getattr(self, name)).__name__}")
         for name in ("connection_timeout", "request_timeout"):
-            seconds = getattr(self, name)
-            if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-                raise TypeError(f"{name} is a number of seconds, not {type(seconds).__name__}")
-            if not 0 < seconds < math.inf:
-                raise ValueError(f"{name} is finite and above 0, not {seconds}")
+            object.__setattr__(self, name, finite_seconds(name, getattr(self, name)))
         object.__setattr__(self, "prefix", normalize_directory(self.prefix))
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("cert_file and key_file go together")
         if not self.tls and any((self.ca_file, self.cert_file)):
             raise ValueError("ca_file, cert_file and key_file need tls=True")
+        if isinstance(self.tls, SSLContext) and any((self.ca_file, self.cert_file)):
+            raise ValueError(
+                "tls is an SSLContext, which has its files: ca_file, cert_file and key_file are for tls=True"
+            )
+
+
+def finite_seconds(name: str, seconds: float) -> float:
+    """Return a time as a float.
+
+    Args:
+        name: what it is called, for errors.
+        seconds: a number, as users give it.
+
+    Raises:
+        ValueError: it is not above 0, or not finite; an int may be too large for a float.
+        TypeError: it is no number.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{name} is a number of seconds, not {type(seconds).__name__}")
+    try:
+        converted = float(seconds)
+    except OverflowError:
+        converted = math.inf
+    if not 0 < converted < math.inf:
+        raise ValueError(f"{name} is finite and above 0, not {converted:g}")
+    return converted
+
+
+def nearest_first(name: str, known: Iterable[str]) -> Sequence[str]:
+    """Return names sorted, but those first that somebody may have meant who wrote another one."""
+    from difflib import get_close_matches
+
+    names = sorted(known)
+    near = get_close_matches(name, names, cutoff=0.5)
+    return [*near, *(each for each in names if each not in near)]

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import re
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, unquote
+from typing import TYPE_CHECKING
 
-from aiolibkv.config import Config
+from aiolibkv.config import Config, nearest_first
 from aiolibkv.errors import BackendNotSupportedError
-from aiolibkv.keys import normalize_directory
 from aiolibkv.protocol import AsyncStore
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Factory = Callable[[Sequence[str], Config], AsyncStore]
 
 GROUP = "aiolibkv.backends"
 
 _registered: dict[str, Factory] = {}
-_TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-_NAME = re.compile(r"[a-z][a-z0-9+._-]*")
-_SECONDS = frozenset({"connection_timeout", "request_timeout"})
 
 
 def register_backend(name: str, factory: Factory) -> None:
@@ -39,7 +31,9 @@ def register_backend(name: str, factory: Factory) -> None:
         ValueError: no URL can say that name.
         TypeError: the factory cannot be called.
     """
-    if not _NAME.fullmatch(name):
+    from aiolibkv.urls import NAME
+
+    if not NAME.fullmatch(name):
         raise ValueError(f"a backend's name is lower-case letters, digits and +._- after a letter, not {name!r}")
     if not callable(factory):
         raise TypeError(f"a factory is a callable, not {type(factory).__name__}")
@@ -59,6 +53,8 @@ def new_store(backend: str, endpoints: Sequence[str] = (), config: Config | None
         ValueError: endpoints or settings that the backend cannot use.
         TypeError: endpoints that are no sequence of str, or a config that is no Config.
     """
+    if not isinstance(backend, str):
+        raise TypeError(f"a backend's name is a str, not {type(backend).__name__}")
     if not isinstance(endpoints, Sequence) or isinstance(endpoints, str):
         raise TypeError(f"endpoints are a sequence of str, not one {type(endpoints).__name__}")
     for endpoint in endpoints:
@@ -72,7 +68,9 @@ def open_store(url: str, config: Config | None = None) -> AsyncStore:
 
     ``scheme://user:password@host:port,host:port/prefix?name=value``, or ``scheme:///path?name=value`` where the factory
     has a true attribute ``endpoint_is_path``, as SQLite's. A parameter is a field of Config, or else an option of the
-    backend; in it "+" is a space.
+    backend; in it "+" is a space. The prefix begins after the slash: keys have no leading slash, and those that others
+    write into etcd with one are reached with ``?leading_slash=true``. A Unix socket, where the backend can use one, is
+    a host whose slashes are encoded: ``consul://unix:%2Frun%2Fconsul.sock/prefix``.
 
     Args:
         url: see above; parts may be percent-encoded.
@@ -82,11 +80,19 @@ def open_store(url: str, config: Config | None = None) -> AsyncStore:
         BackendNotSupportedError: as for new_store.
         ValueError: a parameter is unknown or cannot be read, or URL and config say different things.
     """
+    from aiolibkv.urls import read_location, split_url
+
     if not isinstance(url, str):
         raise TypeError(f"a URL is a str, not {type(url).__name__}")
-    parts = _split(url)
-    endpoints, settings = _read(parts, endpoint_is_path=getattr(_factory(parts.scheme), "endpoint_is_path", False))
-    return new_store(parts.scheme, endpoints, _merged(_checked(config), settings))
+    location = split_url(url)
+    factory = _factory(location.scheme)
+    endpoints, merged = read_location(
+        location,
+        _checked(config),
+        endpoint_is_path=getattr(factory, "endpoint_is_path", False),
+        option_names=getattr(factory, "option_names", None),
+    )
+    return new_store(location.scheme, endpoints, merged)
 
 
 def _checked(config: Config | None) -> Config:
@@ -97,107 +103,12 @@ def _checked(config: Config | None) -> Config:
     return config
 
 
-class _Parts(NamedTuple):
-    scheme: str
-    location: str
-    path: str
-    query: str
-
-
-def _split(url: str) -> _Parts:
-    """Split a URL. The standard library knows one host in a URL, and its errors may show a password."""
-    scheme, found, rest = url.partition("://")
-    if not found or not _NAME.fullmatch(scheme.lower()):
-        raise ValueError("a store's URL is scheme://host:port/prefix")
-    if "#" in rest:
-        raise ValueError("a store's URL has no fragment; write # as %23")
-    rest, _, query = rest.partition("?")
-    location, slash, path = rest.partition("/")
-    if location and "@" in path:
-        raise ValueError(
-            "the URL cannot be read; in a user, a password or a path write %40 for @, %2F for /, %3F for ?"
-        )
-    return _Parts(scheme.lower(), location, slash + path, query)
-
-
-def _parameters(query: str) -> list[tuple[str, str]]:
-    try:
-        return parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-    except ValueError:
-        pass
-    raise ValueError("what follows ? in a store's URL is name=value&name=value; write ? in a password as %3F")
-
-
-def _read(parts: _Parts, *, endpoint_is_path: bool) -> tuple[list[str], dict[str, Any]]:
-    credentials, _, hosts = parts.location.rpartition("@")
-    settings: dict[str, Any] = {}
-    options: dict[str, str] = {}
-    for name, text in _parameters(parts.query):
-        if name in settings or name in options:
-            raise ValueError(f"parameter {name!r} is given twice")
-        if name == "options":
-            raise ValueError("an option is a parameter of its own name")
-        if name in _FIELDS:
-            settings[name] = _value(name, text)
-        else:
-            options[name] = text
-    if options:
-        settings["options"] = options
-    if credentials:
-        user, separator, password = credentials.partition(":")
-        _set(settings, "username", unquote(user))
-        if separator:
-            _set(settings, "password", unquote(password))
-    path = unquote(parts.path)
-    if endpoint_is_path:
-        if parts.location:
-            raise ValueError(f"{parts.scheme} takes a path: {parts.scheme}:///relative or {parts.scheme}:////absolute")
-        return ([path[1:]] if len(path) > 1 else []), settings
-    if prefix := normalize_directory(path):
-        _set(settings, "prefix", prefix)
-    return [unquote(host) for host in hosts.split(",")] if hosts else [], settings
-
-
-def _set(settings: dict[str, Any], name: str, value: str) -> None:
-    if settings.setdefault(name, value) != value:
-        raise ValueError(f"the URL says two things about {name}")
-
-
-def _value(name: str, text: str) -> object:
-    if name == "tls":
-        if text.lower() not in _TRUTHS:
-            raise ValueError(f"parameter 'tls' is true or false, not {text!r}")
-        return _TRUTHS[text.lower()]
-    if name in _SECONDS:
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = math.nan
-        if math.isnan(seconds):
-            raise ValueError(f"parameter {name!r} is a number of seconds, not {text!r}") from None
-        return seconds
-    return normalize_directory(text) if name == "prefix" else text
-
-
-def _merged(config: Config, settings: dict[str, Any]) -> Config:
-    options = dict(config.options)
-    for name, value in settings.pop("options", {}).items():
-        if str(options.setdefault(name, value)) != value:
-            raise ValueError(f"URL and config differ in option {name!r}")
-    for name, value in settings.items():
-        given = getattr(config, name)
-        if (str(given) if isinstance(given, Path) else given) not in (_FIELDS[name].default, value):
-            raise ValueError(f"URL and config differ in {name}")
-    return dataclasses.replace(config, **settings, options=options)
-
-
 def _factory(name: str) -> Factory:
     if name in _registered:
         return _registered[name]
     found = _entry_points().get(name)
     if found is None:
-        known = ", ".join(sorted(_registered.keys() | _entry_points().keys()))
-        raise BackendNotSupportedError(f"there is no backend {name!r}, only {known}")
+        raise BackendNotSupportedError(_unknown(name))
     try:
         factory: Factory = found.load()
     except ImportError as error:
@@ -209,6 +120,19 @@ def _factory(name: str) -> Factory:
     return factory
 
 
+def _unknown(name: str) -> str:
+    known = ", ".join(nearest_first(name, {*_registered, *_entry_points()}))
+    if "://" in name:  # it may hold a password
+        return f"a URL is for open_store; new_store takes the name of a backend: {known}"
+    if name in {"http", "https"}:
+        secure = "?tls=true" if name == "https" else ""
+        return f"a store's URL begins with the backend's name, as in etcd://host:2379{secure}, not with {name}: {known}"
+    return f"there is no backend {name!r}, only {known}"
+
+
 @cache
 def _entry_points() -> dict[str, EntryPoint]:
+    # A fifth of what importing this library costs would be this module of the standard library.
+    from importlib.metadata import entry_points
+
     return {point.name: point for point in entry_points(group=GROUP)}

@@ -35,6 +35,16 @@ async def test_a_read_is_repeated() -> None:
         assert store.calls.count("get") == 3
 
 
+@pytest.mark.parametrize("ttl", [0, -1.0, float("inf"), float("nan"), 10**400])
+async def test_a_ttl_is_finite(ttl: float) -> None:
+    async with FaultyStore() as store:
+        with pytest.raises(ValueError, match="ttl"):
+            await store.put("k", b"v", ttl=ttl)
+        with pytest.raises(ValueError, match="ttl"):
+            store.new_lock("k", ttl=ttl)
+        assert store.calls == []
+
+
 class Glancing(FaultyStore):
     """Has what it shows at hand, and asks its space for everything else."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import ssl
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from itertools import islice, permutations
@@ -101,6 +102,43 @@ def test_bad_urls(url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "error", "message"),
+    [
+        ("localhost", ValueError, "as in etcd://localhost or memory://$"),
+        ("localhost:2379", ValueError, "as in etcd://localhost:2379 or memory://$"),
+        ("ann:secret@h:2379", ValueError, "as in etcd://localhost:2379 or"),
+        ("memory", ValueError, "or memory://$"),
+        ("http://h:2379", BackendNotSupportedError, r"as in etcd://host:2379, not with http: .*consul.*etcd"),
+        ("https://ann:secret@h", BackendNotSupportedError, r"as in etcd://host:2379\?tls=true, not with https"),
+        ("conzul://ann:secret@h", BackendNotSupportedError, "no backend 'conzul', only consul, "),
+        ("memory://?tsl=true", ValueError, "^memory: unknown option 'tsl', only tls, bucket, .*username$"),
+        ("sqlite:///a.db?durable=full", ValueError, "^sqlite: unknown option 'durable', only durability, "),
+        ("memory://?request_timout=secret", ValueError, "'request_timout', only request_timeout, "),
+        ("seen://h?listener=print", ValueError, "a listener is code"),
+    ],
+)
+def test_what_people_write_for_a_url_is_answered_with_what_to_write(
+    url: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        open_store(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_url_in_place_of_a_backend_is_not_repeated() -> None:
+    with pytest.raises(BackendNotSupportedError, match=r"open_store; new_store takes .*: .*etcd.*memory") as caught:
+        new_store("etcd://ann:secret@h")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(TypeError, match="name is a str, not NoneType"):
+        new_store(None)  # type: ignore[arg-type]
+
+
+def test_a_unix_socket_is_a_host_whose_slashes_are_encoded() -> None:
+    seen = read("seen://unix:%2Frun%2Fkv.sock,h:1/app")
+    assert (seen.endpoints, seen.config.prefix) == (["unix:/run/kv.sock", "h:1"], "app")
+
+
+@pytest.mark.parametrize(
     "url", ["file://file.db", "file://dir/file.db", "file://./file.db", "file://u:secret@/file.db"]
 )
 def test_a_path_has_three_slashes_before_it(url: str) -> None:
@@ -135,7 +173,7 @@ def test_unknown_parameters_are_refused_by_the_backend() -> None:
 
 
 def test_defaults() -> None:
-    nothing = dict.fromkeys(("ca_file", "cert_file", "key_file", "username", "password", "token"))
+    nothing = dict.fromkeys(("ca_file", "cert_file", "key_file", "username", "password", "token", "listener"))
     times = {"connection_timeout": 5.0, "request_timeout": 5.0}
     assert vars(Config()) == {**times, **nothing, "tls": False, "prefix": "", "bucket": "aiolibkv", "options": {}}
 
@@ -152,12 +190,28 @@ def test_secrets_are_not_shown() -> None:
         *(("request_timeout", "5"), ("connection_timeout", True), ("tls", "false"), ("tls", 1), ("tls", None)),
         *(("ca_file", b"secret"), ("cert_file", 5), ("key_file", 5), ("username", 5), ("password", b"secret")),
         *(("token", b"secret"), ("token", 5), ("bucket", None), ("options", None), ("options", ["secret"])),
+        ("listener", "secret"),
     ],
 )
 def test_config_types(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"{name} is .*, not {type(value).__name__}") as caught:
         Config(**{name: value})
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["request_timeout", "connection_timeout"])
+@pytest.mark.parametrize("seconds", [0, -1, 0.0, float("inf"), float("nan"), 10**400, -(10**400)])
+def test_timeouts_are_finite(name: str, seconds: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is finite and above 0"):
+        Config(**{name: seconds})  # type: ignore[arg-type]
+    assert isinstance(vars(Config(**{name: 3}))[name], float)  # type: ignore[arg-type]
+
+
+def test_an_ssl_context_has_its_files() -> None:
+    context = ssl.create_default_context()
+    for files in ({"ca_file": "/ca"}, {"cert_file": "/cert", "key_file": "/key"}):
+        with pytest.raises(ValueError, match="an SSLContext, which has its files"):
+            Config(tls=context, **files)  # type: ignore[arg-type]
 
 
 def test_unknown_backends_name_the_known_ones() -> None:

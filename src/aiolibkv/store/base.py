@@ -27,7 +27,7 @@ from random import uniform
 from types import TracebackType
 from typing import ClassVar, Self, TypeVar
 
-from aiolibkv.config import Config
+from aiolibkv.config import Config, finite_seconds
 from aiolibkv.errors import (
     AccessDeniedError,
     InvalidKeyError,
@@ -45,7 +45,7 @@ from aiolibkv.protocol import HeldLock, Lock, Watch
 from aiolibkv.store.driver import UNSEEN, Call, Guard, Lease, LeaseLost, Lifetime, Listing, Unseen
 from aiolibkv.store.lifetimes import Lifetimes
 from aiolibkv.store.lock import Locks, StoreHeldLock, StoreLock
-from aiolibkv.store.tasks import Tasks, finish
+from aiolibkv.store.tasks import Tasks, finish, prepare
 from aiolibkv.store.watch import Feed, StoreWatch
 from aiolibkv.types import Bytes, Capabilities, KVPair, Snapshot
 
@@ -363,6 +363,7 @@ class BaseStore(ABC):
         if self._entered:
             raise self._located(StoreError("the store is entered already"))
         self._loop, self._process, self._entered = asyncio.get_running_loop(), os.getpid(), True
+        prepare()
         deadline = asyncio.timeout(self.config.connection_timeout)
         self._pending.add(deadline)
         try:
@@ -563,11 +564,10 @@ class BaseStore(ABC):
         return Lifetime(self._seconds(ttl), keep_alive)
 
     def _seconds(self, ttl: float) -> float:
-        if isinstance(ttl, bool) or not isinstance(ttl, int | float):
-            raise TypeError(f"a ttl is a number of seconds, not {type(ttl).__name__}")
-        if not 0 < ttl < math.inf or ttl > self.longest_ttl:
-            raise ValueError(f"{self.name}: a ttl is above 0, finite and at most {self.longest_ttl:g} s, not {ttl}")
-        return float(ttl)
+        seconds = finite_seconds("a ttl", ttl)
+        if seconds > self.longest_ttl:
+            raise ValueError(f"{self.name}: a ttl is at most {self.longest_ttl:g} s, not {seconds:g}")
+        return seconds
 
     def _guard(self, held: HeldLock | None) -> Guard | None:
         if held is None:

@@ -66,6 +66,11 @@ class Tasks:
                 await asyncio.wait(self._running, timeout=_CANCELLING_TIME)
 
 
+def prepare() -> None:
+    """Load now what ``finish`` needs, in an event loop: later there may be no file descriptor left to load it with."""
+    CancelScope()  # AnyIO imports the half that is for asyncio when one is made first
+
+
 async def finish(work: asyncio.Task[None], limit: float = math.inf) -> None:
     """Wait until a clean-up has ended, whatever cancels the caller meanwhile, at most limit seconds.
 

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
-from aiolibkv.config import Config
+from aiolibkv.config import Config, File
 
 _log = logging.getLogger("aiolibkv")
 
@@ -117,7 +117,7 @@ def ssl_context(config: Config) -> ssl.SSLContext | None:
     return context
 
 
-def read_file(field: str, file: str | Path) -> bytes:
+def read_file(field: str, file: File) -> bytes:
     """Read a file that a field of Config names.
 
     Raises:
@@ -129,6 +129,6 @@ def read_file(field: str, file: str | Path) -> bytes:
         raise _unreadable(field, file, error) from error
 
 
-def _unreadable(field: str, file: str | Path, error: Exception) -> ValueError:
+def _unreadable(field: str, file: File, error: Exception) -> ValueError:
     reason = error.strerror if isinstance(error, OSError) else error
     return ValueError(f"{field} {str(file)!r} cannot be read: {reason}")
