@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ssl import SSLContext
 from typing import Any
 
 from aiolibkv.keys import normalize_directory
 
-Token = str | Callable[[], str]
+Token = str | Callable[[], str | Awaitable[str]]
 File = str | os.PathLike[str]
 
 _FILE = (str | os.PathLike | None, "a path")
@@ -43,7 +43,8 @@ class Config:
         key_file: PEM file of the client's key.
         username: for servers with users.
         password: of that user.
-        token: for servers with tokens; a callable is asked again when the server refuses the last one.
+        token: for servers with tokens; a callable or coroutine function is asked again when the server refuses the last
+            one.
         prefix: directory that all keys are rooted at; keys go in and come out without it. Slashes around it do not
             count, since keys have no leading slash; etcd's option ``leading_slash`` is for keys that others write with
             one.

@@ -4,6 +4,7 @@ import asyncio
 import json
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from string import ascii_lowercase, digits
 from typing import Any
 from urllib.parse import quote
@@ -11,13 +12,23 @@ from urllib.parse import quote
 import pytest
 import pytest_asyncio
 
-from aiolibkv import AccessDeniedError, Config, Discovery, KVPair, NotReachableError, Watch, open_store
+from aiolibkv import (
+    AccessDeniedError,
+    Config,
+    Discovery,
+    KeyNotFoundError,
+    KVPair,
+    NotReachableError,
+    Watch,
+    open_store,
+)
 from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.config import Token
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ConsulServer
 from consul.recording import recorded
+from consul.rewriting import Change, Rewriting, explained, forwarded
 from faults.impostors import Front, consul
 from secrecy import new_secret
 
@@ -42,17 +53,19 @@ async def limited(guarded: ConsulServer) -> str:
     return await guarded.add_token(RULES)
 
 
-def _store(server: ConsulServer, token: Token | None, prefix: str = "", **settings: float) -> ConsulStore:
+def _store(server: ConsulServer | Rewriting, token: Token | None, prefix: str = "", **settings: float) -> ConsulStore:
     return ConsulStore([server.endpoint], Config(token=token, prefix=prefix, **settings))  # type: ignore[arg-type]
 
 
-async def test_every_call_that_may_not_be_is_denied(guarded: ConsulServer, limited: str) -> None:
+@pytest.mark.parametrize("words", [None, explained, forwarded])
+async def test_every_call_that_may_not_be_is_denied(guarded: ConsulServer, limited: str, words: Change | None) -> None:
+    """Whatever the words of the server are, which differ from version to version."""
     previous = KVPair("other/key", b"", 1)
-    async with (
-        _store(guarded, ROOT) as root,
-        _store(guarded, limited) as store,
-        _store(guarded, limited, "other") as within,
-    ):
+    async with AsyncExitStack() as entering:
+        server = guarded if words is None else await entering.enter_async_context(Rewriting(guarded, words))
+        root = await entering.enter_async_context(_store(guarded, ROOT))
+        store = await entering.enter_async_context(_store(server, limited))
+        within = await entering.enter_async_context(_store(server, limited, "other"))
         pair = await root.put("other/key", b"secret")
         seen = await root.put("seen/key", b"")
         calls: list[Callable[[], Awaitable[object]]] = [
@@ -61,6 +74,7 @@ async def test_every_call_that_may_not_be_is_denied(guarded: ConsulServer, limit
             lambda: store.get("other/missing"),
             lambda: store.exists("other/key"),
             lambda: store.exists("other/missing"),
+            lambda: store.exists("other/missing", consistent=False),
             lambda: store.list("other"),
             lambda: store.list("other/key"),
             lambda: store.list("missing"),
@@ -96,6 +110,40 @@ async def test_every_call_that_may_not_be_is_denied(guarded: ConsulServer, limit
             assert limited not in f"{caught.value!s}{caught.value!r}{caught.value.__cause__!r}"
         assert await root.get("other/key") == pair
         assert await root.get("seen/key") == seen
+
+
+async def test_a_token_that_may_only_read(guarded: ConsulServer) -> None:
+    """What is empty may be read as well, and a watch does not end with the last key."""
+    reading = await guarded.add_token('key_prefix "seen/" { policy = "read" }')
+    async with (
+        _store(guarded, ROOT, "seen/only") as root,
+        _store(guarded, reading, "seen/only") as store,
+        store.watch_tree("") as everything,
+        store.watch_tree("dir") as tree,
+        store.watch("dir/key") as key,
+    ):
+        assert not await store.exists("dir/key")
+        assert list(await store.list("")) == []
+        with pytest.raises(KeyNotFoundError):
+            await store.list("dir")
+        assert await _next(everything, tree, key) == [[], [], None]
+        for _ in range(2):
+            pair = await root.put("dir/key", b"")
+            assert await _next(everything, tree, key) == [[pair], [pair], pair]
+            assert await store.exists("dir/key")
+            assert list(await store.list("dir/key")) == []
+            await root.delete("dir/key")
+            assert await _next(everything, tree, key) == [[], [], None]
+
+
+async def test_a_denial_names_what_was_denied(guarded: ConsulServer) -> None:
+    """Also where it is nothing that the caller named."""
+    token = await guarded.add_token('key "named/lock" { policy = "write" } key_prefix "" { policy = "read" }')
+    async with _store(guarded, token, "named") as store:
+        with pytest.raises(AccessDeniedError, match="session/create"):
+            await store.put("lock", b"", ttl=60)
+        with pytest.raises(AccessDeniedError, match="'named/other'"):
+            await store.put("other", b"")
 
 
 async def test_what_the_token_may_do_is_not_disturbed(guarded: ConsulServer, limited: str) -> None:
@@ -208,8 +256,8 @@ async def test_a_callable_is_asked_again_after_a_refusal(guarded: ConsulServer, 
     async with _store(guarded, renew) as store:
         await store.put("mine/key", b"1")
         await store.get("mine/key")
-        # Once to begin with, and once because what entering reads is denied.
-        assert len(tokens) == 2
+        # What entering reads is denied, but tells that the token is known.
+        assert len(tokens) == 1
         current[0] = ROOT
         for write in (
             lambda: store.put("other/renewed", b"2"),
@@ -217,17 +265,30 @@ async def test_a_callable_is_asked_again_after_a_refusal(guarded: ConsulServer, 
             lambda: store.exists("other/renewed"),
         ):
             await write()
-            assert tokens == [limited, limited, ROOT]
+            assert tokens == [limited, ROOT]
         current[0] = "ffffffff-0000-0000-0000-000000000000"
         await store.delete("other/renewed")
-        assert len(tokens) == 3
-    current[0] = limited
-    async with _store(guarded, renew) as store:
-        with pytest.raises(AccessDeniedError) as caught:
-            await store.put("other/key", b"")
-        assert not caught.value.maybe_applied
-        # Asked for entering, and once more for the refusal of each, not again and again.
-        assert len(tokens) <= 6
+        assert len(tokens) == 2
+
+
+async def test_a_callable_is_asked_once_for_all_that_is_refused(guarded: ConsulServer, limited: str) -> None:
+    asked = 0
+
+    async def give() -> str:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0)
+        return limited
+
+    async with _store(guarded, give) as store:
+        writes = [store.put("other/key", b"") for _ in range(25)]
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)
+        for _ in range(25):
+            outcomes += await asyncio.gather(store.get("other/key"), return_exceptions=True)
+        assert all(isinstance(outcome, AccessDeniedError) and not outcome.maybe_applied for outcome in outcomes)
+        # To begin with, and once more since the first one was refused.
+        assert asked == 2
+        await store.put("mine/key", b"")
 
 
 async def test_a_watch_goes_on_with_a_new_token(guarded: ConsulServer) -> None:
@@ -355,7 +416,7 @@ async def test_a_root_of_which_a_part_may_not_be_deleted(guarded: ConsulServer) 
 
 
 async def test_a_token_that_cannot_be_renewed_still_does_for_what_it_may(guarded: ConsulServer, limited: str) -> None:
-    tokens = [limited, limited]
+    tokens = [limited]
     async with _store(guarded, tokens.pop) as store, store.watch("mine/unrenewed") as watch:
         assert await anext(watch) is None
         with pytest.raises(AccessDeniedError, match="no token could be had"):
@@ -413,6 +474,11 @@ async def _accessor(server: ConsulServer, token: str) -> str:
         if json.loads(await server.api("GET", f"/v1/acl/token/{accessor}"))["SecretID"] == token:
             return accessor
     raise AssertionError("no such token")
+
+
+async def _next(*watches: Watch[Any]) -> list[object]:
+    async with asyncio.timeout(scaled(5)):
+        return [await anext(watch) for watch in watches]
 
 
 async def _until_denied(watch: Watch[Any]) -> list[object]:

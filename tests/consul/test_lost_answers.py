@@ -5,7 +5,6 @@ import json
 from collections.abc import Awaitable, Callable
 
 import pytest
-from aiohttp import web
 
 from aiolibkv import KeyExistsError, KVPair, NotReachableError, RequestTimeoutError
 from aiolibkv.backends.consul import ConsulStore
@@ -181,43 +180,6 @@ async def test_what_was_not_sent_was_not_applied(make: Make, proxy: FaultProxy, 
         proxy.accept()
         waiting = asyncio.ensure_future(store.put("key", b"new"))
         assert (await waiting).value == b"new"
-
-
-@pytest.mark.parametrize(
-    ("text", "repeated"),
-    [("No cluster leader", True), ("node is not the leader", True), ("leadership lost while committing log", False)],
-)
-async def test_elections(make: Make, text: str, *, repeated: bool) -> None:
-    """Of the answers that an election brings, some say that nothing was done."""
-    sent: list[str] = []
-
-    async def answer(request: web.Request) -> web.Response:
-        sent.append(f"{request.method} {request.path}")
-        if request.method == "GET":
-            return web.Response(status=404, headers={"X-Consul-Index": "1"})
-        if sent.count("PUT /v1/txn") == 1:
-            return web.Response(status=500, text=f"rpc error: {text}")
-        item = {"Key": "key", "Value": None, "Flags": 0, "ModifyIndex": 7}
-        return web.json_response({"Results": [{"KV": item}], "Errors": None})
-
-    application = web.Application()
-    application.router.add_route("*", "/{tail:.*}", answer)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        async with make(f"{host}:{port}") as store:
-            if repeated:
-                assert (await store.put("key", b"")).last_index == 7
-            else:
-                with pytest.raises(NotReachableError, match="leadership lost") as caught:
-                    await store.put("key", b"")
-                assert caught.value.maybe_applied
-        assert sent.count("PUT /v1/txn") == 1 + repeated
-    finally:
-        await runner.cleanup()
 
 
 async def test_a_refusal_was_not_applied(proxied: ConsulStore) -> None:

@@ -21,7 +21,8 @@ from aiolibkv import (
     StoreError,
 )
 from aiolibkv.backends.consul import ConsulStore
-from aiolibkv.backends.consul.encoding import LOCK_FLAGS, deletion_units, parse_duration
+from aiolibkv.backends.consul.encoding import LOCK_FLAGS, deletion_units
+from aiolibkv.backends.consul.failures import parse_duration
 from aiolibkv.store import Call, Guard
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import scaled

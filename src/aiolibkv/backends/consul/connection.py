@@ -9,33 +9,29 @@ them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import aiohttp
 from yarl import URL
 
 from aiolibkv.backends.consul.credentials import TokenSource, user_headers
 from aiolibkv.backends.consul.encoding import (
-    MAX_TXN_OPERATIONS,
     Answer,
-    Entry,
     MalformedError,
-    Operation,
-    TxnFailedError,
-    check_operation,
     denies,
-    failure_of,
+    kv_target,
     parse_index,
-    parse_txn,
     read_mode,
     start_of,
-    txn_body,
 )
+from aiolibkv.backends.consul.failures import TxnFailedError, failure_of, lacks_right
+from aiolibkv.backends.consul.transactions import MAX_TXN_OPERATIONS, Transaction, looking
 from aiolibkv.config import Config
 from aiolibkv.errors import NotReachableError, StoreError
 from aiolibkv.keys import RESERVED
@@ -71,6 +67,12 @@ class _Request(NamedTuple):
     body: bytes | None
     patience: float | None
     on_sending: Callable[[], None] | None
+
+    @property
+    def subject(self) -> str:
+        """What it is about, for errors."""
+        name = self.target.partition("?")[0]
+        return repr(unquote(name.removeprefix("kv/"))) if name.startswith("kv/") else name
 
     def has_index(self, status: int) -> bool:
         """Tell whether an answer of this status tells an index, as all reads of keys do, found or not."""
@@ -205,24 +207,26 @@ class Connection:
         for first in range(0, len(paths), MAX_TXN_OPERATIONS):
             # The empty key, for all there is, is refused; what the library keeps for itself stands in for it.
             checked = [path or start_of(RESERVED) for path in paths[first : first + MAX_TXN_OPERATIONS]]
-            try:
-                await self.read_txn([check_operation(path, 0) for path in checked], read_mode(consistent=True))
-            except TxnFailedError as failed:
-                failed.raise_if_denied()
+            (await self.look(checked, read_mode(consistent=True))).raise_if_denied()
 
-    async def read_txn(self, operations: list[Operation], mode: str) -> list[Entry]:
-        """Carry out a transaction that only reads.
+    async def look(self, paths: Sequence[str], mode: str) -> TxnFailedError:
+        """Ask whether there are keys, and whether they may be read.
 
         Args:
-            operations: get, get-tree and checks.
+            paths: the keys.
             mode: as a query parameter.
 
-        Raises:
-            TxnFailedError: a condition does not hold.
+        Returns:
+            What the server says of each; of the others nothing when some may not be read.
         """
-        answer = await self.repeatable("PUT", f"txn?{mode}", txn_body(operations))
+        transaction = Transaction([looking(path) for path in paths])
+        answer = await self.repeatable("PUT", f"txn?{mode}", transaction.body)
         with self.understanding(answer):
-            return parse_txn(answer)
+            try:
+                transaction.parse(answer)
+            except TxnFailedError as failed:
+                return failed
+            raise MalformedError("there is a key at index 0")
 
     @contextmanager
     def understanding(self, answer: Answer) -> Iterator[None]:
@@ -265,13 +269,35 @@ class Connection:
             out. StoreError: the server refused; nothing was done.
         """
         request = _Request(method, target, body, patience, on_sending)
-        headers = self._token.headers()
+        headers = await self._token.headers()
         answer = await self._admit(request, headers, counted=counted)
-        with self.understanding(answer):
-            denied = self._token.renewable and denies(answer)
-        if denied:
-            answer = await self._admit(request, self._token.renewed(headers), counted=counted)
-        failure = failure_of(answer)
+        if self._token.renewable:
+            with self.understanding(answer):
+                denied = denies(answer)
+            if denied and (renewed := await self._token.renewed(headers)) != headers:
+                answer = await self._admit(request, renewed, counted=counted)
+        return self._checked(request, answer)
+
+    async def greet(self, path: str, patience: float) -> None:
+        """Have a server answer that has a leader and does not say that the token is unknown.
+
+        Args:
+            path: of the key that is read; whether the token may read it does not matter.
+            patience: as for ``request``.
+
+        Raises:
+            NotReachableError, AccessDeniedError, StoreError: as for ``request``.
+        """
+        request = _Request("GET", kv_target(path, "raw&consistent"), None, patience, None)
+        answer = await self._admit(request, await self._token.headers(), counted=True)
+        if answer.status == HTTPStatus.FORBIDDEN and lacks_right(answer.text):
+            return
+        if self._token.renewable and denies(answer):
+            answer = await self.request(request.method, request.target, patience=patience)
+        self._checked(request, answer)
+
+    def _checked(self, request: _Request, answer: Answer) -> Answer:
+        failure = failure_of(answer.status, answer.text, request.subject)
         if failure is None:
             return answer
         if isinstance(failure, NotReachableError):

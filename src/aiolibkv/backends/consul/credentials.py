@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from base64 import b64encode
+from inspect import isawaitable
 
 from aiolibkv.config import Config, Token
 from aiolibkv.errors import AccessDeniedError
+
+_HEADER = "X-Consul-Token"
+_ASKING_INTERVAL = 5.0
+"""Seconds after which it is asked again whether there is another token in place of one that is still refused."""
 
 
 class TokenSource:
@@ -23,49 +30,60 @@ class TokenSource:
         """
         self.replaced = 0
         self._source = token
-        self._current: str | None = None
+        self._headers: dict[str, str] | None = {} if token is None else None
+        self._asking = asyncio.Lock()
+        self._asked_again = -math.inf
         if isinstance(token, str):
             _check(token)
+            self._headers = {_HEADER: token}
 
     @property
     def renewable(self) -> bool:
         """Whether asking again may give another token."""
         return callable(self._source)
 
-    def headers(self) -> dict[str, str]:
+    async def headers(self) -> dict[str, str]:
         """Return the header that carries the token, if there is one.
 
         Raises:
             AccessDeniedError: the callable failed.
         """
-        if self._source is None:
-            return {}
-        if self._current is None:
-            self._current = self._ask(self._source)
-        return {"X-Consul-Token": self._current}
+        while self._headers is None:
+            async with self._asking:
+                if self._headers is None:
+                    self._headers = await self._ask()
+        return self._headers
 
-    def renewed(self, refused: dict[str, str]) -> dict[str, str]:
-        """Return the header with another token, asking the callable unless the refused one was replaced already.
+    async def renewed(self, refused: dict[str, str]) -> dict[str, str]:
+        """Return the header with another token, or the refused one when there is no other now.
+
+        The callable is asked once for all requests that were refused with the same token, and not again soon: a token
+        may be refused for one key and do for all others.
 
         Raises:
             AccessDeniedError: the callable failed. The token stays, since it may do for everything else.
         """
-        if self._source is not None and refused.get("X-Consul-Token") == self._current:
-            token = self._ask(self._source)
-            self.replaced += token != self._current
-            self._current = token
-        return self.headers()
+        async with self._asking:
+            clock = asyncio.get_running_loop().time
+            if refused == self._headers and clock() >= self._asked_again + _ASKING_INTERVAL:
+                self._asked_again = clock()
+                headers = await self._ask()
+                if headers != refused:
+                    self.replaced += 1
+                    self._headers = headers
+                    self._asked_again = -math.inf
+        return self._headers or refused
 
-    @staticmethod
-    def _ask(source: Token) -> str:
-        if isinstance(source, str):
-            return source
+    async def _ask(self) -> dict[str, str]:
+        assert callable(self._source), "else the token is known"
         try:
-            token = source()
+            token = self._source()
+            if isawaitable(token):
+                token = await token
             _check(token)
         except Exception as error:
             raise AccessDeniedError(f"no token could be had: {type(error).__name__}") from error
-        return token
+        return {_HEADER: token}
 
 
 def user_headers(config: Config) -> dict[str, str]:

@@ -19,8 +19,9 @@ from aiolibkv.backends.consul.encoding import (
     find_session,
     parse_renewal,
     parse_session,
-    shortest_ttl,
+    reading,
 )
+from aiolibkv.backends.consul.failures import shortest_ttl
 from aiolibkv.errors import NotReachableError, StoreError
 from aiolibkv.store import Lease, Lifetime
 from aiolibkv.store.tasks import Tasks
@@ -154,8 +155,8 @@ class Sessions:
                 with self._connection.understanding(answer):
                     lease.session = parse_session(answer)
                 return
-            with self._connection.understanding(answer):
-                shortest = shortest_ttl(answer)
+            with self._connection.understanding(answer), reading():
+                shortest = shortest_ttl(answer.text)
             if shortest is None or shortest <= lease.session_ttl:
                 raise StoreError(f"the server gives no session: {answer.text}")
             lease.last(shortest)

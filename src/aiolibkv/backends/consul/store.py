@@ -10,16 +10,10 @@ from typing import ClassVar
 
 from aiolibkv.backends.consul.connection import PATIENCE, Connection
 from aiolibkv.backends.consul.encoding import (
-    DENIED,
     LOCK_FLAGS,
-    MAX_TXN_BYTES,
-    MAX_TXN_OPERATIONS,
     MAX_VALUE_BYTES,
     Answer,
     Entry,
-    Operation,
-    TxnFailedError,
-    check_operation,
     deletion_units,
     is_folder,
     kv_target,
@@ -27,12 +21,10 @@ from aiolibkv.backends.consul.encoding import (
     parse_entries,
     parse_names,
     parse_tree,
-    parse_txn,
     read_mode,
-    set_operation,
     start_of,
-    txn_body,
 )
+from aiolibkv.backends.consul.failures import TxnFailedError
 from aiolibkv.backends.consul.polls import Polls
 from aiolibkv.backends.consul.sessions import (
     LONGEST_TTL,
@@ -42,6 +34,15 @@ from aiolibkv.backends.consul.sessions import (
     new_lease,
     overshoot,
 )
+from aiolibkv.backends.consul.transactions import (
+    MAX_TXN_OPERATIONS,
+    Operation,
+    Transaction,
+    checking,
+    guarding,
+    replacing,
+    writing,
+)
 from aiolibkv.config import Config
 from aiolibkv.errors import (
     AccessDeniedError,
@@ -49,12 +50,11 @@ from aiolibkv.errors import (
     KeyExistsError,
     KeyModifiedError,
     KeyNotFoundError,
-    LockLostError,
     NotReachableError,
     StoreError,
 )
 from aiolibkv.keys import RESERVED
-from aiolibkv.store import BaseStore, Call, Endpoints, Feed, Guard, Lease, LeaseLost, Lifetime, Listing
+from aiolibkv.store import BaseStore, Call, Endpoints, Feed, Guard, Lease, Lifetime, Listing
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.types import Capabilities, KVPair
 
@@ -68,21 +68,21 @@ class _Write:
 
     Attributes:
         path: the key.
-        body: as it is sent.
+        transaction: what is sent.
         expected: the index that it requires, as for ``_put``.
         guard: the lock that it requires.
         deletes: whether the key is gone afterwards.
     """
 
     path: str
-    body: bytes
+    transaction: Transaction
     expected: int | None
     guard: Guard | None
     deletes: bool = False
 
     def refusal(self, failed: TxnFailedError) -> Exception:
         """Return the error for its failure."""
-        error = _refusal(failed, self.guard)
+        error = failed.refusal(self.guard)
         if self.deletes and isinstance(error, KeyModifiedError) and failed.failures[0].missing:
             return KeyNotFoundError()
         return error
@@ -146,7 +146,7 @@ class ConsulStore(BaseStore):
         for _ in self.endpoints:
             try:
                 async with asyncio.timeout(share):
-                    await self._greet()
+                    await self._opened.greet(self._hidden.rstrip("/"), self.config.connection_timeout)
                 return
             except NotReachableError as error:
                 # The connection has moved on already.
@@ -156,15 +156,6 @@ class ConsulStore(BaseStore):
                 self._opened.failed(self._opened.endpoint)
         reason.maybe_applied = False
         raise reason
-
-    async def _greet(self) -> None:
-        """Have a server answer that has a leader, and does not say that the token is unknown."""
-        target = kv_target(self._hidden.rstrip("/"), "raw&consistent")
-        try:
-            await self._connection.request("GET", target, patience=self.config.connection_timeout)
-        except AccessDeniedError as error:
-            if DENIED not in error.message:
-                raise
 
     async def _disconnect(self) -> None:
         await self._tasks.close()
@@ -180,29 +171,37 @@ class ConsulStore(BaseStore):
     # -- reading ---------------------------------------------------------------------------------------------
 
     async def _get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
-        answer = await self._connection.read(kv_target(path, f"raw&{read_mode(consistent=consistent)}"))
-        return KVPair(path, answer.body, answer.index) if answer.found else None
+        for mode in _modes(consistent=consistent):
+            answer = await self._connection.read(kv_target(path, f"raw&{mode}"))
+            if answer.found:
+                return KVPair(path, answer.body, answer.index)
+        return None
 
     async def _exists(self, call: Call, path: str, *, consistent: bool) -> bool:
-        try:
-            await self._connection.read_txn([check_operation(path, 0)], read_mode(consistent=consistent))
-        except TxnFailedError as failed:
-            failed.raise_if_denied()
-            return True
+        for mode in _modes(consistent=consistent):
+            said = await self._connection.look([path], mode)
+            said.raise_if_denied()
+            if said.tells_of_key(0):
+                return True
         return False
 
     async def _list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
-        mode = read_mode(consistent=consistent)
         while True:
             replaced = self._connection.tokens_replaced
-            answer = await self._connection.read(kv_target(start_of(directory), f"recurse&{mode}"))
+            target = kv_target(start_of(directory), f"recurse&{read_mode(consistent=consistent)}")
+            answer = await self._connection.read(target)
             with self._connection.understanding(answer):
                 pairs = await parse_tree(answer)
-            listing = Listing(pairs, bool(pairs) or await self._is_key(directory, mode))
-            if pairs or replaced == self._connection.tokens_replaced:
-                return listing
+            if pairs:
+                return Listing(pairs, exists=True)
+            if not consistent:
+                consistent = True
+                continue
+            exists = await self._is_key(directory)
+            if replaced == self._connection.tokens_replaced:
+                return Listing([], exists)
 
-    async def _is_key(self, directory: str, mode: str) -> bool:
+    async def _is_key(self, directory: str) -> bool:
         """Tell whether a directory with nothing below is itself a key, and make sure that it may be read.
 
         The server leaves out what may not be read. A directory whose own name may not be read is taken for
@@ -212,14 +211,10 @@ class ConsulStore(BaseStore):
         if not directory:
             await self._connection.check_access(start)
             return False
-        try:
-            await self._connection.read_txn([check_operation(start, 0), check_operation(directory, 0)], mode)
-        except TxnFailedError as failed:
-            below, itself = failed.at(0), failed.at(1)
-            if below is not None and below.denied:
-                failed.raise_if_denied()
-            return itself is not None and not itself.denied
-        return False
+        said = await self._connection.look([start, directory], read_mode(consistent=True))
+        if said.is_denied(0):
+            said.raise_if_denied()
+        return not said.is_denied(1) and said.tells_of_key(1)
 
     async def _follow(self, feed: Feed) -> None:
         await self._polls.follow(feed)
@@ -238,13 +233,14 @@ class ConsulStore(BaseStore):
     ) -> int:
         nonce = new_nonce()
         session = None if lease is None else _own(lease).session
-        body = _replacing(path, expected, set_operation(path, value, nonce, session), guard)
-        if len(body) > MAX_TXN_BYTES:
+        transaction = Transaction(replacing(path, expected, writing(path, value, nonce, session), guard))
+        if transaction.is_too_large:
             if lease is not None or guard is not None:
                 raise CallNotSupportedError("a value of this size has neither a lifetime nor a guard on Consul")
             return await self._put_large(call, path, value, nonce, expected)
 
-        return await self._certainly(call, _Write(path, body, expected, guard), lambda entry: entry.flags == nonce)
+        write = _Write(path, transaction, expected, guard)
+        return await self._certainly(call, write, lambda entry: entry.flags == nonce)
 
     async def _acquire(self, call: Call, path: str, value: bytes, lease: Lease) -> tuple[int, int]:
         """Create a lock's key; see BaseStore.
@@ -253,17 +249,17 @@ class ConsulStore(BaseStore):
         session instead, which holds no other key of this name.
         """
         session = _own(lease).session
-        body = _replacing(path, 0, set_operation(path, value, LOCK_FLAGS, session), None)
-        if len(body) > MAX_TXN_BYTES:
+        transaction = Transaction(replacing(path, 0, writing(path, value, LOCK_FLAGS, session), None))
+        if transaction.is_too_large:
             raise CallNotSupportedError("a lock cannot have a value of this size on Consul")
-        index = await self._certainly(call, _Write(path, body, 0, None), lambda entry: entry.session == session)
+        write = _Write(path, transaction, 0, None)
+        index = await self._certainly(call, write, lambda entry: entry.session == session)
         return index, index
 
     async def _delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
-        condition: Operation = {"Verb": "get", "Key": path} if expected is None else check_operation(path, expected)
-        body = txn_body([*_conditions(guard), condition, {"Verb": "delete", "Key": path}])
-
-        write = _Write(path, body, expected, guard, deletes=True)
+        condition = Operation("get", path) if expected is None else checking(path, expected)
+        transaction = Transaction([*guarding(guard), condition, Operation("delete", path)])
+        write = _Write(path, transaction, expected, guard, deletes=True)
         await self._certainly(call, write, lambda _: False)
 
     async def _certainly(self, call: Call, write: _Write, is_own: Callable[[Entry], bool]) -> int:
@@ -321,7 +317,7 @@ class ConsulStore(BaseStore):
                 await _pause()
 
     async def _write_once(self, call: Call, write: _Write) -> int:
-        entries = await self._transact(call, write.body)
+        entries = await self._transact(call, write.transaction)
         if write.deletes:
             return 0
         if not entries:
@@ -352,15 +348,15 @@ class ConsulStore(BaseStore):
             except NotReachableError:
                 await _pause()
 
-    async def _transact(self, call: Call, body: bytes) -> list[Entry]:
+    async def _transact(self, call: Call, transaction: Transaction) -> list[Entry]:
         """Send a writing transaction once.
 
         Raises:
             TxnFailedError: it was refused; the call is not told.
         """
-        answer = await self._change(call, "txn?consistent", body)
+        answer = await self._change(call, "txn?consistent", transaction.body)
         with self._connection.understanding(answer):
-            return parse_txn(answer)
+            return transaction.parse(answer)
 
     async def _change(self, call: Call, target: str, body: bytes) -> Answer:
         """Send a change once, and tell the call whether it may have been applied."""
@@ -429,7 +425,7 @@ class ConsulStore(BaseStore):
         deleted = await self._delete_units(call, start, [(start, True)], guard)
         if not deleted:
             call.settled()
-            if not await self._is_key(directory, read_mode(consistent=True)):
+            if not await self._is_key(directory):
                 raise KeyNotFoundError
         return deleted
 
@@ -460,21 +456,19 @@ class ConsulStore(BaseStore):
             units: what is deleted, and whether it is all that begins so.
             guard: as for ``_delete_tree``.
         """
-        operations = _conditions(guard)
+        operations = guarding(guard)
         if units:
-            operations += [
-                {"Verb": "get-tree", "Key": key} for key in ([start] if start else [unit for unit, _ in units])
-            ]
-        operations += [{"Verb": "delete-tree" if whole else "delete", "Key": unit} for unit, whole in units]
+            operations += [Operation("get-tree", key) for key in ([start] if start else [unit for unit, _ in units])]
+        operations += [Operation("delete-tree" if whole else "delete", unit) for unit, whole in units]
         if not operations:
             return 0
         if len(operations) > MAX_TXN_OPERATIONS:
             raise CallNotSupportedError("the keys have too many first characters for one transaction of Consul")
         try:
-            entries = await self._transact(call, txn_body(operations))
+            entries = await self._transact(call, Transaction(operations))
         except TxnFailedError as failed:
             call.settled()
-            raise _refusal(failed, guard) from None
+            raise failed.refusal(guard) from None
         starts = tuple(unit for unit, whole in units if whole)
         single = {unit for unit, whole in units if not whole}
         keys = {entry.pair.key for entry in entries}
@@ -495,41 +489,17 @@ class ConsulStore(BaseStore):
         await self._sessions.destroy(_own(lease))
 
 
+def _modes(*, consistent: bool) -> Sequence[str]:
+    """Return the query parameters of reads of which the first that finds something counts.
+
+    A server that was just started has not read all of its log yet, and does not find what it has.
+    """
+    return [read_mode(consistent=mode) for mode in ([True] if consistent else [False, True])]
+
+
 def _own(lease: Lease) -> ConsulLease:
     assert isinstance(lease, ConsulLease), "made by this store"
     return lease
-
-
-def _replacing(path: str, expected: int | None, setting: Operation, guard: Guard | None) -> bytes:
-    """Return the transaction that writes a key, detached from what it was."""
-    operations = _conditions(guard)
-    if expected is not None:
-        operations.append(check_operation(path, expected))
-    if expected != 0:
-        operations.append({"Verb": "delete", "Key": path})
-    return txn_body([*operations, setting])
-
-
-def _conditions(guard: Guard | None) -> list[Operation]:
-    return [] if guard is None else [check_operation(guard.path, guard.token)]
-
-
-def _refusal(failed: TxnFailedError, guard: Guard | None) -> Exception:
-    """Return the error for a transaction that failed."""
-    first = failed.failures[0]
-    if any(failure.denied for failure in failed.failures):
-        return AccessDeniedError(f"access denied: {first.reason}")
-    if guard is not None and first.position == 0:
-        return LockLostError()
-    if first.reason.startswith("invalid session"):
-        return LeaseLost()
-    if first.reason.endswith("due to lock delay"):
-        return NotReachableError(f"the key cannot be taken yet: {first.reason}")
-    if first.reason.endswith(" exists"):
-        return KeyExistsError()
-    if first.missing or first.reason.startswith("failed index check"):
-        return KeyModifiedError()
-    return StoreError(f"the server refused: {first.reason}")
 
 
 async def _pause() -> None:
