@@ -11,22 +11,22 @@ from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import grpc.aio
 import pytest
 import pytest_asyncio
 
 from aiolibkv import AccessDeniedError, Config, NotReachableError, StoreClosedError, StoreError
 from aiolibkv.backends.etcd import EtcdStore
-from aiolibkv.backends.etcd.link import HEALTH_CHECK
+from aiolibkv.backends.etcd.channel import RpcFailedError
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import Certificates, EtcdCluster, EtcdServer
-from etcd.fronts import front, web_status
+from etcd.channels import channel_to
+from etcd.fronts import front, status, web_status
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
 
+_UNIMPLEMENTED = 12
 MUTE_SECONDS = 2.5
 """What the liveness check takes at most: a second's patience and 1.5 s for the answer."""
 
@@ -113,36 +113,14 @@ async def test_a_server_that_is_no_etcd() -> None:
                 pass
 
 
-@contextlib.asynccontextmanager
-async def another_grpc_service() -> AsyncIterator[str]:
-    """Run a service that is healthy and knows no other call."""
-
-    class Service(grpc.GenericRpcHandler):
-        def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-            is_known = handler_call_details.method == HEALTH_CHECK
-            return grpc.unary_unary_rpc_method_handler(self.answer) if is_known else None
-
-        async def answer(self, _request: bytes, _context: object) -> bytes:
-            return b"\x08\x01"
-
-    service = grpc.aio.server()
-    service.add_generic_rpc_handlers([Service()])
-    port = service.add_insecure_port("127.0.0.1:0")
-    await service.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await service.stop(None)
-
-
 def web_server(code: int) -> contextlib.AbstractAsyncContextManager[str]:
     """Run a server that answers any request over HTTP/2 with a status."""
     return front(lambda _: web_status(code))
 
 
 OTHERS: dict[str, Callable[[], contextlib.AbstractAsyncContextManager[str]]] = {
-    "gRPC": another_grpc_service,
-    **{f"HTTP {status}": partial(web_server, status) for status in (200, 302, 401, 403, 404, 500, 503)},
+    "gRPC": partial(front, lambda _: status(_UNIMPLEMENTED, "unknown service etcdserverpb.KV")),
+    **{f"HTTP {code}": partial(web_server, code) for code in (200, 302, 401, 403, 404, 500, 503)},
 }
 
 
@@ -408,9 +386,10 @@ async def test_a_file_that_cannot_be_used(
     assert proxy.connections_total == 0
 
 
-async def test_an_ssl_context(certificates: Certificates) -> None:
-    with pytest.raises(ValueError, match="SSLContext"):
-        EtcdStore(["localhost"], Config(tls=certificates.ssl_context()))
+async def test_an_ssl_context(tls_server: EtcdServer, certificates: Certificates) -> None:
+    async with EtcdStore([tls_server.endpoint], Config(tls=certificates.ssl_context())) as store:
+        pair = await store.put("key", b"value")
+        assert await anext(store.watch("key")) == pair
 
 
 # -- users ---------------------------------------------------------------------------------------------------------
@@ -519,13 +498,9 @@ async def test_a_watch_outlives_its_token_and_others_can_be_added(auth_server: E
 async def _until_refused(server: EtcdServer, token: str | None) -> None:
     """Wait until a token has expired, which using it would prevent."""
     await asyncio.sleep(2.5)
-    channel = grpc.aio.insecure_channel(server.endpoint)
-    try:
-        with pytest.raises(grpc.aio.AioRpcError, match="invalid auth token"):
-            read: Any = channel.unary_unary("/etcdserverpb.KV/Range", None, None)
-            await read(b"\n\x01a", metadata=(("token", token or ""),))
-    finally:
-        await channel.close(None)
+    async with channel_to(server.endpoint) as channel:
+        with pytest.raises(RpcFailedError, match="invalid auth token"):
+            await channel.call("/etcdserverpb.KV/Range", b"\n\x01a", (("token", token or ""),))
 
 
 # -- closing -------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ async def test_whatever_is_told_shows_no_secret(backend: str, tmp_path: Path) ->
         }
         given = tmp_path / "given"
         given.write_text(json.dumps(description))
-        environment = {**os.environ, "GRPC_VERBOSITY": "debug", "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         told = await run_program([sys.executable, str(_WORKER), str(given)], environment, within=40)
     shown = betrayed(told)
     # Neither may what the server has made up be shown.

@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from aiolibkv.testing.scale import scaled
-
 pytest.register_assert_rewrite("aiolibkv.testing.conformance")
 
 _MARKER = "leaves_nothing_behind"
-_MOMENT = 2.0
 
 # Both kinds of warning are given by a finaliser, where an error cannot be raised: pytest turns it into a warning again.
 _ERRORS = ("error::RuntimeWarning", "error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
@@ -68,9 +64,6 @@ async def leaves_nothing_behind() -> AsyncIterator[None]:
     gc.freeze()
     yield
     left = asyncio.all_tasks() - known - {asyncio.current_task()}
-    # A compiled library's own tasks, gRPC's, end when one of its threads has told the loop: in a moment, not at once.
-    if compiled := {task for task in left if not inspect.iscoroutine(task.get_coro())}:
-        left -= (await asyncio.wait(compiled, timeout=scaled(_MOMENT)))[0]
     descriptions = [f"a task is left over: {task!r}" for task in left]
     for task in left:
         task.cancel()

@@ -1,63 +1,71 @@
-"""The seam to the RPC transport: raw bytes over ``grpc.aio``. Nothing outside this module knows grpc.
+"""The seam to the RPC transport: gRPC's calls and streams of raw bytes over HTTP/2. Nothing above knows of either.
 
-Whatever goes wrong is an RpcFailedError, also for calls that were under way when the channel was dropped: grpc would
-show those as cancellations, which nobody asked for.
+Whatever goes wrong is an RpcFailedError.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from struct import Struct
+from urllib.parse import unquote_to_bytes
 
-import grpc
-import grpc.aio
+from aiolibkv.backends.etcd import frames
+from aiolibkv.backends.etcd.frames import Fields
+from aiolibkv.backends.etcd.http2 import STREAM_WINDOW, Connection, Exchange, Failure, NotConnectedError, connect
+from aiolibkv.store.endpoints import Endpoint
+from aiolibkv.store.names import Names
+from aiolibkv.store.tasks import Tasks
+from aiolibkv.store.tls import Tls
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 Metadata = Sequence[tuple[str, str]]
 
-_OPTIONS = (
-    # One TCP connection per store, never one that another store or a dropped channel shares.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
-    ("grpc.max_send_message_length", -1),
-    # What may be sent again is decided above, where it is known which calls write.
-    ("grpc.enable_retries", 0),
-    # The addresses are given; neither a lookup of TXT records nor the environment's web proxy has a say.
-    ("grpc.service_config_disable_resolution", 1),
-    ("grpc.enable_http_proxy", 0),
+NOT_GRPC = "NOT_GRPC"
+"""The code of an answer that is none of gRPC's: somebody else's, or a proxy's that has nobody behind it."""
+TOO_LARGE = "TOO_LARGE"
+"""The code of an answer larger than is received."""
+
+_CODES = (
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
 )
+_PREFIX = Struct(">BL")
+"""What stands before a message: whether it is compressed, and its size."""
+_PREFIX_SIZE = _PREFIX.size
+_ATTEMPTS = 3
+"""How often a request is sent that the server certainly did nothing of."""
+_RETURNED_AT = 1 << 24
+"""Bytes taken of a stream after which its window is opened again. The rest of it holds a message of any size."""
+_KNOWN_BLOCKS = 64
+_CLOSING_TIME = 0.5
 
-# No connection was there to send on; seen with grpcio 1.85.
-_NOT_CONNECTED = "failed to connect to all addresses"
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """Contents of PEM files.
-
-    Attributes:
-        authorities: whom to trust; grpc's own list when None.
-        certificate: the client's, with its chain.
-        key: the client's.
-    """
-
-    authorities: bytes | None
-    certificate: bytes | None
-    key: bytes | None
-
-    def __repr__(self) -> str:
-        return "Credentials()"
+assert STREAM_WINDOW - _RETURNED_AT >= MAX_ANSWER_BYTES + _PREFIX_SIZE
 
 
 class RpcFailedError(Exception):
     """A call ended without its answer.
 
     Attributes:
-        code: grpc's name of the status, such as "UNAVAILABLE".
+        code: gRPC's name of the status, such as "UNAVAILABLE", or NOT_GRPC or TOO_LARGE.
         details: the text beside it.
-        sent: False when the request certainly did not leave.
+        sent: False when the server certainly did nothing.
     """
 
     def __init__(self, code: str, details: str, *, sent: bool = True) -> None:
@@ -68,23 +76,32 @@ class RpcFailedError(Exception):
 
 
 class Channel:
-    """A connection to one server, opened by its first call."""
+    """A connection to one server, opened by its first call.
 
-    def __init__(self, target: str, credentials: Credentials | None) -> None:
+    When the server asks for it, as proxies do now and then, another connection takes its place for what begins later.
+    One that broke is not replaced.
+    """
+
+    def __init__(self, endpoint: Endpoint, names: Names, tls: Tls, limit: float) -> None:
         """Make a channel; nothing is sent.
 
         Args:
-            target: "host:port".
-            credentials: for TLS; plain TCP when None.
+            endpoint: the server.
+            names: looks up its name.
+            tls: what to encrypt with.
+            limit: seconds that connecting may take.
         """
-        self._channel: grpc.aio.Channel | None
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        else:
-            tls = grpc.ssl_channel_credentials(credentials.authorities, credentials.key, credentials.certificate)
-            self._channel = grpc.aio.secure_channel(target, tls, options=_OPTIONS)
-        self._methods: dict[str, Any] = {}
-        self._calls: set[Any] = set()
+        self._endpoint = endpoint
+        self._names = names
+        self._tls = tls
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._tasks = Tasks()
+        self._connecting: asyncio.Task[Connection | RpcFailedError] | None = None
+        self._connection: Connection | None = None
+        self._connections: set[Connection] = set()
+        self._blocks: dict[tuple[str, tuple[tuple[str, str], ...]], bytes] = {}
+        self._is_secure = False
         self._dropped: str | None = None
 
     async def call(self, method: str, request: bytes, metadata: Metadata) -> bytes:
@@ -93,26 +110,24 @@ class Channel:
         Raises:
             RpcFailedError: there is none.
         """
-        rpc = self._method(method)(request, metadata=metadata)
-        self._calls.add(rpc)
-        cancellations = _cancellations()
-        try:
-            answer: bytes | None = await rpc
-        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-            failure = self.failure(error, cancellations)
-        else:
-            if answer is not None:
-                return answer
-            # grpc takes a status of success without a message for an answer.
-            failure = RpcFailedError("INTERNAL", "an answer without a message")
-        finally:
-            self._calls.discard(rpc)
-            # Who keeps the error keeps its frames, which must not keep grpc's objects, and so the connection, alive.
-            del rpc
-        try:
-            raise failure
-        finally:
-            del failure
+        data = _with_prefix(request)
+        attempts = _ATTEMPTS
+        while True:
+            connection = self._connection
+            if connection is None or not connection.is_usable:
+                connection = await self._connected()
+            answer = _Answer(self._loop.create_future())
+            connection.begin(answer, self._block(method, metadata), data, ends=True)
+            try:
+                return await answer.future
+            except asyncio.CancelledError:
+                connection.cancel(answer)
+                raise
+            except RpcFailedError as failure:
+                attempts -= 1
+                is_alive = connection.is_leaving or connection.failure is None
+                if failure.sent or not is_alive or not attempts or self._dropped is not None:
+                    raise
 
     def stream(self, method: str, metadata: Metadata) -> Stream:
         """Open a stream of messages in both directions.
@@ -120,68 +135,181 @@ class Channel:
         Raises:
             RpcFailedError: the channel was dropped.
         """
-        open_stream: Any = self._open_channel().stream_stream(method, None, None)
-        rpc = open_stream(None, metadata=metadata)
-        self._calls.add(rpc)
-        return Stream(self, rpc)
+        self._check()
+        return Stream(self, method, metadata)
 
     def drop(self, reason: str) -> None:
         """Let everything under way fail now, with this as the details."""
         if self._dropped is None:
             self._dropped = reason
-            for rpc in self._calls:
-                rpc.cancel()
+            self._tasks.cancel()
+            for connection in self._connections:
+                connection.close(reason)
 
     async def close(self) -> None:
         """Drop the channel and close its connection."""
         self.drop("the connection was closed")
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            self._methods.clear()
-            self._calls.clear()
-            await channel.close(None)
+        await self._tasks.close()
+        closing = [connection.closed for connection in self._connections if not connection.closed.done()]
+        if closing:
+            await asyncio.wait(closing, timeout=_CLOSING_TIME)
 
-    def forget(self, rpc: object) -> None:
-        """Leave alone a call that its user has ended."""
-        self._calls.discard(rpc)
+    async def begin(self, stream: Stream, method: str, metadata: Metadata, message: bytes) -> None:
+        """Begin a stream with its first message.
 
-    def failure(
-        self, error: grpc.aio.AioRpcError | asyncio.CancelledError, cancellations: int, *, ended: bool = False
-    ) -> BaseException:
-        """Return what to raise of a call, without what grpc raised.
-
-        Args:
-            error: that.
-            cancellations: how often the user's task had been asked to cancel when the call began.
-            ended: whether the call was ended from here, as all are when the channel is dropped.
+        Raises:
+            RpcFailedError: there is no connection.
         """
-        if isinstance(error, grpc.aio.AioRpcError):
-            details = error.details() or ""
-            return RpcFailedError(error.code().name, details, sent=not details.startswith(_NOT_CONNECTED))
-        # A task that was asked to cancel before the call began, but has not heard of it, hears of it in the call.
-        if not (ended or self._dropped is not None) or _cancellations() > cancellations:
-            return error.with_traceback(None)
-        # Not the status of the reason: another call's refusal says nothing of this one, which may have been applied.
-        return RpcFailedError("CANCELLED", self._dropped or "the stream was ended")
+        connection = await self._connected()
+        if stream.is_over:
+            return
+        connection.begin(stream, self._block(method, metadata), _with_prefix(message), ends=False)
 
-    def _method(self, name: str) -> Any:
-        channel = self._open_channel()
-        if name not in self._methods:
-            self._methods[name] = channel.unary_unary(name, None, None)
-        return self._methods[name]
+    async def _connected(self) -> Connection:
+        self._check()
+        connection = self._connection
+        if connection is not None:
+            if connection.is_usable:
+                return connection
+            if not connection.is_leaving:
+                raise RpcFailedError("UNAVAILABLE", connection.failure or "", sent=False)
+        if self._connecting is None:
+            self._connecting = self._tasks.start(self._connect())
+        connecting = self._connecting
+        await asyncio.wait({connecting})
+        self._check()
+        found = connecting.result()
+        if isinstance(found, Connection):
+            return found
+        raise RpcFailedError(found.code, found.details, sent=False) from found.__cause__
 
-    def _open_channel(self) -> grpc.aio.Channel:
-        if self._channel is None or self._dropped is not None:
-            raise RpcFailedError("UNAVAILABLE", self._dropped or "", sent=False)
-        return self._channel
+    async def _connect(self) -> Connection | RpcFailedError:
+        try:
+            context = self._tls.context()
+            self._is_secure = context is not None
+            connection = await connect(self._endpoint, self._names, context, self._limit)
+        except NotConnectedError as error:
+            failure = RpcFailedError("UNAVAILABLE", str(error), sent=False)
+            failure.__cause__ = error.__cause__
+            return failure
+        finally:
+            self._connecting = None
+        self._connections.add(connection)
+        connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
+        self._connection = connection
+        return connection
+
+    def _check(self) -> None:
+        if self._dropped is not None:
+            raise RpcFailedError("CANCELLED", self._dropped, sent=False)
+
+    def _block(self, method: str, metadata: Metadata) -> bytes:
+        known = (method, tuple(metadata))
+        block = self._blocks.get(known)
+        if block is None:
+            fields = [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
+            fields += [(name.encode(), value.encode()) for name, value in metadata]
+            authority = str(self._endpoint).encode()
+            block = frames.request_block(authority, method.encode(), fields, secure=self._is_secure)
+            if len(self._blocks) >= _KNOWN_BLOCKS:
+                # Tokens change now and then.
+                self._blocks.clear()
+            self._blocks[known] = block
+        return block
 
 
-class Stream:
-    """A call that goes on; made by ``Channel.stream``."""
+class _Answer(Exchange):
+    """The answer to a call."""
 
-    def __init__(self, channel: Channel, rpc: Any) -> None:
+    __slots__ = ("_body", "_has_head", "_size", "future")
+
+    def __init__(self, future: asyncio.Future[bytes]) -> None:
+        super().__init__()
+        self.future = future
+        self._has_head = False
+        self._body: bytes | bytearray = b""
+        self._size: int | None = None
+
+    def take_fields(self, fields: Fields, *, ended: bool) -> None:
+        if ended:
+            failure = _failure_at_end(fields)
+            if failure is None and self._size == len(self._body) - _PREFIX_SIZE:
+                if not self.future.done():
+                    self.future.set_result(bytes(memoryview(self._body)[_PREFIX_SIZE:]))
+            else:
+                self._fail(failure or RpcFailedError("INTERNAL", "an answer without a whole message"))
+        elif not self._has_head:
+            if not _is_interim(fields):
+                self._has_head = True
+                self._fail(_failure_at_head(fields))
+        else:
+            self._fail(RpcFailedError("INTERNAL", "an answer with two heads"))
+
+    def take_data(self, data: bytes, *, ended: bool) -> None:
+        body = self._body
+        if not body:
+            self._body = body = data
+        else:
+            if isinstance(body, bytes):
+                self._body = body = bytearray(body)
+            body += data
+        if self._size is None and len(body) >= _PREFIX_SIZE:
+            self._size, failure = _read_prefix(body, 0)
+            self._fail(failure)
+        if self._size is not None and len(body) - _PREFIX_SIZE > self._size:
+            self._fail(RpcFailedError("INTERNAL", "an answer with more than one message"))
+        elif not self._has_head or ended:
+            self._fail(RpcFailedError(NOT_GRPC, "an answer without a head, or without a status"))
+
+    def drained(self) -> None:
+        pass
+
+    def take_failure(self, failure: Failure) -> None:
+        if not self.future.done():
+            self.future.set_exception(_failed(failure))
+
+    def _fail(self, failure: RpcFailedError | None) -> None:
+        if failure is not None and not self.future.done():
+            assert self.connection is not None
+            self.connection.cancel(self)
+            self.future.set_exception(failure)
+
+
+class Stream(Exchange):
+    """A call that goes on; made by ``Channel.stream``. One task may write to it, and one read from it."""
+
+    __slots__ = (
+        "_begun",
+        "_buffer",
+        "_call",
+        "_channel",
+        "_failure",
+        "_has_head",
+        "_held",
+        "_messages",
+        "_taken",
+        "_waiter",
+        "_writer",
+    )
+
+    def __init__(self, channel: Channel, method: str, metadata: Metadata) -> None:
+        super().__init__()
         self._channel = channel
-        self._rpc: Any = rpc
+        self._call = (method, metadata)
+        self._begun = False
+        self._has_head = False
+        self._buffer = bytearray()
+        self._messages: deque[bytes] = deque()
+        self._held = 0
+        self._taken = 0
+        self._failure: RpcFailedError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more can be written."""
+        return self._failure is not None
 
     async def write(self, message: bytes) -> None:
         """Send a message.
@@ -189,19 +317,19 @@ class Stream:
         Raises:
             RpcFailedError: the stream is broken.
         """
-        cancellations = _cancellations()
-        try:
-            await self._running().write(message)
-        except asyncio.InvalidStateError:
-            failure: BaseException = RpcFailedError("UNAVAILABLE", "the stream has ended")
-        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-            failure = self._channel.failure(error, cancellations, ended=self._rpc is None)
-        else:
-            return
-        try:
-            raise failure
-        finally:
-            del failure
+        self._check()
+        if not self._begun:
+            self._begun = True
+            try:
+                await self._channel.begin(self, *self._call, message)
+            except RpcFailedError as failure:
+                self._end(failure)
+        elif self.connection is not None:
+            self.connection.send(self, _with_prefix(message))
+        while self.unsent is not None and self._failure is None:
+            self._writer = asyncio.get_running_loop().create_future()
+            await self._writer
+        self._check()
 
     async def read(self) -> bytes:
         """Receive a message.
@@ -209,33 +337,121 @@ class Stream:
         Raises:
             RpcFailedError: the stream has ended.
         """
-        cancellations = _cancellations()
-        try:
-            message = await self._running().read()
-        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-            failure = self._channel.failure(error, cancellations, ended=self._rpc is None)
-        else:
-            if isinstance(message, bytes):
-                return message
-            failure = RpcFailedError("UNAVAILABLE", "the server ended the stream")
-        try:
-            raise failure
-        finally:
-            del failure
+        while not self._messages:
+            self._check()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        message = self._messages.popleft()
+        self._held -= len(message)
+        self._taken += len(message) + _PREFIX_SIZE
+        if self._taken >= _RETURNED_AT and self.connection is not None:
+            self.connection.taken(self, self._taken)
+            self._taken = 0
+        return message
 
     def cancel(self) -> None:
         """End the stream; the server forgets what belongs to it."""
-        rpc, self._rpc = self._rpc, None
-        if rpc is not None:
-            self._channel.forget(rpc)
-            rpc.cancel()
+        self._end(RpcFailedError("CANCELLED", "the stream was ended"))
 
-    def _running(self) -> Any:
-        if self._rpc is None:
-            raise RpcFailedError("UNAVAILABLE", "the stream was ended")
-        return self._rpc
+    def take_fields(self, fields: Fields, *, ended: bool) -> None:
+        """Take the head, or the end."""
+        if ended:
+            self._end(_failure_at_end(fields) or RpcFailedError("UNAVAILABLE", "the server ended the stream"))
+        elif not self._has_head and not _is_interim(fields):
+            self._has_head = True
+            if (failure := _failure_at_head(fields)) is not None:
+                self._end(failure)
+
+    def take_data(self, data: bytes, *, ended: bool) -> None:
+        """Take parts of messages."""
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        while len(buffer) - at >= _PREFIX_SIZE:
+            size, failure = _read_prefix(buffer, at)
+            if failure is not None:
+                self._end(failure)
+                return
+            stop = at + _PREFIX_SIZE + size
+            if stop > len(buffer):
+                break
+            self._messages.append(bytes(memoryview(buffer)[at + _PREFIX_SIZE : stop]))
+            self._held += size
+            at = stop
+        del buffer[:at]
+        if self._held + len(buffer) > STREAM_WINDOW:
+            self._end(RpcFailedError("INTERNAL", "the server sends more than it may"))
+        if not self._has_head or ended:
+            self._end(RpcFailedError(NOT_GRPC, "a stream without a head, or without a status"))
+        if self._messages:
+            _wake(self._waiter)
+
+    def take_failure(self, failure: Failure) -> None:
+        """Take that the stream is broken."""
+        self._end(_failed(failure))
+
+    def drained(self) -> None:
+        """Let who writes go on."""
+        _wake(self._writer)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise RpcFailedError(self._failure.code, self._failure.details, sent=self._failure.sent)
+
+    def _end(self, failure: RpcFailedError) -> None:
+        if self._failure is None:
+            self._failure = failure
+            if self.connection is not None:
+                self.connection.cancel(self)
+            _wake(self._waiter)
+            _wake(self._writer)
 
 
-def _cancellations() -> int:
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
+def _with_prefix(message: bytes) -> bytes:
+    return b"%b%b" % (_PREFIX.pack(0, len(message)), message)
+
+
+def _read_prefix(data: bytes | bytearray, at: int) -> tuple[int, RpcFailedError | None]:
+    """Return the size of the message that begins somewhere, and why it is not received, if so."""
+    compressed, size = _PREFIX.unpack_from(data, at)
+    if compressed:
+        return size, RpcFailedError("INTERNAL", "a compressed message, which was not asked for")
+    if size > MAX_ANSWER_BYTES:
+        return size, RpcFailedError(TOO_LARGE, f"an answer of {size} bytes, of which {MAX_ANSWER_BYTES} are received")
+    return size, None
+
+
+def _is_interim(fields: Fields) -> bool:
+    return fields.get(b":status", b"").startswith(b"1")
+
+
+def _failure_at_head(fields: Fields) -> RpcFailedError | None:
+    status, content = fields.get(b":status", b""), fields.get(b"content-type", b"")
+    if status == b"200" and content.startswith(b"application/grpc"):
+        return None
+    return RpcFailedError(NOT_GRPC, f"an answer of HTTP with status {_text(status)} and content {_text(content)}")
+
+
+def _failure_at_end(fields: Fields) -> RpcFailedError | None:
+    status = fields.get(b"grpc-status")
+    if status == b"0":
+        return None
+    if status is None:
+        return _failure_at_head(fields) or RpcFailedError(NOT_GRPC, "an answer without a status")
+    number = int(status) if status.isdigit() and len(status) <= len(b"16") else len(_CODES)
+    code = _CODES[number] if 0 < number < len(_CODES) else "UNKNOWN"
+    return RpcFailedError(code, _text(unquote_to_bytes(fields.get(b"grpc-message", b""))))
+
+
+def _failed(failure: Failure) -> RpcFailedError:
+    # Not the status of what closed the connection: another call's refusal says nothing of this one.
+    return RpcFailedError("CANCELLED" if failure.ours else "UNAVAILABLE", failure.reason, sent=failure.processed)
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

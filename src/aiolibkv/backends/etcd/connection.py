@@ -7,13 +7,10 @@ the next call opens a link to it. Nothing here repeats a request that may have b
 from __future__ import annotations
 
 import asyncio
-import ssl
 from random import uniform
 from typing import TypeVar
 
-from anyio import to_thread
-
-from aiolibkv.backends.etcd.channel import Channel, Credentials, RpcFailedError
+from aiolibkv.backends.etcd.channel import Channel, RpcFailedError
 from aiolibkv.backends.etcd.codec import (
     Authenticate,
     AuthenticateAnswer,
@@ -35,8 +32,9 @@ from aiolibkv.backends.etcd.link import NEEDS_LEADER, Link, LinkStream
 from aiolibkv.config import Config
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store import Call, Endpoints
+from aiolibkv.store.names import Names
 from aiolibkv.store.tasks import Tasks, finish
-from aiolibkv.store.tls import read_file, ssl_context
+from aiolibkv.store.tls import Tls
 
 A = TypeVar("A")
 H = TypeVar("H", bound=Headed)
@@ -59,8 +57,6 @@ _OPENING_TIME = 1.5
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 _CLOSING_TIME = 0.5
-_TLS_FAILURES = ("andshake", "TSI_", "Socket closed", "onnection reset", "Broken pipe")
-"""What grpcio 1.66 to 1.85 says when the server does not get along with our TLS."""
 
 
 class Connection:
@@ -72,7 +68,8 @@ class Connection:
         self._config = config
         self._tasks = Tasks()
         self._closings = Tasks()
-        self._credentials: Credentials | None = None
+        self._names = Names()
+        self._tls = Tls(config, alpn=["h2"])
         self._link: Link | None = None
         self._opening: asyncio.Task[Link] | None = None
         self._authenticating: asyncio.Task[None] | None = None
@@ -87,8 +84,8 @@ class Connection:
             AccessDeniedError: the user or password is wrong.
             ValueError: a file cannot be read or is not what it should be.
         """
-        if self._config.tls:
-            self._credentials = await to_thread.run_sync(read_credentials, self._config)
+        self._names = Names()
+        self._tls.context()
         loop = asyncio.get_running_loop()
         end = loop.time() + self._config.connection_timeout
         for left in range(len(self._endpoints), 0, -1):
@@ -202,6 +199,7 @@ class Connection:
             self.lost(self._link, "the connection was closed")
         await self._closings.settle(_CLOSING_TIME)
         await self._closings.close()
+        self._names.close()
 
     @property
     def server(self) -> str | None:
@@ -239,7 +237,7 @@ class Connection:
 
     async def _open_link(self, limit: float) -> Link:
         endpoint = self._endpoints.current
-        link = Link(endpoint, Channel(str(endpoint), self._credentials), self.lost)
+        link = Link(endpoint, Channel(endpoint, self._names, self._tls, limit), self.lost)
         try:
             async with asyncio.timeout(limit):
                 await self._greet(link)
@@ -262,9 +260,6 @@ class Connection:
         except RpcFailedError as failure:
             meaning = explain(failure)
             meaning.error.endpoint = str(link.endpoint)
-            if self._credentials is not None and any(word in failure.details for word in _TLS_FAILURES):
-                # With TLS 1.3 a client learns only after its handshake that its certificate was not accepted.
-                meaning.error.message = f"the TLS handshake failed, or a client certificate: {failure.details}"
             if isinstance(meaning.error, NotReachableError | AccessDeniedError):
                 raise meaning.error from failure
 
@@ -323,20 +318,3 @@ async def shared(task: asyncio.Task[A]) -> A:
         return await asyncio.shield(task)
     except StoreError as error:
         raise type(error)(error.message, endpoint=error.endpoint) from error
-
-
-def read_credentials(config: Config) -> Credentials:
-    """Read the PEM files of a config.
-
-    Raises:
-        ValueError: a file cannot be read or does not hold what it should.
-    """
-    # What grpc says of a file that it cannot use names neither the field nor the file.
-    ssl_context(config)
-    # Without authorities grpc would use a list of its own.
-    ca_file = config.ca_file or ssl.get_default_verify_paths().cafile
-    return Credentials(
-        authorities=read_file("ca_file", ca_file) if ca_file else None,
-        certificate=read_file("cert_file", config.cert_file) if config.cert_file else None,
-        key=read_file("key_file", config.key_file) if config.key_file else None,
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from aiolibkv.backends.etcd.channel import RpcFailedError
+from aiolibkv.backends.etcd.channel import NOT_GRPC, TOO_LARGE, RpcFailedError
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 
 
@@ -60,8 +60,6 @@ _FAILED = _Kind(StoreError, refused=False, breaks=False)
 
 # Parts of texts, from the sources of etcd 3.4 to 3.7; the first that fits counts.
 _TEXTS: dict[str, _Kind] = {
-    # Not etcd, but a web server or a proxy that has nobody behind it; gRPC makes a status of its own of theirs.
-    "Received http2 header with status": _BROKEN,
     "etcdserver: no leader": _ELSEWHERE,
     "etcdserver: rpc not supported for learner": _ELSEWHERE,
     "etcdserver: not capable": _ELSEWHERE,
@@ -89,12 +87,12 @@ _TEXTS: dict[str, _Kind] = {
     "etcdserver: requested lease not found": _REFUSED,
     "etcdserver: lease already exists": _REFUSED,
     "etcdserver: too large lease TTL": _REFUSED,
-    "No status received": _BROKEN,
-    "Stream removed": _BROKEN,
-    "Received message larger than max": _Kind(AnswerTooLargeError, refused=False, breaks=False),
 }
 
 _CODES: dict[str, _Kind] = {
+    # Not etcd, but a web server, or a proxy that has nobody behind it.
+    NOT_GRPC: _BROKEN,
+    TOO_LARGE: _Kind(AnswerTooLargeError, refused=False, breaks=False),
     # Not etcd, but another service that speaks gRPC.
     "UNIMPLEMENTED": _ELSEWHERE,
     # A broken stream, or a server that is going down.

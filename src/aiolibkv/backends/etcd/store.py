@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import SystemRandom
-from ssl import SSLContext
 from typing import ClassVar
 
 from aiolibkv.backends.etcd.codec import (
@@ -109,16 +108,13 @@ class EtcdStore(BaseStore):
 
         Args:
             endpoints: "host:port" of one or more members; the port is 2379 when not given.
-            config: settings. TLS takes PEM files.
+            config: settings. An SSLContext is made to offer HTTP/2, and nothing else, to its servers.
 
         Raises:
             ValueError: an endpoint cannot be read, or a setting is none that etcd can use.
         """
         super().__init__(endpoints, config)
         servers = Endpoints(self.endpoints, _PORT)
-        if isinstance(self.config.tls, SSLContext):
-            message = "etcd: tls is True or False; give ca_file, cert_file and key_file, not an SSLContext"
-            raise ValueError(message)  # noqa: TRY004 -- the type is one that other backends take
         if self.config.token is not None:
             raise ValueError("etcd: there is no token to give; etcd makes one of username and password")
         if (self.config.username is None) != (self.config.password is None):
