@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple, overload
@@ -35,6 +35,12 @@ class KVPair:
         _set_value(self, value)
         _set_last_index(self, last_index)
 
+    def __eq__(self, other: object) -> bool:
+        # Written out so that type checkers take ``"a/b" in snapshot`` for a question that makes sense.
+        if not isinstance(other, KVPair):
+            return NotImplemented
+        return (self.last_index, self.key, self.value) == (other.last_index, other.key, other.value)
+
     def __repr__(self) -> str:
         value = self.value if len(self.value) <= _SHOWN_BYTES else self.value[:_SHOWN_BYTES] + b"..."
         return f"KVPair({self.key!r}, {value!r}, {self.last_index})"
@@ -58,12 +64,17 @@ class Change(NamedTuple):
 
 
 class Snapshot(Sequence[KVPair]):
-    """The pairs below a directory at one moment, sorted by key. Immutable."""
+    """The pairs below a directory at one moment, sorted by key. Immutable.
+
+    A key may stand for its pair: ``"config/a" in snapshot``, ``snapshot["config/a"]``, which is a KeyError when it is
+    not there, and ``snapshot.get("config/a")``, which is None then.
+    """
 
     __slots__ = ("_changes", "_last_index", "_pairs")
 
     def __init__(self, pairs: Iterable[KVPair] = (), *, changes: Iterable[Change] = (), last_index: int = 0) -> None:
-        self._pairs = tuple(pairs)
+        # A list, since a change of one pair in many then costs one copy of it and a half.
+        self._pairs = list(pairs)
         self._changes = tuple(changes)
         self._last_index = last_index
 
@@ -78,11 +89,23 @@ class Snapshot(Sequence[KVPair]):
         return self._last_index
 
     @overload
-    def __getitem__(self, item: int) -> KVPair: ...
+    def __getitem__(self, item: int | str) -> KVPair: ...
     @overload
     def __getitem__(self, item: slice) -> Sequence[KVPair]: ...
-    def __getitem__(self, item: int | slice) -> KVPair | Sequence[KVPair]:
-        return self._pairs[item]
+    def __getitem__(self, item: int | str | slice) -> KVPair | Sequence[KVPair]:
+        if isinstance(item, str):
+            if (pair := self.get(item)) is None:
+                raise KeyError(item)
+            return pair
+        return tuple(self._pairs[item]) if isinstance(item, slice) else self._pairs[item]
+
+    def __contains__(self, item: object) -> bool:
+        if isinstance(item, str):
+            return self.get(item) is not None
+        return isinstance(item, KVPair) and self.get(item.key) == item
+
+    def __iter__(self) -> Iterator[KVPair]:
+        return iter(self._pairs)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -91,10 +114,10 @@ class Snapshot(Sequence[KVPair]):
         """Compare the pairs with those of another snapshot, list or tuple."""
         if isinstance(other, Snapshot):
             return self._pairs == other._pairs
-        return self._pairs == tuple(other) if isinstance(other, list | tuple) else NotImplemented
+        return self._pairs == list(other) if isinstance(other, list | tuple) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._pairs)
+        return hash(tuple(self._pairs))
 
     def __repr__(self) -> str:
         return f"<Snapshot of {len(self)} pairs, {len(self.changes)} changes, index {self.last_index}>"
@@ -103,7 +126,29 @@ class Snapshot(Sequence[KVPair]):
         """Return the pair of a key, or None when it is not in the snapshot."""
         key = key.strip("/")
         at = bisect_left(self._pairs, key, key=_by_key)
-        return self._pairs[at] if at < len(self) and self._pairs[at].key == key else None
+        return self._pairs[at] if at < len(self._pairs) and self._pairs[at].key == key else None
+
+    def _updated(self, states: Mapping[str, KVPair | None], last_index: int) -> Snapshot:
+        """Return the snapshot that follows this one: with what keys are now, None where they are gone."""
+        before = self._pairs
+        pairs: list[KVPair] = []
+        changes = []
+        taken = 0
+        for key in sorted(states):
+            pair = states[key]
+            at = bisect_left(before, key, taken, key=_by_key)
+            previous = before[at] if at < len(before) and before[at].key == key else None
+            if pair == previous:
+                continue
+            pairs += before[taken:at]
+            if pair is not None:
+                pairs.append(pair)
+            taken = at if previous is None else at + 1
+            changes.append(Change(key, pair, previous))
+        pairs += before[taken:]
+        following = Snapshot(changes=changes, last_index=last_index)
+        following._pairs = pairs  # nobody else has this list, so that it need not be copied
+        return following
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

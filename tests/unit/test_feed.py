@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Iterable
+from random import Random
+from time import process_time
+
 import pytest
 
 from aiolibkv import Change, KVPair, Snapshot
@@ -102,10 +108,40 @@ def test_keys_that_come_and_go_while_nobody_takes_are_not_kept() -> None:
         feed.apply([(name, pair(name, index))], index)
         feed.apply([(name, None)], index + 1)
     feed.apply([("gone", None)], 10_000)
-    assert sum(len(changed) for changed, _ in feed._pending) < 1000
+    assert sum(len(state.changed) for state in feed._pending) < 1000
     states = taken(feed)
     assert list(states[-1]) == [pair("kept", 1)]
     assert [change.key for state in states for change in state.changes].count("gone") == 1
+
+
+def test_what_is_again_as_it_was_taken_is_not_given() -> None:
+    feed = tree_feed()
+    feed.reset([pair("a", 1), pair("b", 1)], 1)
+    taken(feed)
+    for index in range(2, 300):
+        feed.apply([("a", pair("a", index))], index)
+    feed.reset([pair("a", 1), pair("b", 2)], 300)  # as of a server whose data was restored
+    for index in range(301, 600):
+        feed.apply([("b", pair("b", index))], index)
+    assert {change.key for state in taken(feed) for change in state.changes} == {"b"}
+
+
+def test_large_values_that_nobody_takes_are_not_kept() -> None:
+    feed = tree_feed()
+    feed.reset([pair(f"kept/{number}", 1, bytes(1_000_000)) for number in range(10)], 1)
+    for index in range(2, 102):
+        feed.apply([("a", pair("a", index, bytes(500_000)))], index)
+    kept = {
+        id(each.value): each.value for state in feed._pending for each in state.changed.values() if each is not None
+    }
+    assert sum(len(value) for value in kept.values()) < 16_000_000
+    states = taken(feed)
+    assert (states[-1].get("a"), len(states[-1])) == (pair("a", 101, bytes(500_000)), 11)
+    # One that keeps up is given each of them.
+    for index in range(102, 130):
+        feed.apply([("a", pair("a", index, bytes(500_000)))], index)
+        if index % 5 == 0:
+            assert [state.last_index for state in taken(feed)] == list(range(max(index - 4, 102), index + 1))
 
 
 def test_the_index_never_decreases_although_the_servers_does() -> None:
@@ -134,6 +170,92 @@ def test_an_error_comes_before_what_is_pending() -> None:
     feed.fail(KeyError("x"))
     with pytest.raises(KeyError):
         feed.take()
+
+
+def test_a_snapshot_is_asked_by_key() -> None:
+    pairs = [pair("a", 1), pair("config/a", 2), pair("config/b", 3)]
+    snapshot = Snapshot(pairs)
+    assert "config/a" in snapshot
+    assert "/config/a/" in snapshot
+    assert snapshot["config/a"] == snapshot["/config/a"] == snapshot.get("config/a") == pairs[1]
+    for key in ("config", "config/c", "", "z"):
+        assert key not in snapshot
+        assert snapshot.get(key) is None
+        with pytest.raises(KeyError, match=f"^'{key}'$"):
+            snapshot[key]
+    assert pairs[1] in snapshot
+    assert pair("config/a", 9) not in snapshot
+    assert 1 not in snapshot
+    assert None not in snapshot
+    with pytest.raises(IndexError):
+        snapshot[3]
+    assert list(reversed(snapshot)) == pairs[::-1]
+    assert [*snapshot, snapshot.index(pairs[2])] == [*pairs, 2]
+    assert pickle.loads(pickle.dumps(snapshot)) == copy.copy(snapshot) == snapshot
+
+
+def test_a_snapshot_does_not_change_with_what_it_was_made_of() -> None:
+    pairs = [pair("a", 1)]
+    snapshot = Snapshot(pairs)
+    pairs.append(pair("b", 2))
+    assert list(snapshot) == pairs[:1]
+    feed = tree_feed()
+    feed.reset(pairs, 2)
+    (before,) = taken(feed)
+    feed.apply([("a", None), ("b", pair("b", 3)), ("c", pair("c", 3))], 3)
+    (after,) = taken(feed)
+    assert (list(before), list(after)) == (pairs, [pair("b", 3), pair("c", 3)])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_snapshots_follow_each_other_as_dicts_do(seed: int) -> None:
+    random = Random(seed)
+    feed = tree_feed()
+    feed.reset([], 0)
+    taken(feed)
+    state: dict[str, KVPair] = {}
+    for index in range(1, 60):
+        names = random.sample("abcdefghijklmnop", random.randrange(1, 8))
+        changed = [(name, None if random.random() < 0.4 else pair(name, index)) for name in names]
+        before = dict(state)
+        for name, new in changed:
+            if new is None:
+                state.pop(name, None)
+            else:
+                state[name] = new
+        feed.apply(changed, index)
+        expected = [state[name] for name in sorted(state)]
+        for snapshot in taken(feed):
+            assert snapshot == expected
+            assert [(each.key, each.pair, each.previous) for each in snapshot.changes] == [
+                (name, state.get(name), before.get(name))
+                for name in sorted(names)
+                if state.get(name) != before.get(name)
+            ]
+
+
+def test_one_change_costs_as_much_as_a_few_copies_of_the_pairs() -> None:
+    pairs = [pair(f"tree/{number:06d}", 1) for number in range(50_000)]
+    feed = tree_feed()
+    feed.reset(pairs, 1)
+    (snapshot,) = taken(feed)
+
+    def copying(pairs: Iterable[KVPair]) -> float:
+        began = process_time()
+        for _ in range(20):
+            list(pairs)
+        return process_time() - began
+
+    def changing(first: int) -> float:
+        began = process_time()
+        for index in range(first, first + 20):
+            feed.apply([("tree/025000", pair("tree/025000", index))], index)
+            taken(feed)
+        return process_time() - began
+
+    floor = min(copying(pairs) for _ in range(5))
+    assert min(changing(2 + 20 * turn) for turn in range(5)) < 20 * floor
+    assert min(copying(snapshot) for _ in range(5)) < 10 * floor
 
 
 def test_snapshots_are_sequences_that_compare_by_pairs() -> None:

@@ -9,20 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable
-from operator import attrgetter
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
-from aiolibkv.types import Change, KVPair, Snapshot
+from aiolibkv.types import KVPair, Snapshot
 
 T = TypeVar("T")
-_by_key = attrgetter("key")
 
 _PENDING = 256
 """States kept apart for a consumer that keeps up; beyond that all of them are merged into one."""
+_PENDING_BYTES = 4 * 1024 * 1024
+"""Bytes of values, as above."""
+
+
+_NOTHING = Snapshot()
+
+
+class _State(NamedTuple):
+    """A state that was not taken yet.
+
+    Attributes:
+        changed: what differs from the state before.
+        last_index: the index that it reflects.
+        size: bytes of values that are kept for its sake.
+    """
+
+    changed: dict[str, KVPair | None]
+    last_index: int
+    size: int = 0
 
 
 class Feed:
@@ -49,7 +65,8 @@ class Feed:
         self.is_stale = False
         self._name = name
         self._latest: dict[str, KVPair] = {}
-        self._pending: deque[tuple[dict[str, KVPair | None], int]] = deque()
+        self._pending: deque[_State] = deque()
+        self._pending_bytes = 0
         self._taken: Snapshot | None = None
         self._last_index = -1
         self._error: BaseException | None = None
@@ -84,9 +101,10 @@ class Feed:
         if self._error is not None:
             raise self._error
         while self._pending:
-            changed, index = self._pending.popleft()
+            state = self._pending.popleft()
+            self._pending_bytes -= state.size
             before = self._taken
-            self._taken = _changed(before or Snapshot(), changed, index)
+            self._taken = (before or _NOTHING)._updated(state.changed, state.last_index)  # noqa: SLF001 - only feeds do it
             if before is None or self._taken.changes:
                 return self._taken
         return None
@@ -121,34 +139,24 @@ class Feed:
                 del self._latest[key]
             else:
                 self._latest[key] = pair
-        self._pending.append((changed, self._last_index))
-        if len(self._pending) > _PENDING:
+        state = _State(changed, self._last_index, sum(len(pair.value) for pair in changed.values() if pair is not None))
+        self._pending.append(state)
+        self._pending_bytes += state.size
+        if len(self._pending) > _PENDING or (self._pending_bytes > _PENDING_BYTES and len(self._pending) > 1):
             self._merge()
         self.interrupt()
 
     def _merge(self) -> None:
         """Make one of the states that were not taken, without what came and went since the last that was."""
         merged: dict[str, KVPair | None] = {}
-        for changed, _ in self._pending:
-            merged |= changed
-        taken = self._taken or Snapshot()
+        for state in self._pending:
+            merged |= state.changed
+        taken = self._taken or _NOTHING
         needed = {key: pair for key, pair in merged.items() if pair is not None or taken.get(key) is not None}
         self._pending.clear()
-        self._pending.append((needed, self._last_index))
-
-
-def _changed(before: Snapshot, changed: dict[str, KVPair | None], index: int) -> Snapshot:
-    pairs = list(before)
-    changes = []
-    for key in sorted(changed):
-        pair = changed[key]
-        at = bisect_left(pairs, key, key=_by_key)
-        previous = pairs[at] if at < len(pairs) and pairs[at].key == key else None
-        if pair == previous:
-            continue
-        pairs[at : at + (previous is not None)] = [] if pair is None else [pair]
-        changes.append(Change(key, pair, previous))
-    return Snapshot(pairs, changes=changes, last_index=index)
+        # These values are the latest ones, which the feed keeps anyway.
+        self._pending.append(_State(needed, self._last_index))
+        self._pending_bytes = 0
 
 
 class StoreWatch(Generic[T]):

@@ -1,6 +1,6 @@
 """Watches, broken."""
 
-# ruff: noqa: ARG001, ARG005 - what is patched keeps its signature
+# ruff: noqa: ARG005 - what is patched keeps its signature
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from aiolibkv import (
 from aiolibkv.backends.memory import MemoryStore
 from aiolibkv.backends.memory.space import Space
 from aiolibkv.store import BaseStore, Feed, Lease
-from aiolibkv.store.watch import StoreWatch
+from aiolibkv.store.watch import StoreWatch, _State
 from aiolibkv.testing.conformance.watching import Watching
 from aiolibkv.testing.conformance.watching_trees import WatchingTrees
 from mutants.broken.registry import mutant
@@ -155,7 +155,7 @@ def watch_sees_keys_below(patch: pytest.MonkeyPatch) -> None:
         tell(self, paths)
         for feed in self._feeds:
             if not feed.tree and any(path.startswith(f"{feed.path}/") for path in paths):
-                feed._pending.append(({}, self.index))
+                feed._pending.append(_State({}, self.index))
                 feed._taken = None
                 feed.interrupt()
 
@@ -202,10 +202,10 @@ def watch_always_coalesces(patch: pytest.MonkeyPatch) -> None:
 
     def merged(self: Feed) -> Snapshot | None:
         if self._pending:
-            changed = {key: pair for changes, _ in self._pending for key, pair in changes.items()}
-            index = self._pending[-1][1]
+            changed = {key: pair for state in self._pending for key, pair in state.changed.items()}
+            index = self._pending[-1].last_index
             self._pending.clear()
-            self._pending.append((changed, index))
+            self._pending.append(_State(changed, index))
         return take(self)
 
     patch.setattr(Feed, "take", merged)
@@ -307,11 +307,10 @@ def changes_forget_the_previous(patch: pytest.MonkeyPatch) -> None:
 def snapshots_index_goes_back(patch: pytest.MonkeyPatch) -> None:
     """A snapshot's index is the newest among its pairs."""
 
-    def newest(pairs: Iterable[KVPair] = (), *, changes: Iterable[Change] = (), last_index: int = 0) -> Snapshot:
-        pairs = list(pairs)
-        return Snapshot(pairs, changes=changes, last_index=max((pair.last_index for pair in pairs), default=0))
+    def newest(self: Snapshot) -> int:
+        return max((pair.last_index for pair in self), default=0)
 
-    patch.setattr(aiolibkv.store.watch, "Snapshot", newest)
+    patch.setattr(Snapshot, "last_index", property(newest))
 
 
 @mutant(WatchingTrees)

@@ -148,6 +148,11 @@ class WatchingTrees(Suite):
             assert snapshot.get(key) == pair
             assert snapshot.get(f"/{key}/") == pair
             assert pair in snapshot
+            assert key in snapshot
+            assert snapshot[key] == pair
+        assert "d/c" not in snapshot
+        with pytest.raises(KeyError):
+            snapshot["d/c"]
         for key in ("d", "d/", "d/c", "d/a/", "d/zzz", "", "b"):
             assert snapshot.get(key) == pairs.get(key.strip("/"))
         assert len(snapshot) == len(pairs)
