@@ -129,3 +129,16 @@ async def test_a_store_with_many_keys_that_have_a_ttl_is_closed(server: ZooKeepe
             return not await other.list("")
 
         await eventually(are_gone, within=3, message="the keys are gone")
+
+
+@pytest.mark.asyncio
+async def test_large_values_are_read_without_ending_the_server() -> None:
+    """A server with 128 MB of memory: 18 MB in one answer would be its end."""
+    async with ZooKeeperServer() as server, make_store([server.endpoint]) as store:
+        for number in range(20):
+            await store.put(f"dir/{number}", bytes(900_000))
+        assert len(await store.list("dir")) == 20
+        async with store.watch_tree("dir") as watch:
+            assert len(await anext(watch)) == 20
+        assert await store.delete_tree("dir") == 20
+        assert server.running

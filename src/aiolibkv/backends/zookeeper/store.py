@@ -33,7 +33,7 @@ _log = logging.getLogger("aiolibkv")
 
 
 class ZooKeeperStore(BaseStore):
-    """A store in ZooKeeper 3.5 or later; from 3.6 on watches and lists cost less.
+    """A store in ZooKeeper 3.5 or later; from 3.6 on watches cost less.
 
     A key with null data, as zkCli creates them without a value, is not seen: null marks the directories of other
     keys, which are pruned when they have none left. ``min_ttl`` and ``ttl_overshoot`` suppose that the server's
@@ -48,7 +48,7 @@ class ZooKeeperStore(BaseStore):
     name: ClassVar[str] = "zookeeper"
     option_names: ClassVar[frozenset[str]] = frozenset({"acl", "session_timeout"})
     uses_operations_of_3_6: ClassVar[bool] = True
-    """Whether to try what ZooKeeper knows since 3.6: recursive watches that stay, and reads in bundles."""
+    """Whether to try what ZooKeeper knows since 3.6: recursive watches that stay."""
 
     def __init__(self, endpoints: Sequence[str] = (), config: Config | None = None) -> None:
         """Make a store.
@@ -86,7 +86,7 @@ class ZooKeeperStore(BaseStore):
             max_value_bytes=_MAX_VALUE_BYTES,
             ttl_overshoot=self._ttl_overshoot,
         )
-        self._reader = Reader(self._hidden.rstrip("/"), bundles=self.uses_operations_of_3_6)
+        self._reader = Reader(self._hidden.rstrip("/"))
         self._prepare()
 
     def _prepare(self) -> None:

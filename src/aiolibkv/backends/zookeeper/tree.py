@@ -24,13 +24,11 @@ from aiolibkv.backends.zookeeper.operations import (
     Operation,
     Stat,
     TransactionRefusedError,
-    UnknownOperationError,
     create,
     delete,
     exists,
     get,
     get_children,
-    read_all,
     set_data,
     sync,
     transaction,
@@ -44,11 +42,14 @@ PARENT_VERSION = 4
 SERVERS_OWN = "zookeeper"
 """The server's own subtree, at the root."""
 
-_NODES_IN_A_REQUEST = 100
-"""Read at once; the answer has at most so many values, each at most 1 MB."""
-_REQUESTS_AT_ONCE = 20
-_NODES_AT_ONCE = 500
-"""As many without multiRead, each two requests."""
+_FIRST_NODES = 100
+"""Asked for at once while nothing is known of their sizes: one round trip for what most directories hold."""
+_MOST_NODES = 2000
+_BYTES_AT_ONCE = 4_000_000
+"""The server keeps its answers in memory until they are taken; each is of one node, and so of at most 1 MB."""
+_NODE_BYTES = 100
+"""Of a node without its data."""
+_GROWTH = 4
 
 Ops = list[Operation[Any]]
 
@@ -244,21 +245,20 @@ def nothing() -> None:
 
 
 class Reader:
-    """Reads of many nodes.
+    """Reads of many nodes: as many at once as are worth a few megabytes, by the sizes that were seen last.
 
-    Attributes:
-        bundles: whether many reads go in one request, which servers know since 3.6.
+    Many reads in one request, which servers know since 3.6, would make one answer in the server's memory: 20 values of
+    0.9 MB ended a server with 128 MB.
     """
 
-    def __init__(self, hidden: str, *, bundles: bool) -> None:
+    def __init__(self, hidden: str) -> None:
         """Make a reader.
 
         Args:
             hidden: the directory that is not read with those above it.
-            bundles: see above; given up when a server does not know it.
         """
-        self.bundles = bundles
         self._hidden = hidden
+        self._nodes_at_once = _FIRST_NODES
 
     def is_hidden(self, directory: str, path: str) -> bool:
         """Tell whether a path is left out of what is below a directory."""
@@ -333,11 +333,15 @@ class Reader:
             (path, node or None, names of its children, the last transaction that the server knew).
         """
         kinds: list[Callable[..., Operation[Any]]] = [get, get_children] if with_children else [get]
-        at_once = _REQUESTS_AT_ONCE * _NODES_IN_A_REQUEST if self.bundles and not watch else _NODES_AT_ONCE
-        for group in _slices(paths, at_once):
+        at_once = min(self._nodes_at_once, _FIRST_NODES)
+        start = 0
+        while start < len(paths):
+            group = paths[start : start + at_once]
+            start += len(group)
             reads = [kind(znode(path), watch=watch) for path in group for kind in kinds]
-            values, zxid = await self._read(connection, reads, watch=watch)
+            values, zxid = await self._read(connection, reads)
             page_read()
+            size = 0
             for path, results in zip(group, _slices(values, len(kinds)), strict=True):
                 for result in results:
                     if isinstance(result, StoreError) and not isinstance(result, NoNodeError):
@@ -345,32 +349,21 @@ class Reader:
                 if any(isinstance(result, StoreError) for result in results):
                     yield path, None, (), zxid
                 else:
+                    size += results[0].stat.size
                     yield path, results[0], results[1] if with_children else (), zxid
+            fitting = int(_BYTES_AT_ONCE / (_NODE_BYTES + size / len(group)))
+            at_once = self._nodes_at_once = max(1, min(fitting, at_once * _GROWTH, _MOST_NODES))
 
     async def find_idle(self, connection: Connection, paths: Sequence[str]) -> list[str]:
         """Return those paths where an implicit parent is that has no children, in one round trip."""
         nodes, _ = await self._read(connection, [get(znode(path)) for path in paths])
         return [path for path, node in zip(paths, nodes, strict=True) if isinstance(node, Node) and is_idle(node, 0)]
 
-    async def _read(
-        self, connection: Connection, reads: Ops, *, consistent: bool = False, watch: bool = False
-    ) -> tuple[Sequence[Any], int]:
+    async def _read(self, connection: Connection, reads: Ops, *, consistent: bool = False) -> tuple[Sequence[Any], int]:
         """Carry out reads in one round trip; returns their results, and the last transaction the server knew."""
         start: Ops = [sync()] if consistent else []
-        if not self.bundles or watch:
-            results = await connection.ask_all([*start, *reads])
-            return results.values[len(start) :], results.zxid
-        bundles = [read_all(part) for part in _slices(reads, 2 * _NODES_IN_A_REQUEST)]
-        results = await connection.ask_all([*start, *bundles])
-        values: list[Any] = []
-        for bundle in results.values[len(start) :]:
-            if isinstance(bundle, UnknownOperationError):
-                self.bundles = False
-                return await self._read(connection, reads, consistent=consistent)
-            if isinstance(bundle, StoreError):
-                raise bundle
-            values += bundle
-        return values, results.zxid
+        results = await connection.ask_all([*start, *reads])
+        return results.values[len(start) :], results.zxid
 
 
 def _is_within(path: str, directory: str) -> bool:

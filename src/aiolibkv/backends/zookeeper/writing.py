@@ -267,9 +267,9 @@ class Writer:
         guard: Guard | None,
     ) -> Sequence[Any]:
         """Create nodes with those of their directories that are missing."""
-        missing = {parent[0].request.path: parent for place in places for parent in make_parents(place, self._acl)}
-        parents = sorted(missing.values(), key=lambda parent: len(parent[0].request.path))
-        size += sum(len(parent) * (len(parent[0].request.path.encode()) + _OPERATION_BYTES) for parent in parents)
+        missing = {parent[0].path: parent for place in places for parent in make_parents(place, self._acl)}
+        parents = sorted(missing.values(), key=lambda parent: len(parent[0].path))
+        size += sum(len(parent) * (len(parent[0].path.encode()) + _OPERATION_BYTES) for parent in parents)
         if size > _REQUEST_BYTES:
             for start in range(0, len(parents), _DIRECTORIES_AT_ONCE):
                 part = parents[start : start + _DIRECTORIES_AT_ONCE]
@@ -589,4 +589,4 @@ def _in_parts(
 
 
 def _size(operation: Operation[None]) -> int:
-    return len(operation.request.path.encode()) + _DELETION_BYTES
+    return len(operation.path.encode()) + _DELETION_BYTES
