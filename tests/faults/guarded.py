@@ -126,8 +126,9 @@ async def guarded_zookeeper() -> AsyncIterator[Guarded]:
         guarded = GuardedZooKeeper(server)
         closed = {"acl": "creator", "session_timeout": 4}
         guarded.admin = {"username": "ann", "password": new_secret(), "options": closed}
-        guarded.limited = {"username": "bob", "password": new_secret(), "options": {"session_timeout": 4}}
-        guarded.unknown = {"username": "ann", "password": new_secret(), "options": {"session_timeout": 4}}
+        world = {"acl": "world", "session_timeout": 4}
+        guarded.limited = {"username": "bob", "password": new_secret(), "options": world}
+        guarded.unknown = {"username": "ann", "password": new_secret(), "options": world}
         yield guarded
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -35,6 +36,7 @@ from aiolibkv.backends.zookeeper import ZooKeeperStore
 from aiolibkv.backends.zookeeper import operations as ops
 from aiolibkv.backends.zookeeper.connection import Connection
 from aiolibkv.backends.zookeeper.session import ZooKeeperSession
+from aiolibkv.store.names import Address
 from aiolibkv.testing.conformance.suite import next_of
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
@@ -254,8 +256,10 @@ async def test_a_token_is_replaced_under_a_lock_and_keys_kept_alive() -> None:
 
 async def _end(welcome: ops.Welcome, session: ZooKeeperSession) -> bool:
     """End a session, as whoever knows its password may; its owner may take it back before that is done."""
+    endpoint = (await session.connection()).endpoint
     ending = await Connection.open(
-        (await session.connection()).endpoint,
+        endpoint,
+        Address(socket.AF_INET, (endpoint.host, endpoint.port)),
         ops.hello(4.0, welcome.session, welcome.password, 0),
         tls=None,
         credentials=None,

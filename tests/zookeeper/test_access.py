@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,11 @@ _SECRET = "s3cret"
 @pytest.mark.asyncio
 async def test_what_a_user_created_is_closed_to_others(make: MakeStore) -> None:
     owner: dict[str, Any] = {"username": "ann", "password": _SECRET, "options": {"acl": "creator"}}
-    async with make() as world, make(**owner) as ann, make(username="bob", password="x") as bob:
+    async with (
+        make() as world,
+        make(**owner) as ann,
+        make(username="bob", password="x", options={"acl": "world"}) as bob,
+    ):
         await world.put("open", b"")
         pair = await ann.put("dir/key", b"")
         assert await ann.get("dir/key") == pair
@@ -66,22 +71,70 @@ async def test_a_user_is_known_again_after_the_connection_broke(server: ZooKeepe
 
 
 @pytest.mark.asyncio
+async def test_a_wrong_password_is_told_on_entering() -> None:
+    async with ZooKeeperServer() as server:
+        make = partial(make_store, [server.endpoint], username="ann")
+        for prefix in ("app", None):
+            async with make(prefix=prefix, password=_SECRET) as ann:
+                await ann.put("key", b"")
+            for inside in (prefix, f"{prefix}/deeper"):
+                for options in ({}, {"acl": "world"}):
+                    with pytest.raises(AccessDeniedError, match="another password") as caught:
+                        async with make(prefix=inside, password="wrong", options=options):
+                            pass
+                    assert _SECRET not in str(caught.value)
+            async with make(prefix=prefix, password=_SECRET) as ann:
+                await ann.delete("key")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("wanted", "others"),
+    [
+        (None, set()),
+        ("world", {("world", "anyone")}),
+        ("auth::cdrwa,ip:127.0.0.1:r", {("ip", "127.0.0.1")}),
+        (["auth::cdrwa", "ip:127.0.0.1:r"], {("ip", "127.0.0.1")}),
+    ],
+)
+async def test_who_may_use_what_a_user_creates(make: MakeStore, prefix: str, wanted: Any, others: set[Any]) -> None:
+    """The directories and what the library keeps for itself are the user's as well."""
+    options = {} if wanted is None else {"acl": wanted}
+    user: dict[str, Any] = {"username": "ann", "password": _SECRET, "options": options}
+    async with make(**user) as store, make(**user, prefix=None) as above:
+        async with store.new_lock("dir/lock"):
+            await store.put("dir/key", b"")
+            await store.put("alive", b"", keep_alive=True)
+            connection = await store._session.connection()
+            nodes = [prefix, *(f"{prefix}/{name}" for name in ("dir", "dir/key", "dir/lock", "alive", ".aiolibkv"))]
+            for node in nodes:
+                permissions = await connection.ask(ops.get_acl(f"/{node}"))
+                assert {each for each in permissions if each[0] != "digest"} == others
+        await above.delete_tree(prefix)
+
+
+@pytest.mark.asyncio
 async def test_who_does_not_log_in_where_everybody_has_to() -> None:
     """The server closes the connection after each refusal; that is no outage, which would be waited for."""
     enforced = ("-Dzookeeper.enforce.auth.enabled=true", "-Dzookeeper.enforce.auth.schemes=digest")
     async with (
-        ZooKeeperServer(extra_args=enforced) as server,
+        ZooKeeperServer() as server,
         make_store([server.endpoint], username="ann", password=_SECRET) as ann,
-        make_store([server.endpoint], request_timeout=scaled(1)) as nobody,
+        make_store([server.endpoint], request_timeout=scaled(2)) as nobody,
     ):
         pair = await ann.put("key", b"")
-        for call in (
+        await server.stop()
+        server._extra_args = enforced
+        await server.start()
+        calls: list[Callable[[], Awaitable[object]]] = [
+            make_store([server.endpoint]).__aenter__,
             lambda: nobody.get("key"),
             lambda: nobody.put("key", b""),
             lambda: next_of(nobody.watch("key")),
             lambda: nobody.put("alive", b"", keep_alive=True),
             lambda: nobody.new_lock("lock").acquire(),
-        ):
+        ]
+        for call in calls:
             with pytest.raises(AccessDeniedError) as caught:
                 async with asyncio.timeout(scaled(5)):
                     await call()
@@ -163,6 +216,10 @@ def test_settings_that_cannot_be() -> None:
     cases: list[dict[str, Any]] = [
         {"options": {"acl": "nobody"}},
         {"options": {"acl": "creator"}},
+        {"options": {"acl": []}},
+        {"options": {"acl": 5}},
+        {"options": {"acl": "world:anyone"}},
+        {"options": {"acl": ["world:anyone:x"]}},
         {"options": {"session_timeout": 0}},
         {"options": {"session_timeout": "soon"}},
         {"options": {"session_timeout": True}},
@@ -189,8 +246,12 @@ def test_the_session_timeout_shows_in_the_capabilities() -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_servers_own_tree(server: ZooKeeperServer) -> None:
-    async with make_store([server.endpoint]) as store, make_store([server.endpoint], kind=OneShotStore) as old:
+async def test_the_servers_own_tree() -> None:
+    async with (
+        ZooKeeperServer() as server,
+        make_store([server.endpoint]) as store,
+        make_store([server.endpoint], kind=OneShotStore) as old,
+    ):
         pair = await store.put("zookeeper2/zookeeper", b"")
         for reader in (store, old):
             listed = [found.key for found in await reader.list("")]

@@ -412,7 +412,7 @@ async def test_nobody_answers(proxy: FaultProxy, mute: str) -> None:
         with pytest.raises(NotReachableError) as caught:
             await store.__aenter__()
         assert asyncio.get_running_loop().time() - began < scaled(1.5)
-        assert endpoints[0] in str(caught.value)
+        assert any(endpoint in str(caught.value) for endpoint in endpoints)
 
 
 @pytest.mark.asyncio

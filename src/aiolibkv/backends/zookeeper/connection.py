@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 import struct
 from collections import deque
@@ -34,6 +35,7 @@ from aiolibkv.backends.zookeeper.operations import (
 )
 from aiolibkv.errors import NotReachableError, StoreError
 from aiolibkv.store.endpoints import Endpoint
+from aiolibkv.store.names import Address
 
 T = TypeVar("T")
 
@@ -49,12 +51,25 @@ syncLimit ticks (10 s with ZooKeeper's sample configuration), and only then elec
 _SILENCE_OF_TIMEOUT = 2 / 3
 _PINGS_PER_SILENCE = 4
 _CLOSING_OF_TLS = 0.2
+_PIECE = 32 * 1024
+_SEND_BUFFER = 64 * 1024
+"""Bytes that the system takes at once: what it takes says that what was before has left. On a slow link a large value
+holds up the answer to a ping; as long as its pieces leave, the server is not silent."""
+_SLOWEST = 200_000
+"""Bytes a second that a large value arrives with after it has left: a proxy in between may hold all of it. Only writes
+are large, and a server answers no read before a write that the same session sent earlier is agreed on: none is stale
+though the server is given more time. With the largest value that is less than other servers wait, too."""
 
 _log = logging.getLogger("aiolibkv")
 
 
 class NotWelcomeError(NotReachableError):
-    """The server closed the connection instead of answering the first request: it does not serve, or lags behind."""
+    """The server closed the connection instead of answering the first request."""
+
+    meaning = (
+        "the server closed the connection without a word: it does not serve now, it lags behind, or it has as many "
+        "connections from this address as it allows (maxClientCnxns, 60 if not set)"
+    )
 
 
 class Answer(NamedTuple):
@@ -107,9 +122,12 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._greeted: asyncio.Future[bytes | None] = loop.create_future()
         self._xid = 0
-        self._pending: deque[tuple[int, asyncio.Future[Answer | None]]] = deque()
+        self._pending: deque[tuple[int, int, asyncio.Future[Answer | None]]] = deque()
+        self._backlog = bytearray()
+        self._is_paused = False
+        self._before_ping = 0
         self._is_pinging = False
-        self._silence = _SILENCE
+        self._least_silence = _SILENCE
         self._pinged = 0.0
         self._heard = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
@@ -118,6 +136,7 @@ class Connection(asyncio.Protocol):
     async def open(
         cls,
         endpoint: Endpoint,
+        address: Address,
         hello: bytes,
         *,
         tls: ssl.SSLContext | None,
@@ -128,6 +147,7 @@ class Connection(asyncio.Protocol):
 
         Args:
             endpoint: the server.
+            address: one of its.
             hello: the first request.
             tls: None for plain TCP.
             credentials: of a user, sent before anything else that needs a session.
@@ -141,12 +161,12 @@ class Connection(asyncio.Protocol):
         try:
             await loop.create_connection(
                 lambda: connection,
-                endpoint.host,
-                endpoint.port,
+                sock=await _connected_socket(address),
                 ssl=tls,
+                server_hostname=None if tls is None else endpoint.host,
                 ssl_shutdown_timeout=None if tls is None else _CLOSING_OF_TLS,
             )
-            connection._write(hello)
+            connection._write_frame(hello)
             welcome = await connection._greeted
         except OSError as error:
             raise NotReachableError(f"no connection: {error}", endpoint=str(endpoint)) from error
@@ -154,7 +174,7 @@ class Connection(asyncio.Protocol):
             connection.abort(NotReachableError("connecting was given up"))
             raise
         if welcome is None:
-            raise NotWelcomeError(connection.closed.result().message, endpoint=str(endpoint))
+            raise connection._failure()
         try:
             connection._welcomed(parse_welcome(welcome), credentials)
         except MalformedError as error:
@@ -176,10 +196,9 @@ class Connection(asyncio.Protocol):
             request = operation.encode(self._xid)
             frames += _LENGTH.pack(len(request)) + request
             future: asyncio.Future[Answer | None] = self._loop.create_future()
-            self._pending.append((self._xid, future))
+            self._pending.append((self._xid, len(request), future))
             futures.append(future)
-        assert self._transport is not None, "connected"
-        self._transport.write(frames)
+        self._write(frames)
         return futures
 
     def check_open(self) -> None:
@@ -252,12 +271,17 @@ class Connection(asyncio.Protocol):
         """Take the transport."""
         # Other event loops' transports need not be of asyncio's class.
         self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_PIECE, low=0)
         if self.closed.done():
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is pending."""
-        self._end(NotReachableError(f"the connection broke: {exc or 'closed by the server'}"))
+        reason = NotReachableError(f"the connection broke: {exc or 'closed by the server'}")
+        if not self._greeted.done():
+            reason = NotWelcomeError()
+        reason.__cause__ = exc
+        self._end(reason)
         if not self._gone.done():
             self._gone.set_result(None)
 
@@ -284,19 +308,51 @@ class Connection(asyncio.Protocol):
             if self._buffer:
                 self._hear()  # a large answer takes its time
 
-    def _write(self, request: bytes) -> None:
-        if not self.closed.done() and self._transport is not None:
-            self._transport.write(_LENGTH.pack(len(request)) + request)
+    def pause_writing(self) -> None:
+        """Keep what is to be sent until the transport has room."""
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        """Go on: what the transport had has left, which is a sign of life while the answer to a ping waits for it."""
+        self._is_paused = False
+        if self._before_ping > 0:
+            self._hear()
+        self._send_backlog()
+
+    def _write_frame(self, request: bytes) -> None:
+        if not self.closed.done():
+            self._write(_LENGTH.pack(len(request)) + request)
+
+    def _write(self, data: bytes | bytearray) -> None:
+        assert self._transport is not None, "connected"
+        if self._is_paused or len(data) > _PIECE:
+            self._backlog += data
+            self._send_backlog()
+        else:
+            self._transport.write(data)
+
+    def _send_backlog(self) -> None:
+        assert self._transport is not None, "connected"
+        while self._backlog and not self._is_paused and not self.closed.done():
+            piece = bytes(self._backlog[:_PIECE])
+            del self._backlog[:_PIECE]
+            self._before_ping -= len(piece)
+            self._transport.write(piece)
 
     def _welcomed(self, welcome: Welcome, credentials: bytes | None) -> None:
         self.welcome = welcome
         if not welcome.session or self.closed.done():
             return
         if credentials is not None:
-            self._write(authenticate(credentials))
-        self._silence = min(_SILENCE, welcome.timeout * _SILENCE_OF_TIMEOUT)
+            self._write_frame(authenticate(credentials))
+        self._least_silence = min(_SILENCE, welcome.timeout * _SILENCE_OF_TIMEOUT)
         self._heard = self._loop.time()
-        self._keep_alive(self._silence / _PINGS_PER_SILENCE)
+        self._keep_alive(self._least_silence / _PINGS_PER_SILENCE)
+
+    @property
+    def _silence(self) -> float:
+        """Seconds that the server may be silent now."""
+        return self._least_silence + (self._pending[0][1] / _SLOWEST if self._pending else 0.0)
 
     def _is_silent(self) -> bool:
         return self._loop.time() - self._heard > self._silence
@@ -318,7 +374,8 @@ class Connection(asyncio.Protocol):
         if not self._is_pinging:
             self._is_pinging = True
             self._pinged = now
-            self._write(ping())
+            self._write_frame(ping())
+            self._before_ping = len(self._backlog)
         elif now - max(self._pinged, self._heard) >= self._silence - interval:
             self.abort(NotReachableError(f"no sign of life for {now - self._heard:.1f} s"))
             return
@@ -341,7 +398,7 @@ class Connection(asyncio.Protocol):
         elif xid == PING_XID and self._is_pinging:
             self._is_pinging = False
         elif xid != AUTH_XID:
-            expected, future = self._pending[0] if self._pending else (0, None)
+            expected, _, future = self._pending[0] if self._pending else (0, 0, None)
             if future is None or xid != expected:
                 raise ValueError(f"an answer to request {xid} instead of {expected}")
             self._pending.popleft()
@@ -380,6 +437,18 @@ class Connection(asyncio.Protocol):
         if not self._greeted.done():
             self._greeted.set_result(None)
         pending, self._pending = self._pending, deque()
-        for _, future in pending:
+        for _, _, future in pending:
             if not future.done():
                 future.set_result(None)
+
+
+async def _connected_socket(address: Address) -> socket.socket:
+    connecting = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        connecting.setblocking(False)
+        connecting.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        await asyncio.get_running_loop().sock_connect(connecting, address.sockaddr)
+    except BaseException:
+        connecting.close()
+        raise
+    return connecting

@@ -30,7 +30,6 @@ _PING, _CHECK, _TRANSACTION, _REMOVE_WATCHES, _ADD_WATCH, _CLOSE = 11, 13, 14, 1
 _PERSISTENT_RECURSIVE = 1
 _ANY_WATCHER = 3
 _EPHEMERAL = 1
-_ALL_PERMISSIONS = 31
 _FAILED = -1
 _CREATED = 1
 _DELETED = 2
@@ -229,13 +228,34 @@ def _bytes(data: bytes | None) -> bytes:
     return _NULL if data is None else _INT.pack(len(data)) + data
 
 
-def _permission(scheme: str, identity: str) -> bytes:
-    return _INTS.pack(1, _ALL_PERMISSIONS) + _string(scheme) + _string(identity)
+PERMISSIONS = {"r": 1, "w": 2, "c": 4, "d": 8, "a": 16}
+"""To read, write, create children, delete children, and administer, by zkCli's letters."""
+ALL_PERMISSIONS = sum(PERMISSIONS.values())
 
 
-WORLD = _permission("world", "anyone")
+class Permission(NamedTuple):
+    """Who may do what with a node.
+
+    Attributes:
+        allowed: a sum of PERMISSIONS.
+        scheme: of the identity, such as "digest".
+        identity: who.
+    """
+
+    allowed: int
+    scheme: str
+    identity: str
+
+
+def encode_acl(permissions: Sequence[Permission]) -> bytes:
+    """Encode who may do what with a node that is created."""
+    entries = [_INT.pack(each.allowed) + _string(each.scheme) + _string(each.identity) for each in permissions]
+    return b"".join([_INT.pack(len(entries)), *entries])
+
+
+WORLD = encode_acl([Permission(ALL_PERMISSIONS, "world", "anyone")])
 """Everybody may do everything with the node."""
-CREATOR = _permission("auth", "")
+CREATOR = encode_acl([Permission(ALL_PERMISSIONS, "auth", "")])
 """Only those identities that its creator has may do anything with the node."""
 
 

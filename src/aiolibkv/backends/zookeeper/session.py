@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable
 from random import uniform
 
@@ -12,13 +11,20 @@ from aiolibkv.backends.zookeeper.connection import Connection, NotWelcomeError
 from aiolibkv.backends.zookeeper.operations import Event, close_session, hello
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store.endpoints import Endpoint, Endpoints
+from aiolibkv.store.names import Address, Names
 from aiolibkv.store.tasks import Tasks
+from aiolibkv.store.tls import Tls
 
-_LONGEST_ATTEMPT = 1.5
-"""Seconds that one of several servers has to let itself be connected to."""
-_ONLY_SERVERS_ATTEMPT = 3.0
+_FIRST_ATTEMPT = 1.5
+"""Seconds that a server has to let itself be connected to, at first, if connection_timeout is that long."""
+_GROWTH = 2
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
+_PAUSE_AFTER_REFUSAL = 3.0
+"""Seconds, at most, before a new session is asked for again: a server that has too many connections is left alone."""
+_SHORT_OUTAGE = 1.0
+_PATIENCE = 0.2
+"""Seconds that a call waits in an outage before it is told the reason; it is repeated as long as it has time."""
 _CLOSING_TIME = 0.5
 
 _log = logging.getLogger("aiolibkv")
@@ -34,24 +40,59 @@ class Reach:
     """How servers are reached: the same for all sessions of a store.
 
     Attributes:
-        tls: None for plain TCP; set when the store connects.
+        endpoints: the servers; all sessions move on together.
+        credentials: of a user.
+        tls: what connections are encrypted with.
+        names: look-ups.
+        returning: the sessions whose connections servers refuse; new ones wait until these are continued.
     """
 
-    def __init__(self, endpoints: Endpoints, *, credentials: bytes | None, connection_timeout: float) -> None:
+    def __init__(self, endpoints: Endpoints, *, tls: Tls, credentials: bytes | None, connection_timeout: float) -> None:
         """Keep the settings.
 
         Args:
-            endpoints: the servers; all sessions move on together.
+            endpoints: the servers.
+            tls: what connections are encrypted with.
             credentials: of a user.
-            connection_timeout: seconds, of which each server gets its share.
+            connection_timeout: seconds that no attempt takes longer than.
         """
         self.endpoints = endpoints
-        self.tls: ssl.SSLContext | None = None
         self.credentials = credentials
-        if len(endpoints) > 1:
-            self.attempt = min(_LONGEST_ATTEMPT, connection_timeout / (len(endpoints) + 1))
-        else:
-            self.attempt = min(_ONLY_SERVERS_ATTEMPT, connection_timeout)
+        self.tls = tls
+        self.names = Names()
+        self.returning: set[ZooKeeperSession] = set()
+        self._longest_attempt = connection_timeout
+        self._attempt = self._first_attempt = min(_FIRST_ATTEMPT, connection_timeout / (len(endpoints) + 1))
+        self._late = 0
+        self._refused_since: float | None = None
+        self._is_refusal_told = False
+
+    @property
+    def attempt(self) -> float:
+        """Seconds that a server has now to let itself be connected to."""
+        return self._attempt
+
+    def came_late(self) -> None:
+        """Take note that a server did not let itself be connected to in time: the next round gives them more."""
+        self._late += 1
+        if self._late >= len(self.endpoints):
+            self._late = 0
+            self._attempt = min(self._attempt * _GROWTH, self._longest_attempt)
+
+    def came(self, seconds: float) -> None:
+        """Take note of how long it took to be connected to."""
+        self._late = 0
+        self._refused_since, self._is_refusal_told = None, False
+        self._attempt = min(max(self._first_attempt, _GROWTH * seconds), self._longest_attempt)
+
+    def refused(self, error: NotWelcomeError) -> None:
+        """Tell once, until a server lets itself be connected to again, that they do not, if it is no short outage."""
+        now = asyncio.get_running_loop().time()
+        if self._refused_since is None:
+            self._refused_since = now
+        elif not self._is_refusal_told and now - self._refused_since > _SHORT_OUTAGE:
+            self._is_refusal_told = True
+            _log.warning("zookeeper: %s", error)
 
 
 class ZooKeeperSession:
@@ -69,6 +110,7 @@ class ZooKeeperSession:
         *,
         is_replaced: bool,
         on_event: Callable[[Event], None] = lambda _: None,
+        on_agreed: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Make a session that has not begun.
 
@@ -77,6 +119,7 @@ class ZooKeeperSession:
             timeout: seconds, as wanted.
             is_replaced: whether a lost session is followed by a new one, or that is the end.
             on_event: called with what its watches say.
+            on_agreed: called with the timeout whenever a server has agreed to one; it may be another each time.
         """
         self.timeout = timeout
         self.is_lost = False
@@ -84,14 +127,14 @@ class ZooKeeperSession:
         self._reach = reach
         self._is_replaced = is_replaced
         self._on_event = on_event
+        self._on_agreed = on_agreed
         self._id = 0
         self._password = b""
         self._zxid = 0
         self._refused_since: float | None = None
-        self._refusals = 0
-        self._refusal: NotReachableError | None = None
+        self._failures = 0
+        self._outage: StoreError | None = None
         self._connection: Connection | None = None
-        self._failure: StoreError | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._tasks = Tasks()
         self._keeper: asyncio.Task[None] | None = None
@@ -108,31 +151,57 @@ class ZooKeeperSession:
         connection = self._connection
         return None if connection is None or connection.closed.done() else connection
 
-    async def connection(self, *, is_patient: bool = True) -> Connection:
-        """Return the connection, waiting for it as long as it takes.
-
-        Args:
-            is_patient: wait also when every server has refused to be connected to, one after the other.
+    async def connect(self) -> None:
+        """Wait until the session has begun.
 
         Raises:
-            NotReachableError: they have.
+            NotReachableError: no server let itself be connected to; each was tried.
+            AccessDeniedError: the server refuses the user.
+        """
+        while True:
+            try:
+                await self.connection()
+            except NotReachableError:
+                if self._failures >= len(self._reach.endpoints):
+                    raise
+            else:
+                return
+
+    async def connection(self) -> Connection:
+        """Return the connection, waiting for it a little.
+
+        Raises:
+            NotReachableError: there is none now; the reason is that of the last attempt.
             SessionLostError: there will be none.
             AccessDeniedError: the server refuses the user.
         """
+        is_first = True
         while (connection := self.connection_now) is None:
             if self.is_lost:
                 raise SessionLostError
-            if self._failure is not None:
-                raise AccessDeniedError(self._failure.message, endpoint=self._failure.endpoint)
-            if self._refusal is not None and not is_patient:
-                raise self._refusal
+            if self._outage is not None and (not is_first or isinstance(self._outage, AccessDeniedError)):
+                raise _copy(self._outage)
+            is_first = False
             waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.add(waiting)
             try:
-                await waiting
+                await asyncio.wait([waiting], timeout=None if self._outage is None else _PATIENCE)
             finally:
                 self._waiting.discard(waiting)
         return connection
+
+    async def reconnected(self) -> Connection:
+        """Return the connection, waiting for it as long as it takes.
+
+        Raises:
+            SessionLostError: there will be none.
+            AccessDeniedError: the server refuses the user.
+        """
+        while True:
+            try:
+                return await self.connection()
+            except NotReachableError as error:
+                _log.debug("zookeeper: a session is waited for: %s", error)
 
     async def close(self) -> None:
         """Have the server end the session, with its ephemeral nodes, and drop the connection.
@@ -144,7 +213,7 @@ class ZooKeeperSession:
         try:
             while self._keeper is not None and not self.is_lost:
                 try:
-                    await (await self.connection()).ask(close_session())
+                    await (await self.reconnected()).ask(close_session())
                     break
                 except NotReachableError as error:
                     _log.debug("zookeeper: a session is to be closed again: %s", error)
@@ -173,6 +242,7 @@ class ZooKeeperSession:
             self._connection.abort(NotReachableError("the session was closed"))
         self._wake()
         await self._tasks.close()
+        self._reach.returning.discard(self)
         if self._connection is not None:
             await self._connection.drop(NotReachableError("the session was closed"))
 
@@ -185,9 +255,13 @@ class ZooKeeperSession:
                 self.is_lost = True
                 self._wake()
                 return
+            if not self._id and self._reach.returning:
+                pause = _LONGEST_PAUSE
+                continue
             connection = await self._try_to_connect()
             if connection is None:
-                pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
+                is_refused = isinstance(self._outage, NotWelcomeError) and not self._id
+                pause = min(max(2 * pause, _FIRST_PAUSE), _PAUSE_AFTER_REFUSAL if is_refused else _LONGEST_PAUSE)
                 continue
             began = asyncio.get_running_loop().time()
             try:
@@ -202,19 +276,27 @@ class ZooKeeperSession:
             self._note(reason)
 
     async def _try_to_connect(self) -> Connection | None:
-        reach = self._reach
+        reach, clock = self._reach, asyncio.get_running_loop().time
         endpoint = reach.endpoints.current
+        began = clock()
         try:
-            async with asyncio.timeout(reach.attempt):
-                connection = await self._connect_to(endpoint)
-        except (StoreError, TimeoutError) as error:
+            connection = await self._connect_to(endpoint)
+        except StoreError as error:
             _log.debug("zookeeper: %s did not connect: %s", endpoint, error)
             reach.endpoints.failed(endpoint)
+            self._failures += 1
+            if isinstance(error, NotWelcomeError):
+                reach.refused(error)
+                if self._refused_since is None:
+                    self._refused_since = clock()
+            if isinstance(error, NotWelcomeError) and self._id:
+                reach.returning.add(self)
+            else:
+                reach.returning.discard(self)
             self._note(error)
-            self._count_refusal(error)
-            if isinstance(error, NotWelcomeError) and self._refused_since is None:
-                self._refused_since = asyncio.get_running_loop().time()
             return None
+        reach.came(clock() - began)
+        reach.returning.discard(self)
         self._refused_since = None
         if not connection.welcome.session:
             await connection.drop(SessionLostError())
@@ -222,11 +304,35 @@ class ZooKeeperSession:
             return None
         self._id, self._password = connection.welcome.session, connection.welcome.password
         self.timeout = connection.welcome.timeout
-        self._connection, self._failure = connection, None
+        self._connection, self._outage, self._failures = connection, None, 0
+        self._on_agreed(self.timeout)
         self._wake()
         return connection
 
     async def _connect_to(self, endpoint: Endpoint) -> Connection:
+        """Connect to the first address of a server that lets itself be connected to.
+
+        Raises:
+            NotReachableError: none does; for the reason of the last one.
+        """
+        reach = self._reach
+        addresses = await reach.names.addresses(endpoint, reach.attempt)
+        share = reach.attempt / len(addresses)
+        failure: StoreError = NotReachableError(endpoint=str(endpoint))
+        for address in addresses:
+            try:
+                async with asyncio.timeout(share):
+                    return await self._connect_to_address(endpoint, address)
+            except TimeoutError as error:
+                reach.came_late()
+                failure = NotReachableError(f"no connection within {share:.3g} s", endpoint=str(endpoint))
+                failure.__cause__ = error
+            except StoreError as error:
+                failure = error
+            reach.names.failed(endpoint, address)
+        raise failure
+
+    async def _connect_to_address(self, endpoint: Endpoint, address: Address) -> Connection:
         """Connect, and have the server prove that most of the others follow the leader that it knows.
 
         A leader that was paused answers pings, syncs and reads when it continues, though others have elected another
@@ -234,8 +340,9 @@ class ZooKeeperSession:
         """
         connection = await Connection.open(
             endpoint,
+            address,
             hello(self._wanted, self._id, self._password, self._known_zxid()),
-            tls=self._reach.tls,
+            tls=self._reach.tls.context(),
             credentials=self._reach.credentials,
             on_event=self._on_event,
         )
@@ -266,22 +373,19 @@ class ZooKeeperSession:
             self.is_lost = True
             self._wake()
 
-    def _note(self, error: Exception) -> None:
-        """Have calls fail as long as the server refuses the user, and wait when it is an outage."""
-        self._failure = error if isinstance(error, AccessDeniedError) else None
-        if self._failure is not None:
-            self._wake()
-
-    def _count_refusal(self, error: Exception) -> None:
-        if not isinstance(error, NotReachableError) or not isinstance(error.__cause__, OSError):
-            self._refusals = 0
-            return
-        self._refusals += 1
-        if self._refusals == len(self._reach.endpoints):
-            self._refusal = error
-            self._wake()
+    def _note(self, outage: StoreError) -> None:
+        """Have calls told why there is no connection."""
+        self._outage = outage
+        self._wake()
 
     def _wake(self) -> None:
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
+
+
+def _copy(error: StoreError) -> StoreError:
+    """Return an error for one more caller."""
+    copy = type(error)(error.message, endpoint=error.endpoint)
+    copy.__cause__ = error.__cause__
+    return copy

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 from aiolibkv.backends.zookeeper.connection import Connection
 from aiolibkv.backends.zookeeper.leases import Lifespans, ZooKeeperLease
-from aiolibkv.backends.zookeeper.operations import NoNodeError, Operation, get, sync
-from aiolibkv.backends.zookeeper.security import acl, credentials
+from aiolibkv.backends.zookeeper.operations import CREATOR, NoNodeError, Operation, exists, get, sync
+from aiolibkv.backends.zookeeper.security import User, acl, credentials
 from aiolibkv.backends.zookeeper.session import Reach, SessionLostError, ZooKeeperSession
 from aiolibkv.backends.zookeeper.tree import Reader, is_servers_own, pair, znode
 from aiolibkv.backends.zookeeper.watching import LeaseWatching, Watching
@@ -18,7 +19,9 @@ from aiolibkv.backends.zookeeper.writing import Writer
 from aiolibkv.config import Config
 from aiolibkv.errors import InvalidKeyError, StoreError
 from aiolibkv.store import BaseStore, Call, Endpoints, Feed, Guard, Lease, LeaseLost, Lifetime, Listing
-from aiolibkv.store.tls import ssl_context
+from aiolibkv.store.names import Names
+from aiolibkv.store.tasks import Tasks
+from aiolibkv.store.tls import Tls
 from aiolibkv.types import Capabilities, KVPair
 
 _PORT = 2181
@@ -28,6 +31,8 @@ _TICK = 2.0
 """Seconds. Clients are not told the server's; this is what ZooKeeper's sample configuration says."""
 _SHORTEST_SESSION = 2 * _TICK
 _SESSION_TIMEOUT = 10.0
+_MARKING_TIME = 0.2
+"""Seconds at close for the node that says who the user is."""
 
 _log = logging.getLogger("aiolibkv")
 
@@ -40,9 +45,9 @@ class ZooKeeperStore(BaseStore):
     tickTime is at most 2 s. A key with ttl or keep_alive, and a lock, is an ephemeral node; those of keep_alive and
     of locks have a session, and so a connection, for each ttl and for each lock.
 
-    Options: ``acl``, who may use the nodes that are created: ``"world"`` or ``"creator"`` (those who log in as the
-    same user); ``session_timeout``, seconds after which the keys with a ttl of a store that died are gone, 10 if not
-    given.
+    Options: ``acl``, who may use the nodes that are created: ``"creator"`` (those who log in as the same user), which
+    is meant when there is a username, else ``"world"``, or entries as zkCli has them, separated by commas or in a list;
+    ``session_timeout``, seconds after which the keys with a ttl of a store that died are gone, 10 if not given.
     """
 
     name: ClassVar[str] = "zookeeper"
@@ -67,8 +72,14 @@ class ZooKeeperStore(BaseStore):
             raise InvalidKeyError("the prefix is in the server's own tree", key=self.config.prefix)
         self._session_timeout = _session_timeout(self.config)
         self._acl = acl(self.config)
+        self._user: User | None = None
+        if self.config.username is not None:
+            password = self.config.password or ""
+            self._user = User(self.config.username, password, prefix=self.config.prefix, hidden=self._hidden)
+        self._marking = Tasks()
         self._reach = Reach(
             Endpoints(self.endpoints, _PORT),
+            tls=Tls(self.config),
             credentials=credentials(self.config),
             connection_timeout=self.config.connection_timeout,
         )
@@ -114,16 +125,26 @@ class ZooKeeperStore(BaseStore):
         return path
 
     async def _connect(self) -> None:
-        self._reach.tls = ssl_context(self.config)
+        self._reach.tls.context()
+        self._reach.names = Names()
         self._prepare()
         self._session.begin()
-        await self._session.connection(is_patient=False)
+        await self._session.connect()
+        connection = await self._session.connection()
+        if self._user is None:
+            # A server that lets nobody in without a name says so in answer to the first request.
+            await connection.ask(exists("/"))
+        else:
+            await self._user.check(connection)
 
     async def _disconnect(self) -> None:
         try:
+            await self._marking.settle(_MARKING_TIME)
             await self._lifespans.close()
         finally:
+            await self._marking.close()
             await self._session.close_now()
+            self._reach.names.close()
 
     async def _get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
         connection = await self._session.connection()
@@ -146,7 +167,9 @@ class ZooKeeperStore(BaseStore):
         if lease is None:
             connection = await self._session.connection()
             with self._lifespans.ending(path):
-                return (await self._writer.put(call, connection, path, value, expected=expected, guard=guard)).index
+                stat = await self._writer.put(call, connection, path, value, expected=expected, guard=guard)
+            self._created(connection)
+            return stat.index
         assert isinstance(lease, ZooKeeperLease), "made by _lease"
         connection = await self._connection_of(lease)
         with self._lifespans.in_doubt(call, path, lease):
@@ -161,6 +184,7 @@ class ZooKeeperStore(BaseStore):
                 version=self._lifespans.version(path, connection.welcome.session),
             )
         self._lifespans.note(path, lease, connection.welcome.session, stat)
+        self._created(connection)
         return stat.index
 
     async def _delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
@@ -181,18 +205,24 @@ class ZooKeeperStore(BaseStore):
             # The key is deleted on time from here: the session is everybody's, and does not end with one key.
             return ZooKeeperLease(math.inf, lifetime=lifetime.ttl)
         watching = LeaseWatching()
-        session = ZooKeeperSession(self._reach, lifetime.ttl, is_replaced=False, on_event=watching.dispatch)
-        return ZooKeeperLease(lifetime.ttl, _TICK, lifetime=lifetime.ttl, session=session, watching=watching)
+        lease = ZooKeeperLease(lifetime.ttl, _TICK, lifetime=lifetime.ttl, watching=watching)
+        lease.session = ZooKeeperSession(
+            self._reach,
+            lifetime.ttl,
+            is_replaced=False,
+            on_event=watching.dispatch,
+            on_agreed=partial(setattr, lease, "ttl"),
+        )
+        return lease
 
     async def _grant(self, call: Call, lease: Lease) -> None:
         assert isinstance(lease, ZooKeeperLease), "made by _lease"
         if lease.session is not None:
             self._lifespans.began(lease.session)
             try:
-                await lease.session.connection()
+                await lease.session.reconnected()
             except SessionLostError as error:
                 raise LeaseLost from error
-            lease.ttl = lease.session.timeout
 
     async def _renew(self, call: Call, lease: Lease) -> bool:
         assert isinstance(lease, ZooKeeperLease), "made by _lease"
@@ -217,22 +247,29 @@ class ZooKeeperStore(BaseStore):
                 raise
             # The session is nobody else's, so what it owns was created by the request whose answer was lost. One
             # that is still under way is not carried out once the session has moved to another connection.
-            connection = await self._connection_of(lease)
+            connection = await self._connection_of(lease, wait=True)
             found = await self._writer.find_acquired(connection, path)
             if found is None:
                 call.settled()
                 raise
             stat, token = found
         self._lifespans.note(path, lease, connection.welcome.session, stat)
+        self._created(connection)
         return stat.index, token
 
     async def _follow_under(self, lease: Lease, feed: Feed) -> None:
         assert isinstance(lease, ZooKeeperLease), "made by _lease"
         await lease.watching.follow(await self._connection_of(lease), feed)
 
-    async def _connection_of(self, lease: ZooKeeperLease) -> Connection:
+    def _created(self, connection: Connection) -> None:
+        """Take note that something was written, which may be the user's own."""
+        if self._user is not None and self._acl == CREATOR and self._user.wants_mark():
+            self._marking.start(self._user.leave_mark(connection))
+
+    async def _connection_of(self, lease: ZooKeeperLease, *, wait: bool = False) -> Connection:
+        session = lease.session or self._session
         try:
-            return await (lease.session or self._session).connection()
+            return await (session.reconnected() if wait else session.connection())
         except SessionLostError as error:
             raise LeaseLost from error
 

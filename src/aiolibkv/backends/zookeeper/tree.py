@@ -125,12 +125,12 @@ def _seen(result: Node | StoreError) -> Node | None:
     return result
 
 
-def make_parent(path: str, acl: Any) -> Ops:
+def make_parent(path: str, acl: bytes) -> Ops:
     """Create an implicit parent."""
     return [create(znode(path), None, acl), *(set_data(znode(path), None) for _ in range(PARENT_VERSION))]
 
 
-def make_parents(place: Place, acl: Any) -> list[Ops]:
+def make_parents(place: Place, acl: bytes) -> list[Ops]:
     """Create those directories of a place that are missing, the highest first."""
     return [make_parent(path, acl) for path, node in reversed(place.above) if node is None]
 

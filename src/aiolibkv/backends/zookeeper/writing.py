@@ -78,7 +78,7 @@ _log = logging.getLogger("aiolibkv")
 class Writer:
     """The writes of one store."""
 
-    def __init__(self, reader: Reader, *, acl: Any, hidden: str, root: str) -> None:
+    def __init__(self, reader: Reader, *, acl: bytes, hidden: str, root: str) -> None:
         """Make a writer.
 
         Args:
