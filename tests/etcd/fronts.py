@@ -1,9 +1,11 @@
-"""Servers of HTTP/2 that answer with what they are told."""
+"""Servers of HTTP/2 that answer with what they are told, or keep messages from a real one."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from urllib.parse import quote
+
+from aiolibkv.testing.servers import EtcdServer
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _SETTINGS = 0, 1, 4
@@ -56,6 +58,40 @@ async def front(answer: Answer) -> AsyncIterator[str]:
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         host, port = server.sockets[0].getsockname()
+        yield f"{host}:{port}"
+
+
+@contextlib.asynccontextmanager
+async def swallowing(server: EtcdServer, part: bytes) -> AsyncIterator[str]:
+    """Pass everything on to a server and back, but for messages to it that contain something.
+
+    Yields:
+        The address.
+    """
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readexactly(len(_PREFACE)))
+        while True:
+            head = await reader.readexactly(9)
+            payload = await reader.readexactly(int.from_bytes(head[:3], "big"))
+            if head[3] != _DATA or part not in payload:
+                writer.write(head + payload)
+
+    async def back(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection(server.host, server.port)
+        returning = asyncio.ensure_future(back(server_reader, writer))
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+            await forward(reader, server_writer)
+        server_writer.close()
+        await asyncio.wait({returning})
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+        host, port = listener.sockets[0].getsockname()
         yield f"{host}:{port}"
 
 

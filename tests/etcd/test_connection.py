@@ -7,7 +7,6 @@ import json
 import socket
 import threading
 import time
-from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -134,29 +133,6 @@ async def test_other_services_over_http2_are_no_servers(server: EtcdServer, name
                     pass
             async with EtcdStore([other, server.endpoint], settings) as store:
                 await store.put("key", b"")
-
-
-async def test_a_proxy_of_etcds_own(server: EtcdServer) -> None:
-    # It does not answer when it is asked for its health.
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{bound.getsockname()[1]}"
-    command = ["etcd", "grpc-proxy", "start", f"--endpoints={server.endpoint}", f"--listen-addr={endpoint}"]
-    process = await asyncio.create_subprocess_exec(*command, stdout=DEVNULL, stderr=DEVNULL)
-    try:
-        await eventually(partial(_serves, endpoint), within=10, message="the proxy serves")
-    finally:
-        process.kill()
-        await process.wait()
-
-
-async def _serves(endpoint: str) -> bool:
-    try:
-        async with EtcdStore([endpoint], Config(prefix="proxied")) as store:
-            pair = await store.put("key", b"value")
-            return await anext(store.watch("key")) == pair
-    except NotReachableError:
-        return False
 
 
 @pytest.mark.parametrize(

@@ -231,11 +231,12 @@ class LeaseKeepAliveAnswer:
 
 @dataclass(slots=True)
 class WatchCreate:
-    """Watch one key, or those from key up to range_end, from start_revision on."""
+    """Watch one key, or those from key up to range_end, from start_revision on, under a chosen number."""
 
     key: Annotated[bytes, 1] = b""
     range_end: Annotated[bytes, 2] = b""
     start_revision: Annotated[int, 3] = 0
+    watch_id: Annotated[int, 7] = 0
     fragment: Annotated[bool, 8] = False
 
 

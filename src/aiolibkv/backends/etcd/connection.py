@@ -7,6 +7,7 @@ the next call opens a link to it. Nothing here repeats a request that may have b
 from __future__ import annotations
 
 import asyncio
+import logging
 from random import uniform
 from typing import TypeVar
 
@@ -18,17 +19,19 @@ from aiolibkv.backends.etcd.codec import (
     Headed,
     LeaseGrant,
     LeaseKeepAlive,
+    LeaseKeepAliveAnswer,
     LeaseRevoke,
     MalformedError,
     Put,
     Range,
+    RangeAnswer,
     Txn,
     TxnAnswer,
     decode,
     encode,
 )
 from aiolibkv.backends.etcd.failures import Meaning, explain
-from aiolibkv.backends.etcd.link import NEEDS_LEADER, Link, LinkStream
+from aiolibkv.backends.etcd.link import EMPTY_KEY, NEEDS_LEADER, RANGE, Link, LinkStream
 from aiolibkv.config import Config
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store import Call, Endpoints
@@ -40,17 +43,18 @@ A = TypeVar("A")
 H = TypeVar("H", bound=Headed)
 
 _METHODS: dict[type[object], str] = {
-    Range: "/etcdserverpb.KV/Range",
+    Range: RANGE,
     Put: "/etcdserverpb.KV/Put",
     DeleteRange: "/etcdserverpb.KV/DeleteRange",
     Txn: "/etcdserverpb.KV/Txn",
     LeaseGrant: "/etcdserverpb.Lease/LeaseGrant",
     LeaseRevoke: "/etcdserverpb.Lease/LeaseRevoke",
-    # A stream in etcd's interface, but a stream of one message each way is the same bytes as a plain call.
     LeaseKeepAlive: "/etcdserverpb.Lease/LeaseKeepAlive",
     Authenticate: "/etcdserverpb.Auth/Authenticate",
 }
 _WATCH = "/etcdserverpb.Watch/Watch"
+
+_log = logging.getLogger("aiolibkv")
 
 _OPENING_TIME = 1.5
 """Seconds that an endpoint has to answer when a lost link is replaced."""
@@ -122,7 +126,8 @@ class Connection:
             if write is not None:
                 write.writing()
             try:
-                received = await link.call(_METHODS[type(request)], data, metadata)
+                send = link.ask if isinstance(request, LeaseKeepAlive) else link.call
+                received = await send(_METHODS[type(request)], data, metadata)
             except RpcFailedError as failure:
                 meaning = self._judge(link, failure)
                 if write is not None:
@@ -151,6 +156,40 @@ class Connection:
         if len(answer.responses) != len(request.success if answer.succeeded else request.failure):
             raise NotReachableError("the answer is not etcd's: it does not fit the transaction")
         return answer
+
+    async def renew(self, lease: int, key: bytes) -> int:
+        """Renew a lease at a server that knows who leads.
+
+        A leader that is cut off, or whose disk hangs, may go on answering keep-alives after another was elected (etcd
+        3.4), whose lease ends. A consistent read that is sent beside it through the same server tells: who was still
+        the leader then has a successor who lets the lease begin anew.
+
+        Args:
+            lease: its identifier.
+            key: what to read; a user who may not is told so after the leader was asked.
+
+        Returns:
+            Seconds that the lease has from the time of the call; 0 when there is no such lease.
+
+        Raises:
+            NotReachableError: the lease was not renewed, or not for certain.
+        """
+        link = await self.link()
+        reading = self._tasks.start(self._read_consistently(key))
+        try:
+            answer = await self.call(LeaseKeepAlive(lease), LeaseKeepAliveAnswer)
+            await shared(reading)
+        finally:
+            reading.cancel()
+        if self._link is not link:
+            raise NotReachableError("the connection broke while a lease was renewed", endpoint=str(link.endpoint))
+        return max(answer.ttl, 0)
+
+    async def _read_consistently(self, key: bytes) -> None:
+        try:
+            await self.call(Range(key, count_only=True), RangeAnswer)
+        except AccessDeniedError as denial:
+            _log.debug("a server with a leader denies a read: %s", denial)
 
     async def watch_stream(self) -> tuple[Link, LinkStream]:
         """Open a stream for watches.
@@ -294,13 +333,13 @@ class Connection:
 
 
 async def _knock(link: Link) -> None:
-    """Send what etcd refuses whoever asks, and no other service knows: to read the empty key.
+    """See that an etcd server answers.
 
     Raises:
-        RpcFailedError: it was not refused like this.
+        RpcFailedError: none does.
     """
     try:
-        await link.call(_METHODS[Range], encode(Range()), ())
+        await link.call(RANGE, EMPTY_KEY, ())
     except RpcFailedError as failure:
         if "key is not provided" not in failure.details:
             raise

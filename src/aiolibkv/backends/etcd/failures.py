@@ -63,6 +63,8 @@ _TEXTS: dict[str, _Kind] = {
     "etcdserver: no leader": _ELSEWHERE,
     "etcdserver: rpc not supported for learner": _ELSEWHERE,
     "etcdserver: not capable": _ELSEWHERE,
+    # 3.5 and 3.6 say so of a renewal when nobody vouches for them as leader.
+    "not a primary lessor": _ELSEWHERE,
     "etcdserver: leader changed": _UNANSWERED,
     "etcdserver: request timed out": _BROKEN,
     "etcdserver: server stopped": _BROKEN,

@@ -1,8 +1,8 @@
 """One connection to one server, and the watch over its muteness.
 
 A server that is paused or cut off keeps its TCP connections open and says nothing. While something waits for the
-server (a call for long, or a stream that is silent) it is asked for its health, which any live server answers at
-once; no answer means that the link is lost. Nothing is asked while nothing waits.
+server (a call for long, or a stream that is silent) it is asked to read the empty key. A live server refuses that at
+once, and a proxy asks the server behind it. No answer means that the link is lost. Nothing is asked while nobody waits.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import asyncio
 from collections.abc import Callable
 
 from aiolibkv.backends.etcd.channel import Channel, Metadata, RpcFailedError, Stream
+from aiolibkv.backends.etcd.failures import explain
 from aiolibkv.store.endpoints import Endpoint
 from aiolibkv.store.tasks import Tasks
 
-HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+RANGE = "/etcdserverpb.KV/Range"
+EMPTY_KEY = b""
+"""The request to read it: etcd refuses that whoever asks, and no other service knows it."""
 NEEDS_LEADER = ("hasleader", "true")
 """Metadata by which a server that knows no leader refuses a call, or ends a stream, instead of letting it wait."""
 
@@ -63,6 +66,25 @@ class Link:
             self._hear()
             return answer
         finally:
+            self.expect_no_more(waiting)
+
+    async def ask(self, method: str, request: bytes, metadata: Metadata) -> bytes:
+        """Send a request on a stream and wait for its answer.
+
+        The stream stays open until then: a proxy may give up a call that nobody sends on any more.
+
+        Raises:
+            RpcFailedError: there is none.
+        """
+        waiting = self.expect()
+        stream = self._channel.stream(method, metadata)
+        try:
+            await stream.write(request)
+            answer = await stream.read()
+            self._hear()
+            return answer
+        finally:
+            stream.cancel()
             self.expect_no_more(waiting)
 
     def expect(self) -> object:
@@ -152,10 +174,9 @@ class Link:
     async def _answers(self) -> str | None:
         """Return None when a server that has a leader answered, else what is wrong."""
         try:
-            await self._channel.call(HEALTH_CHECK, b"", (NEEDS_LEADER,))
+            await self._channel.call(RANGE, EMPTY_KEY, (NEEDS_LEADER,))
         except RpcFailedError as failure:
-            # Any other status was sent by a server, if only by one that keeps its health to itself.
-            return failure.details if failure.code in {"UNAVAILABLE", "CANCELLED"} else None
+            return failure.details if explain(failure).breaks else None
         return None
 
 

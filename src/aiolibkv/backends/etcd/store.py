@@ -15,8 +15,6 @@ from aiolibkv.backends.etcd.codec import (
     DeleteRangeAnswer,
     LeaseGrant,
     LeaseGrantAnswer,
-    LeaseKeepAlive,
-    LeaseKeepAliveAnswer,
     LeaseRevoke,
     LeaseRevokeAnswer,
     Operation,
@@ -120,7 +118,7 @@ class EtcdStore(BaseStore):
         if (self.config.username is None) != (self.config.password is None):
             raise ValueError("etcd: username and password go together")
         self._connection = Connection(servers, self.config)
-        self._watches = Watching(self._connection)
+        self._watches = Watching(self._connection, self.config.request_timeout)
         self._grants = Tasks()
 
     def _hosts(self) -> str:
@@ -241,9 +239,9 @@ class EtcdStore(BaseStore):
 
     async def _renew(self, call: Call, lease: Lease) -> bool:
         assert isinstance(lease, EtcdLease)
-        answer = await self._connection.call(LeaseKeepAlive(lease.id), LeaseKeepAliveAnswer)
-        if answer.ttl > 0:
-            lease.ttl = answer.ttl
+        seconds = await self._connection.renew(lease.id, self._hidden.encode())
+        if seconds > 0:
+            lease.ttl = seconds
             return True
         # A leader that was just elected may not have heard of the lease yet. Revoking goes through the log, so after
         # it the lease and its keys are gone for certain, as is said here.

@@ -4,6 +4,9 @@ A watch begins with a read at revision R and goes on with the changes from R + 1
 state at the revision that it has arrived at, and goes on from there. That state is known already, unless the server was
 restored from a backup, or replaced, and counts the same revisions again for other changes: then the feed works out the
 difference, as it does when that revision was compacted or is not reached yet, and the present state is read.
+
+Each watch is created under a number of ours. ``etcd grpc-proxy`` gives numbers of its own, and answers in another order
+than it was asked: on a stream where another number comes back, watches are created one at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import count, groupby
+from typing import NamedTuple
 
 from aiolibkv.backends.etcd.channel import RpcFailedError
 from aiolibkv.backends.etcd.codec import (
@@ -36,6 +40,8 @@ from aiolibkv.types import KVPair
 _READS_AT_ONCE = 50
 _ENDING_TIME = 0.3
 """Seconds for the streams to end by themselves."""
+_FIRST_ID = 1 << 32
+"""Numbers of watches begin here, where none of a server's own choice is."""
 _REFUSALS = 3
 """How often a watch is refused, though reading the same keys is not, until that is no matter of an old token."""
 
@@ -43,9 +49,15 @@ _REFUSALS = 3
 class Watching:
     """The watches of one store."""
 
-    def __init__(self, connection: Connection) -> None:
-        """Make an empty set of watches; nothing is sent."""
+    def __init__(self, connection: Connection, creating_time: float) -> None:
+        """Make an empty set of watches; nothing is sent.
+
+        Args:
+            connection: to the servers.
+            creating_time: seconds within which a server that is alive creates a watch.
+        """
         self._connection = connection
+        self._creating_time = creating_time
         self._tasks = Tasks()
         self._stream: _WatchStream | None = None
         self._opening = asyncio.Lock()
@@ -70,7 +82,7 @@ class Watching:
                 stream.release(watched)
             if isinstance(outcome, AccessDeniedError):
                 # The read above was allowed: the token with which the stream was opened is too old.
-                stream.usable = False
+                stream.retire()
                 refusals += 1
                 if refusals == _REFUSALS:
                     raise outcome
@@ -96,7 +108,7 @@ class Watching:
         async with self._opening:
             if self._stream is None or not self._stream.usable:
                 link, stream = await self._connection.watch_stream()
-                self._stream = _WatchStream(self._connection, link, stream, self._tasks)
+                self._stream = _WatchStream(self._connection, link, stream, self._tasks, self._creating_time)
             return self._stream
 
 
@@ -120,6 +132,20 @@ class _Watched:
             self.outcome.set_result(outcome)
 
 
+class _Creating(NamedTuple):
+    """A watch that the server was asked for.
+
+    Attributes:
+        watched: for what.
+        waiting: what the link gave for it.
+        timer: ends the stream when it is not created in time.
+    """
+
+    watched: _Watched
+    waiting: object
+    timer: asyncio.TimerHandle
+
+
 class _WatchStream:
     """A stream with watches. It ends when the last one is released.
 
@@ -133,14 +159,19 @@ class _WatchStream:
         link: Link,
         stream: LinkStream,
         tasks: Tasks,
+        creating_time: float,
     ) -> None:
         self.usable = True
+        self._creating_time = creating_time
         self._ended = False
         self._connection = connection
         self._link = link
         self._stream = stream
         self._live: set[_Watched] = set()
-        self._creating: deque[tuple[_Watched, object]] = deque()
+        self._numbers = count(_FIRST_ID)
+        self._keeps_numbers = False
+        self._to_create: deque[_Watched] = deque()
+        self._creating: dict[int, _Creating] = {}
         self._created: dict[int, _Watched] = {}
         self._outgoing: deque[WatchRequest] = deque()
         self._to_send = asyncio.Event()
@@ -151,11 +182,8 @@ class _WatchStream:
         """Watch from the feed's index on."""
         watched = _Watched(feed)
         self._live.add(watched)
-        # The server answers creations in their order. One that is lost on its way to the server would not be noticed by
-        # the stream's silence, because the other watches' changes may still arrive.
-        self._creating.append((watched, self._link.expect()))
-        key, end = bounds(feed.path) if feed.tree else (feed.path.encode(), b"")
-        self._send(WatchRequest(create=WatchCreate(key, end, watched.start, fragment=True)))
+        self._to_create.append(watched)
+        self._create()
         return watched
 
     def release(self, watched: _Watched) -> None:
@@ -166,6 +194,37 @@ class _WatchStream:
             self._send(WatchRequest(cancel=WatchCancel(watched.id)))
         if not self._live:
             self._end()
+
+    def retire(self) -> None:
+        """Add no more watches, because the token is too old. A proxy would go on to use it for those that there are."""
+        self.usable = False
+        if not self._keeps_numbers:
+            self.fail("the token of the watches has expired")
+
+    def fail(self, reason: str) -> None:
+        """End the stream; what is watched has to be read again."""
+        self._end()
+        for watched in self._live:
+            watched.end(NotReachableError(reason, endpoint=str(self._link.endpoint)))
+
+    def _settle(self, creating: _Creating) -> None:
+        self._link.expect_no_more(creating.waiting)
+        creating.timer.cancel()
+
+    def _create(self) -> None:
+        """Create what waits for it: one watch until the server has shown that it keeps our numbers, then all."""
+        while self._to_create and (self._keeps_numbers or not self._creating):
+            watched = self._to_create.popleft()
+            if watched.released:
+                continue
+            number = next(self._numbers)
+            # That a creation was lost on its way would not be noticed by the stream's silence, because the other
+            # watches' changes may still arrive.
+            timer = asyncio.get_running_loop().call_later(self._creating_time, self.fail, "a watch was not created")
+            self._creating[number] = _Creating(watched, self._link.expect(), timer)
+            feed = watched.feed
+            key, end = bounds(feed.path) if feed.tree else (feed.path.encode(), b"")
+            self._send(WatchRequest(create=WatchCreate(key, end, watched.start, number, fragment=True)))
 
     def _send(self, request: WatchRequest) -> None:
         self._outgoing.append(request)
@@ -192,16 +251,14 @@ class _WatchStream:
         except MalformedError as error:
             reason = f"the answer is not etcd's: {error}"
             self._connection.lost(self._link, reason)
-        self._end()
-        for watched in self._live:
-            watched.end(NotReachableError(reason, endpoint=str(self._link.endpoint)))
+        self.fail(reason)
 
     def _end(self) -> None:
         self.usable = False
         self._ended = True
         self._stream.cancel()
-        for _, waiting in self._creating:
-            self._link.expect_no_more(waiting)
+        for creating in self._creating.values():
+            self._settle(creating)
         # The reader ends with the stream. The writer might wait for ever, and is not kept, because the traceback of a
         # cancelled task would keep the stream, and with it the connection.
         writer, self._writer = self._writer, None
@@ -212,13 +269,18 @@ class _WatchStream:
         if answer.created:
             if not self._creating:
                 raise MalformedError("a watch was created that nobody asked for")
-            watched, waiting = self._creating.popleft()
-            self._link.expect_no_more(waiting)
-            self._take_created(watched, answer)
+            self._keeps_numbers = self._keeps_numbers or answer.watch_id in self._creating
+            # A refusal has no number; they come in the order of what was asked.
+            number = answer.watch_id if answer.watch_id in self._creating else next(iter(self._creating))
+            created = self._creating.pop(number)
+            self._settle(created)
+            self._take_created(created.watched, answer)
+            self._create()
         elif answer.canceled:
             ended = self._created.pop(answer.watch_id, None)
             if ended is not None:
-                # Compacted: what the watch had to begin with is not there any more.
+                # A proxy goes on to count it.
+                self._send(WatchRequest(cancel=WatchCancel(answer.watch_id)))
                 ended.end(_reason(answer))
         elif answer.watch_id in self._created:
             self._take_events(self._created[answer.watch_id], answer)

@@ -1,0 +1,150 @@
+"""Everything works through what people place between clients and etcd."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+
+import pytest
+import pytest_asyncio
+
+from aiolibkv import AccessDeniedError, Config, KeyNotFoundError, KVPair, NotReachableError, Snapshot, Watch
+from aiolibkv.backends.etcd import EtcdStore
+from aiolibkv.testing.scale import eventually, scaled
+from aiolibkv.testing.servers import EtcdServer
+from aiolibkv.testing.servers.reverse_proxies import EtcdGateway, EtcdGrpcProxy, Haproxy, Nginx, ReverseProxy
+
+pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
+
+ROOT = Config(username="root", password="secret", request_timeout=scaled(5))
+LIMITED = Config(username="limited", password="secret")
+TOKEN_TTL = 1
+WATCHES = 300
+PROXIES: dict[str, Callable[[Sequence[str]], ReverseProxy]] = {
+    "grpc-proxy": EtcdGrpcProxy,
+    "gateway": EtcdGateway,
+    "nginx": partial(Nginx, grpc=True),
+    "haproxy": Haproxy,
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[EtcdServer]:
+    async with EtcdServer(auth=("root", "secret"), extra_args=[f"--auth-token-ttl={TOKEN_TTL}"]) as running:
+        await running.add_user("limited", "secret", prefix="open/")
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=sorted(PROXIES))
+async def proxy(request: pytest.FixtureRequest, server: EtcdServer) -> AsyncIterator[ReverseProxy]:
+    async with PROXIES[request.param]([server.endpoint]) as running:
+        await eventually(partial(_serves, running.endpoint), within=10, message="the proxy serves")
+        yield running
+
+
+async def _serves(endpoint: str) -> bool:
+    with contextlib.suppress(NotReachableError):
+        async with EtcdStore([endpoint], ROOT):
+            return True
+    return False
+
+
+@pytest_asyncio.fixture
+async def store(proxy: ReverseProxy) -> AsyncIterator[EtcdStore]:
+    async with EtcdStore([proxy.endpoint], ROOT) as entered:
+        yield entered
+
+
+@pytest_asyncio.fixture
+async def direct(server: EtcdServer) -> AsyncIterator[EtcdStore]:
+    async with EtcdStore([server.endpoint], ROOT) as entered:
+        yield entered
+        with contextlib.suppress(KeyNotFoundError):
+            await entered.delete_tree("open")
+
+
+async def test_watches_that_are_begun_together_see_their_own_keys(store: EtcdStore, direct: EtcdStore) -> None:
+    keys = [f"open/{number}" for number in range(WATCHES)]
+    watches = {key: store.watch(key) for key in keys}
+    assert await asyncio.gather(*(anext(watch) for watch in watches.values())) == [None] * WATCHES
+    pairs = await asyncio.gather(*(direct.put(key, b"") for key in keys))
+    async with asyncio.timeout(scaled(10)):
+        assert await asyncio.gather(*(anext(watch) for watch in watches.values())) == pairs
+    for watch in watches.values():
+        await watch.aclose()
+
+
+async def test_leases_are_renewed(store: EtcdStore, direct: EtcdStore) -> None:
+    held = await store.new_lock("open/lock", ttl=2).acquire()
+    pair = await store.put("open/alive", b"", ttl=2, keep_alive=True)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3):
+            await held.wait_lost()
+    assert held.is_held
+    assert await direct.get("open/alive") == pair
+    guarded = await store.put("open/guarded", b"", guard=held)
+    assert await direct.get("open/guarded") == guarded
+
+
+async def test_a_lock_is_handed_over(store: EtcdStore, proxy: ReverseProxy, server: EtcdServer) -> None:
+    async with EtcdStore([proxy.endpoint], ROOT) as other:
+        async with store.new_lock("open/lock", ttl=5):
+            waiting = asyncio.ensure_future(other.new_lock("open/lock", ttl=5).acquire())
+            await eventually(lambda: _is_waiting(server), within=5, message="the other waits")
+        async with asyncio.timeout(scaled(3)):
+            assert (await waiting).is_held
+
+
+async def _is_waiting(server: EtcdServer) -> bool:
+    return bool(await server.ctl("get", "--prefix", "--keys-only", ".aiolibkv/waiters"))
+
+
+async def test_what_may_not_be_watched(proxy: ReverseProxy) -> None:
+    async with EtcdStore([proxy.endpoint], LIMITED) as limited:
+        assert await anext(limited.watch("open/key")) is None
+        for denied in (limited.get("closed"), limited.put("closed", b""), anext(limited.watch("closed"))):
+            with pytest.raises(AccessDeniedError):
+                await denied
+
+
+async def test_watches_outlive_tokens(store: EtcdStore, direct: EtcdStore) -> None:
+    first = store.watch("open/first")
+    assert await anext(first) is None
+    # Longer than etcd looks for expired tokens.
+    await asyncio.sleep(TOKEN_TTL + 1.5)
+    second = store.watch_tree("open")
+    assert len(await anext(second)) == 0
+    for value in (b"1", b"2"):
+        pair = await direct.put("open/first", value)
+        async with asyncio.timeout(scaled(5)):
+            assert await anext(first) == pair
+            assert list(await anext(second)) == [pair]
+    assert (await store.put("open/first", b"3")).last_index > pair.last_index
+
+
+async def test_changes_of_an_outage_that_are_compacted(
+    store: EtcdStore, direct: EtcdStore, proxy: ReverseProxy, server: EtcdServer
+) -> None:
+    pair = await direct.put("open/key", b"0")
+    watches = [store.watch("open/key"), store.watch("open/key")]
+    trees = [store.watch_tree("open"), store.watch_tree("open")]
+    for watch in (*watches, *trees):
+        await anext(watch)
+    await proxy.kill()
+    for _ in range(3):
+        pair = await direct.put("open/key", b"1")
+    await server.compact()
+    await proxy.start()
+    await see(pair, watches, trees)
+    # They go on.
+    await see(await direct.put("open/key", b"2"), watches, trees)
+
+
+async def see(pair: KVPair, watches: Sequence[Watch[KVPair | None]], trees: Sequence[Watch[Snapshot]]) -> None:
+    async with asyncio.timeout(scaled(10)):
+        for watch in watches:
+            while await anext(watch) != pair:
+                pass
+        for tree in trees:
+            while list(await anext(tree)) != [pair]:
+                pass
