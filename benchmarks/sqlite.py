@@ -32,7 +32,7 @@ from statistics import median
 import aiosqlite
 
 from aiolibkv import Config, __version__
-from aiolibkv.backends.sqlite import SqliteStore
+from stores import SqliteStore
 
 ROUNDS = 7
 TASKS = 50

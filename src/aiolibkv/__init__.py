@@ -19,13 +19,14 @@ from aiolibkv.errors import (
     StoreError,
     ValueTooLargeError,
 )
-from aiolibkv.protocol import AsyncStore, HeldLock, Lock, Watch
+from aiolibkv.protocol import AsyncStore, HeldLock, Lock, Scan, Watch
 from aiolibkv.registry import new_store, open_store, register_backend
-from aiolibkv.types import Capabilities, Change, KVPair, Snapshot
+from aiolibkv.types import ANY, Capabilities, Change, Check, Delete, KVPair, Put, Snapshot
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ANY",
     "AccessDeniedError",
     "AsyncStore",
     "BackendNotSupportedError",
@@ -34,7 +35,9 @@ __all__ = [
     "CannotLockError",
     "Capabilities",
     "Change",
+    "Check",
     "Config",
+    "Delete",
     "Discovery",
     "Follower",
     "HeldLock",
@@ -48,8 +51,10 @@ __all__ = [
     "LockLostError",
     "NotReachableError",
     "PreviousNotSpecifiedError",
+    "Put",
     "Registration",
     "RequestTimeoutError",
+    "Scan",
     "Snapshot",
     "StoreClosedError",
     "StoreError",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ssl import SSLContext
 from typing import Any
 
+from aiolibkv.events import Event
 from aiolibkv.keys import normalize_directory
 
 Token = str | Callable[[], str | Awaitable[str]]
@@ -65,7 +66,7 @@ class Config:
     prefix: str = ""
     bucket: str = "aiolibkv"
     options: Mapping[str, object] = field(default_factory=dict)
-    listener: Callable[[Any], None] | None = field(default=None, repr=False)
+    listener: Callable[[Event], object] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, (kind, what) in _KINDS.items():

@@ -66,6 +66,27 @@ def normalize_directory(directory: str) -> str:
     return name
 
 
+def is_key(name: str) -> bool:
+    """Tell whether what a server holds is a key in its one spelling, which every call takes.
+
+    It says what ``normalize_key`` says, at a tenth of the cost: lists are made of what others wrote as well.
+    """
+    return (
+        name.isprintable()
+        and "//" not in name
+        and name[:1] not in {"", "/"}
+        and name[-1] != "/"
+        and not (("." in name) and _has_special_segment(name))
+        and (name.isascii() or ord(max(name)) < _FIRST_SPECIAL)
+        and len(name if name.isascii() else name.encode()) <= MAX_KEY_BYTES
+    )
+
+
+def _has_special_segment(name: str) -> bool:
+    segments = name.split("/")
+    return segments[0] == RESERVED or "." in segments or ".." in segments
+
+
 def below(directory: str) -> tuple[str, str]:
     """Return the bounds (first, past the last) of the keys strictly below a directory.
 

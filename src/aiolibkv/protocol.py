@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, runtime_checkable
 
-from aiolibkv.types import Bytes, Capabilities, KVPair, Snapshot
+from aiolibkv.types import Bytes, Capabilities, KVPair, Operation, Snapshot
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -54,19 +54,25 @@ class HeldLock(Protocol):
         key: the lock's key.
         value: what ``get(key)`` gives while it is held.
         fencing_token: strictly increases over the acquisitions of the key.
-        ttl: seconds, as agreed with the server.
-        freed_within: seconds after the last renewal within which a dead holder's lock is free.
     """
 
     key: str
     value: bytes
     fencing_token: int
-    ttl: float
-    freed_within: float
+
+    @property
+    def ttl(self) -> float:
+        """Seconds from a renewal to the end of the lease, as agreed with the server last."""
+        ...
+
+    @property
+    def freed_within(self) -> float:
+        """Seconds after the last renewal within which a dead holder's lock is free."""
+        ...
 
     @property
     def is_held(self) -> bool:
-        """Tell whether the lock is still held, by the holder's own clock."""
+        """Tell whether the lock is still held, by the holder's own clock; in any thread."""
         ...
 
     async def wait_lost(self) -> None:
@@ -130,6 +136,33 @@ class Lock(Protocol):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None: ...
+
+
+@runtime_checkable
+class Scan(Protocol):
+    """The pairs below a directory, read in pages, in order: an async iterator and an async context manager.
+
+    A key that is there throughout is given once; each pair is current when its page was read. The first ``anext``
+    raises KeyNotFoundError as ``list`` does.
+
+    Cancellation: cancelling ``anext`` loses nothing; the next ``anext`` goes on.
+    Cost: one round trip for each page.
+    """
+
+    def __aiter__(self) -> Self: ...
+    async def __anext__(self) -> KVPair: ...
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def aclose(self) -> None:
+        """End the scan; a later ``anext`` ends the iteration.
+
+        Cancellation: the scan is ended all the same.
+        Cost: none.
+        """
+        ...
 
 
 @runtime_checkable
@@ -348,6 +381,107 @@ class AsyncStore(Protocol):
 
         Cancellation: leaves open whether the key was deleted.
         Cost: one round trip (ZooKeeper: two).
+        """
+        ...
+
+    async def commit(self, *operations: Operation, guard: HeldLock | None = None) -> Sequence[KVPair | None]:
+        """Carry out several writes and conditions in one transaction of the server: all of them, or nothing.
+
+        Args:
+            operations: each of another key; their order means nothing. Keys that are put become permanent.
+            guard: a lock that must be held.
+
+        Returns:
+            For each operation, in order, the pair that a Put has written, None for others.
+
+        Raises:
+            KeyModifiedError: a key is not at its previous index; also when the key of a Check is gone.
+            KeyExistsError: a key exists that a Put or Check wants not to exist.
+            KeyNotFoundError: the key of a Delete, or of a Check without previous, does not exist.
+            LockLostError: the guard is not held any more.
+            PreviousNotSpecifiedError: a Delete whose previous is None.
+            ValueError: no operation, more than max_operations, or a key that stands twice.
+            ValueTooLargeError: more than max_commit_bytes, or a value of more than max_value_bytes; nothing was sent.
+
+        Cancellation: leaves open whether all or nothing was written.
+        Cost: one round trip (ZooKeeper: two).
+        """
+        ...
+
+    async def get_many(self, keys: Iterable[str], *, consistent: bool = True) -> Mapping[str, KVPair]:
+        """Read the pairs of several keys.
+
+        Args:
+            keys: the keys; one that stands twice counts once.
+            consistent: as for get.
+
+        Returns:
+            The pairs of those that exist, by key; up to max_operations keys are of one instant where atomic_list holds.
+
+        Cancellation: harmless.
+        Cost: one round trip for each 100 keys (Consul: 60).
+        """
+        ...
+
+    async def keys(self, directory: str, *, consistent: bool = True) -> Sequence[str]:
+        """Read every key strictly below a directory, without values, sorted.
+
+        Args:
+            directory: the directory; ``""`` is the root.
+            consistent: as for get.
+
+        Raises:
+            KeyNotFoundError: as for list.
+
+        Cancellation: harmless.
+        Cost: one round trip (ZooKeeper: as list).
+        """
+        ...
+
+    async def children(self, directory: str, *, consistent: bool = True) -> Sequence[str]:
+        """Read the names one level below a directory, sorted by code point.
+
+        Args:
+            directory: the directory; ``""`` is the root.
+            consistent: as for get.
+
+        Returns:
+            Names relative to the directory: ``name`` for a key, ``name/`` for what has keys below it, both for both.
+
+        Raises:
+            KeyNotFoundError: as for list.
+
+        Cancellation: harmless.
+        Cost: few round trips; it grows with the children, not with what lies below them.
+        """
+        ...
+
+    def scan(self, directory: str, *, page: int = 1000) -> Scan:
+        """Read what list would give in pages, with bounded memory.
+
+        Args:
+            directory: the directory; ``""`` is the root.
+            page: how many pairs are read at once, at most.
+
+        Raises:
+            ValueError: page is below 1.
+
+        Cost: nothing until the first ``anext``.
+        """
+        ...
+
+    async def open(self) -> Self:
+        """Connect, as entering does: for start-up hooks and notebooks; end it with close.
+
+        The endpoints are tried again and again, with growing pauses, until connection_timeout is over.
+
+        Raises:
+            NotReachableError: no server could be reached in that time; with the last reason.
+            AccessDeniedError: the server refuses these credentials.
+            StoreClosedError: the store was closed.
+
+        Cancellation: the store is not open, and may be opened again.
+        Cost: a few round trips.
         """
         ...
 

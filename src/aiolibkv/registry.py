@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiolibkv.config import Config, nearest_first
 from aiolibkv.errors import BackendNotSupportedError
@@ -13,7 +13,9 @@ from aiolibkv.protocol import AsyncStore
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-Factory = Callable[[Sequence[str], Config], AsyncStore]
+    from aiolibkv.store import Driver
+
+Factory = Callable[[Sequence[str], Config], "AsyncStore | Driver[Any]"]
 
 GROUP = "aiolibkv.backends"
 
@@ -25,7 +27,8 @@ def register_backend(name: str, factory: Factory) -> None:
 
     Args:
         name: what ``new_store`` and the scheme of a URL say; lower-case letters, digits and ``+._-`` after a letter.
-        factory: called with the endpoints and the config, gives the store without I/O.
+        factory: called with the endpoints and the config, gives the store, or the driver of one, without I/O; a Driver
+            class is such a factory.
 
     Raises:
         ValueError: no URL can say that name.
@@ -60,7 +63,7 @@ def new_store(backend: str, endpoints: Sequence[str] = (), config: Config | None
     for endpoint in endpoints:
         if not isinstance(endpoint, str):
             raise TypeError(f"an endpoint is a str, not {type(endpoint).__name__}")
-    return _factory(backend)(tuple(endpoints), _checked(config))
+    return _composed(_factory(backend)(tuple(endpoints), _checked(config)))
 
 
 def open_store(url: str, config: Config | None = None) -> AsyncStore:
@@ -101,6 +104,16 @@ def _checked(config: Config | None) -> Config:
     if not isinstance(config, Config):
         raise TypeError(f"config is a Config, not {type(config).__name__}")
     return config
+
+
+def _composed(made: AsyncStore | Driver[Any]) -> AsyncStore:
+    # Here, so that importing this library does not load what a store is made of.
+    from aiolibkv.store import Driver, Store
+
+    if isinstance(made, Driver):
+        store: Store[Driver[Any]] = Store(made)
+        return store
+    return made
 
 
 def _factory(name: str) -> Factory:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from operator import attrgetter
-from typing import NamedTuple, overload
+from typing import Final, NamedTuple, overload
 
 Bytes = bytes | bytearray | memoryview
 """What is taken as a value; it is kept, and given back, as bytes."""
@@ -158,6 +159,7 @@ class Capabilities:
     Attributes:
         distributed: stores on several machines share the data.
         durable: the data outlives the server's restart.
+        survives_failover: acknowledged writes outlive the loss of one server.
         linearizable_reads: a consistent read sees every write that was answered before it began.
         exact_compare: atomic calls compare and write in one step of the server.
         atomic_list: a list is the state of one instant.
@@ -167,11 +169,14 @@ class Capabilities:
         ttl_survives_client: a plain ttl key lives to its end when its writer dies.
         min_ttl: seconds; the shortest lifetime that the server itself enforces.
         max_value_bytes: bytes; a larger value raises ValueTooLargeError.
+        max_operations: of one commit; more are a ValueError.
+        max_commit_bytes: of the keys, as stored, and values of one commit together; more raise ValueTooLargeError.
         ttl_overshoot: gives for a ttl how many seconds later than that the key may go when its writer has died.
     """
 
     distributed: bool
     durable: bool
+    survives_failover: bool
     linearizable_reads: bool
     exact_compare: bool
     atomic_list: bool
@@ -181,4 +186,63 @@ class Capabilities:
     ttl_survives_client: bool
     min_ttl: float
     max_value_bytes: int
+    max_operations: int
+    max_commit_bytes: int
     ttl_overshoot: Callable[[float], float]
+
+
+class Any_(Enum):  # noqa: N801 - nobody needs its name but type checkers
+    """The type of ANY."""
+
+    ANY = "any"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+ANY: Final = Any_.ANY
+"""The previous of an operation that does not depend on what the key is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """An operation of a commit: write a key.
+
+    Attributes:
+        key: the key.
+        value: its value.
+        previous: ANY: whatever was there; a pair: only when the key is at its index; None: only when there is none.
+    """
+
+    key: str
+    value: Bytes
+    previous: KVPair | Any_ | None = ANY
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """An operation of a commit: delete a key, which must exist.
+
+    Attributes:
+        key: the key.
+        previous: ANY: whatever was there; a pair: only when the key is at its index.
+    """
+
+    key: str
+    previous: KVPair | Any_ = ANY
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """An operation of a commit that writes nothing: a condition.
+
+    Attributes:
+        key: the key.
+        previous: ANY: it must exist; a pair: it must be at its index; None: it must not exist.
+    """
+
+    key: str
+    previous: KVPair | Any_ | None = ANY
+
+
+Operation = Put | Delete | Check

@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import Config
-from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.servers import ConsulServer
+from stores import ConsulStore
 
 Make = Callable[..., ConsulStore]
 

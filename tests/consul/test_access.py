@@ -22,7 +22,6 @@ from aiolibkv import (
     Watch,
     open_store,
 )
-from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.config import Token
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
@@ -31,6 +30,7 @@ from consul.recording import recorded
 from consul.rewriting import Change, Rewriting, explained, forwarded
 from faults.impostors import Front, consul
 from secrecy import new_secret
+from stores import ConsulStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 

@@ -7,10 +7,10 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import AsyncStore, Config
-from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.servers import ConsulCluster, ConsulServer
+from stores import ConsulStore
 
 
 def _factory(endpoints: Sequence[str]) -> StoreFactory:

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ConsulServer
 from aiolibkv.testing.servers.process import find_program
+from stores import ConsulStore
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
 

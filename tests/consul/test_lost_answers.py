@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from aiolibkv import KeyExistsError, KVPair, NotReachableError, RequestTimeoutError
-from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ConsulServer
 from consul.conftest import Make
 from consul.recording import recorded
+from stores import ConsulStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 

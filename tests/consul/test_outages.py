@@ -19,14 +19,15 @@ from aiolibkv import (
     Snapshot,
     Watch,
 )
-from aiolibkv.backends.consul import ConsulStore, polls
-from aiolibkv.store import Call, Lifetime
+from aiolibkv.backends.consul import polls
+from aiolibkv.store import Lifetime, OwnCall
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ConsulCluster, ConsulServer
 from consul.conftest import Make
 from disks import enlarge, small_disk
 from faults.impostors import OTHER_SERVICES, Front, Handler, consul, passing_on
+from stores import ConsulStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -279,22 +280,22 @@ async def test_a_session_is_neither_renewed_nor_lost_nor_ended_by_something_else
             await front.become(handler)
             # The connection that was reset may still be taken for one that stands.
             with suppress(NotReachableError):
-                await store._connection.read("status/leader")
+                await store.driver._connection.read("status/leader")
 
-        call = Call(asyncio.timeout(None), 5)
-        lease = store._lease(Lifetime(60, keep_alive=True))
-        await store._grant(call, lease)
+        call = OwnCall()
+        lease = store.driver.new_lease(Lifetime(60, keep_alive=True))
+        await store.driver.grant(call, lease)
         for name in ("a web server", "a web server without such a page"):
             await become(OTHER_SERVICES[name])
             with pytest.raises(NotReachableError, match="not Consul's"):
-                await store._renew(call, lease)
+                await store.driver.renew(call, lease)
             with pytest.raises(NotReachableError, match="not Consul's"):
-                await store._revoke(call, lease)
+                await store.driver.revoke(call, lease)
         await become(passing_on(server.port))
-        assert await store._renew(call, lease)
+        assert await store.driver.renew(call, lease)
         for _ in range(2):
-            await store._revoke(call, lease)
-        assert not await store._renew(call, lease)
+            await store.driver.revoke(call, lease)
+        assert not await store.driver.renew(call, lease)
 
 
 @pytest.mark.parametrize("status", ["301 Moved Permanently", "405 Method Not Allowed", "520 Unknown"])
@@ -305,7 +306,7 @@ async def test_what_answers_as_consul_does_not_is_left_for_the_next_endpoint(
         async with make(front.endpoint, server.endpoint) as store:
             pair = await store.atomic_put("key", b"1", None) if status < "5" else None
             assert await store.exists("key") == (pair is not None)
-            assert store._connection.endpoint.port == server.port
+            assert store.driver._connection.endpoint.port == server.port
         async with make(front.endpoint, request_timeout=0.5) as store:
             with pytest.raises((NotReachableError, RequestTimeoutError)) as caught:
                 await store.put("key", b"2")

@@ -9,7 +9,6 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import AccessDeniedError, KVPair, NotReachableError, RequestTimeoutError, Watch
-from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.backends.consul.encoding import Answer
 from aiolibkv.backends.consul.polls import Poll, Polls
 from aiolibkv.store import Endpoint, Feed
@@ -18,6 +17,7 @@ from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ConsulServer
 from consul.conftest import Make
+from stores import ConsulStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -49,7 +49,7 @@ async def test_a_thousand_watches_of_a_key_share_a_poll(
             await _all_at(watches, [pair] * 1000, within=10)
     assert counts.requests < 20
     assert counts.connections <= 4
-    assert len(proxied._polls._polls) == 1
+    assert len(proxied.driver._polls._polls) == 1
     for watch in watches[1:]:
         await watch.aclose()
     pair = await direct.put("key", b"last")
@@ -63,7 +63,7 @@ async def test_three_hundred_watches_within_the_limit(
     keys = [f"dir/{number % 3}/{number}" for number in range(300)]
     watches = [proxied.watch(key) for key in keys]
     await _all_at(watches, [None] * 300, within=20)
-    assert len(proxied._polls._polls) <= 100
+    assert len(proxied.driver._polls._polls) <= 100
     assert proxy.connections_open < DEFAULT_LIMIT
     for _ in range(2):
         pairs = await asyncio.gather(*(proxied.put(key, b"") for key in keys))
@@ -82,7 +82,7 @@ async def test_watches_without_a_common_directory(proxied: ConsulStore) -> None:
         await _all_at(watches, [None] * 150, within=20)
         for tree in trees:
             assert await anext(tree) == []
-        assert len(proxied._polls._polls) <= 100
+        assert len(proxied.driver._polls._polls) <= 100
         pairs = [await proxied.put(key, b"") for key in keys]
         await _all_at(watches, pairs, within=20)
         for tree, pair in zip(trees, pairs, strict=True):
@@ -114,7 +114,7 @@ async def test_cancelling_watches_and_making_new_ones(make: Make, fresh: ConsulS
             await _all_at(watches, [None] * 300, within=20)
             pairs = await asyncio.gather(*(writing.put(key, b"") for key in keys))
             await _all_at(watches, pairs, within=10)
-            assert len(watching._polls._polls) <= 100
+            assert len(watching.driver._polls._polls) <= 100
             for watch in watches:
                 await watch.aclose()
             assert await watching.get(keys[0]) == pairs[0]
@@ -407,20 +407,20 @@ async def test_a_watch_without_a_poll_of_its_own_is_stale_at_a_mute_server(make:
 
 async def test_a_new_poll_waits_for_room(direct: ConsulStore) -> None:
     """Queries given up on a mute server count for as long as the server may keep them."""
-    polls: Polls = direct._polls
+    polls: Polls = direct.driver._polls
     now = asyncio.get_running_loop().time()
-    polls._abandoned = [(now + 60, direct._connection.endpoint)] * 200
+    polls._abandoned = [(now + 60, direct.driver._connection.endpoint)] * 200
     async with direct.watch("a/b/key") as watch, direct.watch_tree("a/b") as tree:
         assert await anext(watch) is None
         assert await anext(tree) == []
-        assert list(polls._polls) == [(direct.config.prefix, True)]
+        assert list(polls._polls) == [(direct.driver.config.prefix, True)]
         pair = await direct.put("a/b/key", b"")
         assert await anext(watch) == pair
         assert await anext(tree) == [pair]
-    polls._abandoned = [(now - 1, direct._connection.endpoint)] * 200
+    polls._abandoned = [(now - 1, direct.driver._connection.endpoint)] * 200
     async with direct.watch("a/b/key") as watch:
         assert await anext(watch) == pair
-        assert (f"{direct.config.prefix}/a/b/key", False) in polls._polls
+        assert (f"{direct.driver.config.prefix}/a/b/key", False) in polls._polls
 
 
 async def test_the_index_of_an_empty_directory(direct: ConsulStore, server: ConsulServer, prefix: str) -> None:

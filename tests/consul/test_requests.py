@@ -20,15 +20,15 @@ from aiolibkv import (
     NotReachableError,
     StoreError,
 )
-from aiolibkv.backends.consul import ConsulStore
 from aiolibkv.backends.consul.encoding import LOCK_FLAGS, deletion_units
 from aiolibkv.backends.consul.failures import parse_duration
-from aiolibkv.store import Call, Guard
+from aiolibkv.store import Guard, OwnCall
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers import Certificates, ConsulServer
 from consul.conftest import Make
 from consul.recording import recorded
+from stores import ConsulStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -226,14 +226,14 @@ async def test_guards_are_checked_by_the_server(direct: ConsulStore, server: Con
     guard = Guard(f"{prefix}/lock", held.fencing_token)
     path = f"{prefix}/guarded"
     for refused in (
-        lambda call: direct._put(call, path, b"2", expected=None, lease=None, guard=guard),
-        lambda call: direct._put(call, path, b"2", expected=pair.last_index, lease=None, guard=guard),
-        lambda call: direct._delete(call, path, expected=None, guard=guard),
-        lambda call: direct._delete(call, path, expected=pair.last_index, guard=guard),
-        lambda call: direct._delete_tree(call, path, guard=guard),
-        lambda call: direct._delete_tree(call, prefix, guard=guard),
+        lambda call: direct.driver.put(call, path, b"2", expected=None, lease=None, guard=guard),
+        lambda call: direct.driver.put(call, path, b"2", expected=pair.last_index, lease=None, guard=guard),
+        lambda call: direct.driver.delete(call, path, expected=None, guard=guard),
+        lambda call: direct.driver.delete(call, path, expected=pair.last_index, guard=guard),
+        lambda call: direct.driver.delete_tree(call, path, guard=guard),
+        lambda call: direct.driver.delete_tree(call, prefix, guard=guard),
     ):
-        call = Call(asyncio.timeout(None), 5)
+        call = OwnCall()
         with pytest.raises(LockLostError):
             await refused(call)
         assert not call.maybe_applied

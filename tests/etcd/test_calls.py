@@ -17,11 +17,12 @@ from aiolibkv import (
     NotReachableError,
     StoreError,
 )
-from aiolibkv.backends.etcd import EtcdStore, reading
-from aiolibkv.store import Call, Guard, LeaseLost, Lifetime
+from aiolibkv.backends.etcd import reading
+from aiolibkv.store import Call, Guard, LeaseLost, Lifetime, OwnCall
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import EtcdServer
+from stores import EtcdStore
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
 
@@ -132,7 +133,7 @@ async def test_a_write_whose_answer_is_lost_is_reported_and_not_repeated(
 
 
 def _is_write(store: EtcdStore, value: bytes) -> Callable[[bytes], bool]:
-    prefix = store.config.prefix.encode()
+    prefix = store.driver.config.prefix.encode()
 
     def matches(sent: bytes) -> bool:
         return prefix in sent and value in sent
@@ -147,7 +148,7 @@ async def test_a_write_that_certainly_was_not_sent_is_retried(store: EtcdStore, 
     proxy.reset()
     # Until somebody notices, a request counts as sent; from then on all attempts find nobody listening.
     reading_ = asyncio.ensure_future(store.get("key"))
-    await eventually(lambda: store._connection.server is None, within=5, message="the loss is noticed")
+    await eventually(lambda: store.driver._connection.server is None, within=5, message="the loss is noticed")
     writing = asyncio.ensure_future(WRITES[name](store, pair))
     await asyncio.sleep(0.3)
     assert not writing.done()
@@ -208,7 +209,7 @@ async def test_when_a_dead_holders_lock_is_free(direct: EtcdStore) -> None:
 async def test_refusals_certainly_changed_nothing(direct: EtcdStore) -> None:
     pair = await direct.put("key", b"")
     await direct.put("key", b"")
-    path, old = f"{direct.config.prefix}/key", pair.last_index
+    path, old = f"{direct.driver.config.prefix}/key", pair.last_index
     guard = Guard(path, old)
 
     async def refused(error: type[StoreError], doing: Callable[[Call], Awaitable[object]]) -> None:
@@ -217,15 +218,19 @@ async def test_refusals_certainly_changed_nothing(direct: EtcdStore) -> None:
             await doing(call)
         assert not call.maybe_applied
 
-    await refused(KeyModifiedError, lambda call: direct._put(call, path, b"", expected=old, lease=None, guard=None))
-    await refused(KeyExistsError, lambda call: direct._put(call, path, b"", expected=0, lease=None, guard=None))
-    await refused(LockLostError, lambda call: direct._put(call, path, b"", expected=None, lease=None, guard=guard))
-    await refused(KeyModifiedError, lambda call: direct._delete(call, path, expected=old, guard=None))
-    await refused(KeyNotFoundError, lambda call: direct._delete(call, path + "/no", expected=old, guard=None))
-    await refused(KeyNotFoundError, lambda call: direct._delete(call, path + "/no", expected=None, guard=None))
-    await refused(LockLostError, lambda call: direct._delete(call, path, expected=None, guard=guard))
-    await refused(KeyNotFoundError, lambda call: direct._delete_tree(call, path + "/no", guard=None))
-    await refused(LockLostError, lambda call: direct._delete_tree(call, path, guard=guard))
+    await refused(
+        KeyModifiedError, lambda call: direct.driver.put(call, path, b"", expected=old, lease=None, guard=None)
+    )
+    await refused(KeyExistsError, lambda call: direct.driver.put(call, path, b"", expected=0, lease=None, guard=None))
+    await refused(
+        LockLostError, lambda call: direct.driver.put(call, path, b"", expected=None, lease=None, guard=guard)
+    )
+    await refused(KeyModifiedError, lambda call: direct.driver.delete(call, path, expected=old, guard=None))
+    await refused(KeyNotFoundError, lambda call: direct.driver.delete(call, path + "/no", expected=old, guard=None))
+    await refused(KeyNotFoundError, lambda call: direct.driver.delete(call, path + "/no", expected=None, guard=None))
+    await refused(LockLostError, lambda call: direct.driver.delete(call, path, expected=None, guard=guard))
+    await refused(KeyNotFoundError, lambda call: direct.driver.delete_tree(call, path + "/no", guard=None))
+    await refused(LockLostError, lambda call: direct.driver.delete_tree(call, path, guard=guard))
 
 
 async def test_a_large_list_is_read_in_pages_of_one_revision(
@@ -271,7 +276,7 @@ async def test_values_of_the_largest_size_are_listed(direct: EtcdStore) -> None:
 
 
 async def test_keys_that_no_path_names_are_not_seen(direct: EtcdStore, server: EtcdServer) -> None:
-    prefix = direct.config.prefix
+    prefix = direct.driver.config.prefix
     await direct.put("seen", b"")
     for foreign in (f"{prefix}//a", f"{prefix}/b/", f"{prefix}/c\udcff"):
         await server.ctl("put", foreign, "x")
@@ -284,15 +289,15 @@ async def test_keys_that_no_path_names_are_not_seen(direct: EtcdStore, server: E
 
 
 async def test_a_lost_grant_is_found_again_by_its_identifier(direct: EtcdStore) -> None:
-    call, lease = _call(), direct._lease(Lifetime(30, keep_alive=True))
-    await direct._grant(call, lease)
+    call, lease = _call(), direct.driver.new_lease(Lifetime(30, keep_alive=True))
+    await direct.driver.grant(call, lease)
     lease.ttl = 30
-    await direct._grant(call, lease)
+    await direct.driver.grant(call, lease)
     assert lease.ttl == 30
-    assert await direct._renew(call, lease)
-    await direct._revoke(call, lease)
-    await direct._revoke(call, lease)
-    assert not await direct._renew(call, lease)
+    assert await direct.driver.renew(call, lease)
+    await direct.driver.revoke(call, lease)
+    await direct.driver.revoke(call, lease)
+    assert not await direct.driver.renew(call, lease)
 
 
 async def test_a_grant_that_is_cancelled_leaves_no_lease(direct: EtcdStore, server: EtcdServer) -> None:
@@ -321,20 +326,22 @@ async def test_a_grant_that_is_cancelled_leaves_no_lease(direct: EtcdStore, serv
 
 
 async def test_a_put_under_an_unknown_lease_writes_nothing(direct: EtcdStore) -> None:
-    lease = direct._lease(Lifetime(30, keep_alive=True))
+    lease = direct.driver.new_lease(Lifetime(30, keep_alive=True))
     for expected in (None, 0):
         call = _call()
         with pytest.raises(LeaseLost):
-            await direct._put(call, f"{direct.config.prefix}/key", b"", expected=expected, lease=lease, guard=None)
+            await direct.driver.put(
+                call, f"{direct.driver.config.prefix}/key", b"", expected=expected, lease=lease, guard=None
+            )
         assert not call.maybe_applied
     assert not await direct.exists("key")
 
 
 async def test_the_longest_ttl(direct: EtcdStore) -> None:
-    await direct.put("key", b"", ttl=direct.longest_ttl)
+    await direct.put("key", b"", ttl=direct.driver.longest_ttl)
     with pytest.raises(ValueError, match="ttl"):
-        await direct.put("key", b"", ttl=direct.longest_ttl + 1)
+        await direct.put("key", b"", ttl=direct.driver.longest_ttl + 1)
 
 
 def _call() -> Call:
-    return Call(asyncio.timeout(None), 5)
+    return OwnCall()

@@ -15,13 +15,13 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import AccessDeniedError, Config, NotReachableError, StoreClosedError, StoreError
-from aiolibkv.backends.etcd import EtcdStore
 from aiolibkv.backends.etcd.channel import RpcFailedError
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import Certificates, EtcdCluster, EtcdServer
 from etcd.channels import channel_to
 from etcd.fronts import front, status, web_status
+from stores import EtcdStore
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
 
@@ -187,7 +187,7 @@ async def test_a_write_is_in_doubt_when_its_link_ends_because_of_another_calls_r
             await anext(watch)
             writing = group.create_task(_failure_of_put(store))
             await anext(watch)
-            connection = store._connection
+            connection = store.driver._connection
             connection.lost(await connection.link(), reason)
             proxy.heal()
         assert writing.result().maybe_applied
@@ -443,18 +443,18 @@ async def test_what_a_user_may_not_do(auth_server: EtcdServer) -> None:
 async def test_an_expired_token_is_renewed(auth_server: EtcdServer) -> None:
     async with EtcdStore([auth_server.endpoint], user("root", "secret")) as store:
         pair = await store.put("open/key", b"value")
-        token = store._connection.token
+        token = store.driver._connection.token
         await _until_refused(auth_server, token)
         # All of them find the token refused, and one of them renews it.
         assert await asyncio.gather(*(store.get("open/key") for _ in range(20))) == [pair] * 20
-        assert store._connection.token != token
+        assert store.driver._connection.token != token
 
 
 async def test_a_watch_outlives_its_token_and_others_can_be_added(auth_server: EtcdServer) -> None:
     async with EtcdStore([auth_server.endpoint], user("root", "secret")) as store:
         first = store.watch("open/first")
         await anext(first)
-        await _until_refused(auth_server, store._connection.token)
+        await _until_refused(auth_server, store.driver._connection.token)
         second, third = store.watch("open/second"), store.watch_tree("open")
         await anext(second)
         await anext(third)

@@ -8,12 +8,12 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import AccessDeniedError, Config, NotReachableError, StoreError
-from aiolibkv.backends.etcd import EtcdStore
 from aiolibkv.backends.etcd.channel import RpcFailedError
 from aiolibkv.backends.etcd.failures import AnswerTooLargeError, RefusedError, explain
 from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers import EtcdServer
 from etcd.fronts import front, refusing, status
+from stores import EtcdStore
 
 APPLIED_PERHAPS, NOT_APPLIED = False, True
 UNKNOWN, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE = 2, 7, 9, 14

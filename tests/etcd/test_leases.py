@@ -7,9 +7,9 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import Config
-from aiolibkv.backends.etcd import EtcdStore
 from aiolibkv.testing.servers import EtcdServer
 from etcd.fronts import swallowing
+from stores import EtcdStore
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
 

@@ -9,10 +9,10 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import AccessDeniedError, Config, KeyNotFoundError, KVPair, NotReachableError, Snapshot, Watch
-from aiolibkv.backends.etcd import EtcdStore
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import EtcdServer
 from aiolibkv.testing.servers.reverse_proxies import EtcdGateway, EtcdGrpcProxy, Haproxy, Nginx, ReverseProxy
+from stores import EtcdStore
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
 

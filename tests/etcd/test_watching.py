@@ -10,12 +10,12 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import AsyncStore, Config, KeyNotFoundError, KVPair, NotReachableError, Snapshot, StoreError, Watch
-from aiolibkv.backends.etcd import EtcdStore
 from aiolibkv.backends.etcd.watching import Watching
 from aiolibkv.store import Feed
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import EtcdCluster, EtcdServer
+from stores import EtcdStore
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
 

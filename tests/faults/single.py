@@ -194,7 +194,7 @@ async def memory() -> AsyncIterator[Ground]:
     async def look() -> State:
         space = open_space(name)
         space.stores -= 1
-        return {"leases": len(space._ends), "watches": len(space._feeds)}
+        return {"leases": space.leases, "watches": space.feeds}
 
     yield Ground("memory", [name], look)
 

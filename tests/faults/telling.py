@@ -19,8 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from aiolibkv import AsyncStore, Candidate, Config, Discovery, Follower, new_store, open_store, register_backend
-from aiolibkv.backends.etcd import EtcdStore
-from aiolibkv.backends.zookeeper import ZooKeeperStore
+from stores import EtcdStore, ZooKeeperStore
 
 _NONSENSE = b"\x00\xff nonsense \r\n\r\n" * 20
 
@@ -53,9 +52,9 @@ async def attempt(work: Callable[[], Awaitable[object]]) -> None:
 async def learned_by(store: AsyncStore) -> list[str]:
     """Return the secrets that a store was given by its server."""
     if isinstance(store, EtcdStore):
-        return [str(store._connection.token)]
+        return [str(store.driver._connection.token)]
     if isinstance(store, ZooKeeperStore):
-        password = (await store._session.connection()).welcome.password
+        password = (await store.driver._session.connection()).welcome.password
         return [repr(password), password.hex()]
     return []
 

@@ -32,7 +32,6 @@ from aiolibkv import (
     new_store,
     update,
 )
-from aiolibkv.backends.zookeeper import ZooKeeperStore
 from aiolibkv.backends.zookeeper import operations as ops
 from aiolibkv.backends.zookeeper.connection import Connection
 from aiolibkv.backends.zookeeper.session import ZooKeeperSession
@@ -43,6 +42,7 @@ from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import Certificates, ConsulServer, EtcdServer, ZooKeeperServer
 from aiolibkv.testing.servers.base import Server
 from faults.guarded import GUARDED, OTHERS, OWN, TOKEN_TTL, Guarded
+from stores import ZooKeeperStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -286,7 +286,7 @@ async def test_a_user_is_known_again_when_the_session_has_expired() -> None:
         await store.put("timed", b"", ttl=1000)
         watch = store.watch("key")
         assert await next_of(watch) == pair
-        session = store._session
+        session = store.driver._session
         before = (await session.connection()).welcome
         await eventually(partial(_end, before, session), within=10, message="the session is ended")
         pair = await other.put("key", b"2")

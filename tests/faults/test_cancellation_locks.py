@@ -10,11 +10,12 @@ import asyncio
 import pytest
 
 from aiolibkv import HeldLock, Lock, LockLostError
-from aiolibkv.backends.memory import MemoryStore
-from aiolibkv.store import Call, Lease
+from aiolibkv.backends.memory import MemoryDriver
+from aiolibkv.store import Call, Lease, Store
 from aiolibkv.testing.scale import eventually, scaled
 from faults.single import Scene
 from faults.stepping import MOMENTS, Moment, every_step, steps
+from stores import MemoryStore
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
 
@@ -162,16 +163,16 @@ async def test_release(scene: Scene) -> None:
         await used_again(lock)
 
 
-class SlowToRevoke(MemoryStore):
-    async def _revoke(self, call: Call, lease: Lease) -> None:
+class SlowToRelease(MemoryDriver):
+    async def release(self, call: Call, path: str, index: int, place: str | None, lease: Lease) -> None:
         for _ in range(50):
             await asyncio.sleep(0)
-        await super()._revoke(call, lease)
+        await super().release(call, path, index, place, lease)
 
 
 async def test_a_cancellation_goes_on_after_the_release() -> None:
     """Though it is repeated while the server is waited for."""
-    async with SlowToRevoke(["slow"]) as store, MemoryStore(["slow"]) as other:
+    async with Store(SlowToRelease(["slow"])) as store, MemoryStore(["slow"]) as other:
         for step in every_step():
             lock = store.new_lock("lock", ttl=TTL)
             await lock.acquire()

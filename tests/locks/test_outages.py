@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import open_store
-from aiolibkv.store.lock import StoreHeldLock
+from aiolibkv.store.locks import StoreHeldLock
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from locks.services import SERVICES, Service

@@ -9,10 +9,10 @@ import inspect
 import pytest
 
 from aiolibkv import Config, KeyNotFoundError, LockLostError, StoreError, new_store, open_store
-from aiolibkv.backends.memory import MemoryStore
 from aiolibkv.backends.memory.space import _shared
-from aiolibkv.store import Call, Guard
+from aiolibkv.store import Guard, OwnCall
 from aiolibkv.testing.conformance import ConformanceSuite
+from stores import MemoryStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -99,10 +99,9 @@ async def test_a_guard_that_stands_lets_writes_through() -> None:
         guard = Guard("lock", token)
         await _put(store, "key", guard)
         await _put(store, "dir/key", guard)
-        async with asyncio.timeout(5) as deadline:
-            call = Call(deadline, 5)
-            assert await store._delete_tree(call, "dir", guard=guard) == 1
-            await store._delete(call, "key", expected=None, guard=guard)
+        call = OwnCall()
+        assert (await store.driver.delete_tree(call, "dir", guard=guard)).number == 1
+        await store.driver.delete(call, "key", expected=None, guard=guard)
         assert [pair.key for pair in await store.list("")] == ["lock"]
 
 
@@ -127,15 +126,14 @@ async def test_a_guard_that_fell_refuses_writes(event: str) -> None:
                 token += 1
         guard = Guard("lock", token)
         before = await store.list("")
-        async with asyncio.timeout(5) as deadline:
-            call = Call(deadline, 5)
-            for key, expected in (("key", None), ("key", 0), ("dir/key", None), ("dir/key", 1)):
-                with pytest.raises(LockLostError):
-                    await store._put(call, key, b"", expected=expected, lease=None, guard=guard)
+        call = OwnCall()
+        for key, expected in (("key", None), ("key", 0), ("dir/key", None), ("dir/key", 1)):
             with pytest.raises(LockLostError):
-                await store._delete(call, "dir/key", expected=None, guard=guard)
-            with pytest.raises(LockLostError):
-                await store._delete_tree(call, "dir", guard=guard)
+                await store.driver.put(call, key, b"", expected=expected, lease=None, guard=guard)
+        with pytest.raises(LockLostError):
+            await store.driver.delete(call, "dir/key", expected=None, guard=guard)
+        with pytest.raises(LockLostError):
+            await store.driver.delete_tree(call, "dir", guard=guard)
         assert await store.list("") == before
 
 
@@ -152,8 +150,7 @@ async def test_a_cancelled_call_was_not_applied() -> None:
 
 
 async def _put(store: MemoryStore, path: str, guard: Guard) -> None:
-    async with asyncio.timeout(5) as deadline:
-        await store._put(Call(deadline, 5), path, b"", expected=None, lease=None, guard=guard)
+    await store.driver.put(OwnCall(), path, b"", expected=None, lease=None, guard=guard)
 
 
 async def test_no_test_of_the_suite_hides_another() -> None:

@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from aiolibkv import CannotLockError, HeldLock, KVPair, Lock, LockLostError, Snapshot, Watch
-from aiolibkv.backends.sqlite import SqliteStore
+from aiolibkv.backends.sqlite import SqliteDriver
 from aiolibkv.keys import normalize_directory, normalize_key
 from sqlite.workers import Worker, open_sqlite
+from stores import SqliteStore
 
 
 class Remote:
@@ -82,7 +83,7 @@ class Remote:
 class RemoteStore:
     """A store in the other process."""
 
-    capabilities = SqliteStore.capabilities
+    capabilities = SqliteDriver.capabilities
 
     def __init__(self, remote: Remote, settings: dict[str, Any]) -> None:
         self._remote = remote
@@ -325,6 +326,6 @@ class _Server:
 
 async def serve(pipe: Connection, store: SqliteStore) -> None:
     """Do what is asked, until killed."""
-    server = _Server(pipe, Path(store.endpoints[0]))
+    server = _Server(pipe, Path(store.driver.endpoints[0]))
     asyncio.get_running_loop().add_reader(pipe.fileno(), server.read)
     await asyncio.Event().wait()

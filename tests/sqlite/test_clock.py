@@ -89,7 +89,7 @@ async def test_containers_whose_monotonic_clocks_differ(database: Path) -> None:
     """A time namespace shifts the monotonic clock."""
     script = """if True:
         import asyncio, sys
-        from aiolibkv.backends.sqlite import SqliteStore
+        from stores import SqliteStore
 
         async def main():
             async with SqliteStore([sys.argv[1]]) as store:

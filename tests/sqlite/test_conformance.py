@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from aiolibkv import AsyncStore, Config
-from aiolibkv.backends.sqlite import SqliteStore
 from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory
+from stores import SqliteStore
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from aiolibkv import AccessDeniedError, Config, KeyNotFoundError, KVPair, NotReachableError, StoreError
-from aiolibkv.backends.sqlite import SqliteStore
 from aiolibkv.backends.sqlite.files import LockFile
 from aiolibkv.testing.scale import eventually, scaled
 from disks import enlarge, small_disk
 from sqlite.workers import enter_as_nobody, open_in_child, open_sqlite, worker, write_beyond_a_limit
+from stores import SqliteStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 

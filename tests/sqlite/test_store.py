@@ -79,9 +79,9 @@ async def test_a_path_through_a_link_is_the_same_database(database: Path, tmp_pa
 async def test_durability(database: Path, durability: str | None, level: int) -> None:
     async with open_sqlite(database, options={"durability": durability} if durability else {}) as store:
         await store.put("key", b"")
-        assert store._writing is not None
-        assert store._writing._connection is not None
-        assert store._writing._connection.execute("PRAGMA synchronous").fetchone()[0] == level
+        assert store.driver._writing is not None
+        assert store.driver._writing._connection is not None
+        assert store.driver._writing._connection.execute("PRAGMA synchronous").fetchone()[0] == level
 
 
 async def test_many_writes_are_committed_at_once(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,26 +147,26 @@ async def test_a_guard_is_checked_with_the_write(database: Path) -> None:
 
         def writes(guard: Guard) -> list[Callable[[Call], Awaitable[object]]]:
             return [
-                lambda call: store._put(call, "new", b"2", expected=None, lease=None, guard=guard),
-                lambda call: store._put(call, "created", b"2", expected=0, lease=None, guard=guard),
-                lambda call: store._delete(call, "kept", expected=None, guard=guard),
-                lambda call: store._delete_tree(call, "tree", guard=guard),
+                lambda call: store.driver.put(call, "new", b"2", expected=None, lease=None, guard=guard),
+                lambda call: store.driver.put(call, "created", b"2", expected=0, lease=None, guard=guard),
+                lambda call: store.driver.delete(call, "kept", expected=None, guard=guard),
+                lambda call: store.driver.delete_tree(call, "tree", guard=guard),
             ]
 
         await store.put("tree/key", b"")
         await other.put("lock", b"foreign")
         for write in writes(holds):
             with pytest.raises(LockLostError) as caught:
-                await store._run(write)
+                await store._calls.run(write)
             assert caught.value.maybe_applied is False
         await other.delete("lock")
         for write in writes(holds):
             with pytest.raises(LockLostError):
-                await store._run(write)
+                await store._calls.run(write)
         assert [pair.key for pair in await store.list("")] == ["kept", "tree/key"]
         assert await store.get("kept") == kept
         for write in writes(Guard("lock", (await other.put("lock", b"")).last_index)):
-            await store._run(write)
+            await store._calls.run(write)
         assert [pair.key for pair in await store.list("")] == ["created", "lock", "new"]
 
 
@@ -194,8 +194,8 @@ async def test_a_watch_that_the_log_does_not_reach_back_to_lists_again(
             assert len(await anext(watch)) == 2
             assert await anext(single) is not None
             with monkeypatch.context() as patch:
-                assert other._reading is not None
-                patch.setattr(other._reading, "log", _unreachable)
+                assert other.driver._reading is not None
+                patch.setattr(other.driver._reading, "log", _unreachable)
                 await store.delete("dir/gone")
                 await eventually(lambda: watch.is_stale, within=5, message="the watch is cut off")
                 for number in range(500):
@@ -215,8 +215,8 @@ async def test_a_watch_that_begins_while_the_log_is_read_for_one_that_ended(
 ) -> None:
     """What was written between its list and where the reading of the log has come to is not passed over."""
     async with open_sqlite(database) as store, open_sqlite(database) as other:
-        assert other._reading is not None
-        state, blob = other._reading.state, other._reading._blob
+        assert other.driver._reading is not None
+        state, blob = other.driver._reading.state, other.driver._reading._blob
         listed, may_attach, reading, may_read = (asyncio.Event() for _ in range(4))
 
         async def slow_state(path: str, **how: Any) -> Any:
@@ -234,20 +234,20 @@ async def test_a_watch_that_begins_while_the_log_is_read_for_one_that_ended(
 
         first = other.watch("first")
         assert await anext(first) is None
-        monkeypatch.setattr(other._reading, "state", slow_state)
+        monkeypatch.setattr(other.driver._reading, "state", slow_state)
         async with other.watch_tree("dir") as watch:
             await listed.wait()
             pair = await store.put("dir/key", b"")
             small = await store.put("first", b"")
             assert await anext(first) == small
-            monkeypatch.setattr(other._reading, "_blob", slow_blob)
+            monkeypatch.setattr(other.driver._reading, "_blob", slow_blob)
             await store.put("first", bytes(100_000))
             await reading.wait()
             await first.aclose()
             may_attach.set()
             assert list(await anext(watch)) == []
-            assert other._tail is not None
-            tail = other._tail
+            assert other.driver._tail is not None
+            tail = other.driver._tail
             await eventually(lambda: tail._attached, within=5, message="the watch is fed")
             may_read.set()
             async with asyncio.timeout(scaled(5)):
@@ -355,9 +355,9 @@ async def test_a_list_is_one_snapshot_though_it_is_read_in_pages(database: Path)
 
 async def test_a_list_that_had_to_wait_shows_what_has_expired_no_more(database: Path) -> None:
     async with open_sqlite(database) as store, AsyncExitStack() as others:
-        assert store._reading is not None
+        assert store.driver._reading is not None
         for _ in range(reader._SNAPSHOTS):
-            await others.enter_async_context(store._reading._snapshot())
+            await others.enter_async_context(store.driver._reading._snapshot())
         await store.put("dir/short", b"", ttl=0.1)
         listing = asyncio.ensure_future(store.list("dir"))
         await asyncio.sleep(0)
@@ -401,7 +401,7 @@ async def test_a_read_leaves_no_snapshot_behind(database: Path, key: str) -> Non
 async def test_a_key_whose_ttl_runs_is_read_at_a_glance(database: Path) -> None:
     async with open_sqlite(database) as store:
         pair = await store.put("key", b"", ttl=1000)
-        assert store._glance("key") == pair
+        assert store.driver.read_at_once("key") == pair
 
 
 async def test_stores_of_two_event_loops_share_a_database(database: Path) -> None:

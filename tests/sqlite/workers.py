@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from aiolibkv import AsyncStore, Config, KeyExistsError, KeyModifiedError, KeyNotFoundError, StoreError
-from aiolibkv.backends.sqlite import SqliteStore
 from aiolibkv.testing.scale import scaled
+from stores import SqliteStore
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["aiolibkv.backends.sqlite", "multiprocessing.connection"])
@@ -177,7 +177,7 @@ async def open_in_child(pipe: Connection, store: SqliteStore) -> None:
     child = os.fork()
     if not child:
         try:
-            pipe.send(asyncio.run(_failure(Path(store.endpoints[0]))))
+            pipe.send(asyncio.run(_failure(Path(store.driver.endpoints[0]))))
         finally:
             os._exit(0)
     await asyncio.to_thread(os.waitpid, child, 0)

@@ -1,22 +1,34 @@
-"""Stores that are no subclass of BaseStore: what has the methods is used like any other, and the suite runs on it."""
+"""Stores of another class than the library's: what has the methods is used like any other, and the suite runs on it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
 import pytest
 
-from aiolibkv import AsyncStore, Config, HeldLock, KVPair, Lock, Snapshot, Watch, new_store, register_backend, registry
-from aiolibkv.store import BaseStore
+from aiolibkv import (
+    AsyncStore,
+    Config,
+    HeldLock,
+    KVPair,
+    Lock,
+    Scan,
+    Snapshot,
+    Watch,
+    new_store,
+    register_backend,
+    registry,
+)
+from aiolibkv.store import Store
 from aiolibkv.testing.conformance import StoreFactory, factory_of
 from aiolibkv.testing.conformance.calls import Calls, CompareAndSwap
 from aiolibkv.testing.conformance.coordinating import Coordinating
 from aiolibkv.testing.conformance.locking import Guarding, Locking
 from aiolibkv.testing.conformance.rooting import SelfDescription
-from aiolibkv.types import Bytes
+from aiolibkv.types import Bytes, Operation
 
 
 class Wrapped:
@@ -81,6 +93,25 @@ class Wrapped:
     async def atomic_delete(self, key: str, previous: KVPair, *, guard: HeldLock | None = None) -> None:
         await self._store.atomic_delete(key, previous, guard=guard)
 
+    async def commit(self, *operations: Operation, guard: HeldLock | None = None) -> Sequence[KVPair | None]:
+        return await self._store.commit(*operations, guard=guard)
+
+    async def get_many(self, keys: Iterable[str], *, consistent: bool = True) -> Mapping[str, KVPair]:
+        return await self._store.get_many(keys, consistent=consistent)
+
+    async def keys(self, directory: str, *, consistent: bool = True) -> Sequence[str]:
+        return await self._store.keys(directory, consistent=consistent)
+
+    async def children(self, directory: str, *, consistent: bool = True) -> Sequence[str]:
+        return await self._store.children(directory, consistent=consistent)
+
+    def scan(self, directory: str, *, page: int = 1000) -> Scan:
+        return self._store.scan(directory, page=page)
+
+    async def open(self) -> Self:
+        await self._store.open()
+        return self
+
     async def close(self) -> None:
         await self._store.close()
 
@@ -104,7 +135,7 @@ def wrapped(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_class_that_has_the_methods_is_a_store(wrapped: str) -> None:
     store = new_store(wrapped)
     assert isinstance(store, AsyncStore)
-    assert not isinstance(store, BaseStore)
+    assert not isinstance(store, Store)
     assert not isinstance(object(), AsyncStore)
 
 

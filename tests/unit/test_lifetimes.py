@@ -16,14 +16,12 @@ pytestmark = pytest.mark.asyncio
 
 
 def lease_count(store: FaultyStore) -> int:
-    assert store._space is not None
-    return len(store._space._ends)
+    return store.space.leases
 
 
 async def lose(store: FaultyStore, number: int) -> None:
     """Let the server forget a lease, with its keys."""
-    assert store._space is not None
-    store._space.revoke(store.leases[number])
+    store.space.revoke(store.leases[number])
 
 
 async def test_keep_alive_keys_of_one_ttl_share_a_lease() -> None:
@@ -89,7 +87,7 @@ async def test_the_lease_of_a_put_in_doubt_is_not_revoked() -> None:
 
 async def test_a_key_of_a_put_in_doubt_goes_on_time() -> None:
     async with FaultyStore() as store:
-        store.lease_excess = 100
+        store.driver.lease_excess = 100
         store.faults["put"].append("lost answer")
         with pytest.raises(NotReachableError):
             await store.put("k", b"v", ttl=0.2)
@@ -99,7 +97,7 @@ async def test_a_key_of_a_put_in_doubt_goes_on_time() -> None:
 
 async def test_a_put_in_doubt_ends_no_others_that_are_kept_alive() -> None:
     async with FaultyStore() as store:
-        store._lease = lambda lifetime: Lease(lifetime.ttl + 100)  # type: ignore[method-assign]
+        store.driver.new_lease = lambda lifetime: Lease(lifetime.ttl + 100)  # type: ignore[method-assign]
         await store.put("kept", b"v", ttl=0.2, keep_alive=True)
         store.faults["put"].append("lost answer")
         with pytest.raises(NotReachableError):
@@ -132,7 +130,7 @@ async def test_concurrent_puts_keep_the_key_that_won() -> None:
 
 async def test_a_lease_longer_than_the_ttl_is_revoked_on_time() -> None:
     async with FaultyStore() as store:
-        store.lease_excess = 100
+        store.driver.lease_excess = 100
         loop = asyncio.get_running_loop()
         await store.put("k", b"v", ttl=0.2)
         written = loop.time()
@@ -220,33 +218,33 @@ async def test_a_key_that_cannot_be_created_again_keeps_no_other_away() -> None:
 
 async def test_a_key_whose_lease_was_lost_before_its_put_was_answered_comes_back() -> None:
     async with FaultyStore() as store:
-        put = store._put
+        put = store.driver.put
 
         async def put_late(*args: Any, **kwargs: Any) -> int:
             index = await put(*args, **kwargs)
-            store._put = put  # type: ignore[method-assign]
+            store.driver.put = put  # type: ignore[method-assign]
             await lose(store, 0)
             await eventually(lambda: len(store.leases) == 2, within=2, message="the lease is not replaced")
             return index
 
-        store._put = put_late  # type: ignore[method-assign]
+        store.driver.put = put_late  # type: ignore[method-assign]
         await store.put("k", b"v", ttl=0.3, keep_alive=True)
         await eventually(lambda: store.exists("k"), within=2, message="the key does not come back")
 
 
 async def test_what_came_back_though_it_was_deleted_is_taken_back() -> None:
     async with FaultyStore() as store:
-        put = store._put
+        put = store.driver.put
 
         async def put_late(*args: Any, **kwargs: Any) -> int:
-            store._put = put  # type: ignore[method-assign]
+            store.driver.put = put  # type: ignore[method-assign]
             with pytest.raises(KeyNotFoundError):
                 await store.delete("k")
             store.faults["delete"].append("lost request")
             return await put(*args, **kwargs)
 
         await store.put("k", b"v", ttl=0.3, keep_alive=True)
-        store._put = put_late  # type: ignore[method-assign]
+        store.driver.put = put_late  # type: ignore[method-assign]
         await lose(store, 0)
         await eventually(lambda: store.calls.count("delete") == 3, within=2, message="it is not taken back")
         assert not await store.exists("k")

@@ -19,6 +19,13 @@ new_store(backend, endpoints=(), config=None)
 open_store(url, config=None)
 register_backend(name, factory)
 update(store, key, fn)
+AsyncStore.children(self, directory, *, consistent=True)
+AsyncStore.commit(self, *operations, guard=None)
+AsyncStore.get_many(self, keys, *, consistent=True)
+AsyncStore.keys(self, directory, *, consistent=True)
+AsyncStore.open(self)
+AsyncStore.scan(self, directory, *, page=1000)
+Scan.aclose(self)
 AsyncStore.put(self, key, value, *, ttl=None, keep_alive=False, guard=None)
 AsyncStore.get(self, key, *, consistent=True)
 AsyncStore.delete(self, key, *, guard=None)
@@ -52,7 +59,8 @@ CLASSES = """
 AccessDeniedError BackendNotSupportedError CallNotSupportedError CannotLockError InvalidKeyError KeyExistsError
 KeyModifiedError KeyNotFoundError LockLostError NotReachableError PreviousNotSpecifiedError RequestTimeoutError
 StoreClosedError StoreError ValueTooLargeError
-AsyncStore Candidate Capabilities Change Config Discovery Follower HeldLock Instance KVPair Lock Registration Snapshot
+AsyncStore Candidate Capabilities Change Check Config Delete Discovery Follower HeldLock Instance KVPair Lock
+Put Registration Scan Snapshot
 Watch
 """
 

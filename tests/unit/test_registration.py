@@ -9,9 +9,9 @@ import pytest
 
 from aiolibkv import AccessDeniedError, Discovery, NotReachableError, StoreError, ValueTooLargeError
 from aiolibkv.coordination import registration as module
-from aiolibkv.store import Call, Guard, Lease
+from aiolibkv.store import Call, Guard, Lease, Removal
 from aiolibkv.testing.scale import eventually, scaled
-from unit.faulty import FaultyStore
+from unit.faulty import FaultyDriver, FaultyStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -27,28 +27,27 @@ async def test_left_after_its_lease_was_lost_it_does_not_come_back() -> None:
         await store.put("marker", b"", ttl=0.3, keep_alive=True)
         async with Discovery(store, "services").register("web", "here", id="id", ttl=0.3):
             store.faults["put"].extend(["unsent"] * 3)  # until it is left, nothing is created again
-            assert store._space is not None
-            store._space.revoke(store.leases[0])
+            store.space.revoke(store.leases[0])
         await eventually(lambda: store.exists("marker"), within=5, message="other keys come back")
         assert await _is_gone(store)
 
 
-class Fleeting(FaultyStore):
+class Fleeting(FaultyDriver):
     """Once, what is created is gone before any watch sees it."""
 
     is_over = False
 
-    async def _put(
+    async def put(
         self, call: Call, path: str, value: bytes, *, expected: int | None, lease: Lease | None, guard: Guard | None
     ) -> int:
-        space = self._space
+        space = self.space
         assert space is not None
-        if expected != 0 or self.is_over:
-            return await super()._put(call, path, value, expected=expected, lease=lease, guard=guard)
+        if expected != 0 or Fleeting.is_over:
+            return await super().put(call, path, value, expected=expected, lease=lease, guard=guard)
         with patch.object(space, "_tell"):
-            index = await super()._put(call, path, value, expected=expected, lease=lease, guard=guard)
-            space.delete(path, None, None)
-        self.is_over = True
+            index = await super().put(call, path, value, expected=expected, lease=lease, guard=guard)
+            space.commit([Removal(path)], None, None)
+        Fleeting.is_over = True
         return index
 
 
@@ -73,10 +72,10 @@ async def test_leaving_outlasts_what_a_server_refuses_for_a_time() -> None:
 
 
 async def test_what_comes_and_goes_unseen_comes_back() -> None:
-    async with Fleeting(["shared"]) as store, FaultyStore(["shared"]) as other:
+    async with FaultyStore(["shared"], driver=Fleeting) as store, FaultyStore(["shared"]) as other:
         async with Discovery(store, "services").register("web", "here", id="id", ttl=scaled(0.3)):
             await other.delete(_KEY)
-            await eventually(lambda: store.is_over, within=5, message="it is registered again")
+            await eventually(lambda: Fleeting.is_over, within=5, message="it is registered again")
             await eventually(lambda: other.exists(_KEY), within=5, message="it comes back")
         assert await _is_gone(other)
 

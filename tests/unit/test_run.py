@@ -1,9 +1,9 @@
-"""Deadlines, retry and maybe_applied: what BaseStore makes of a backend's faults."""
+"""Deadlines, retry and maybe_applied: what a store makes of its driver's faults."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,7 +20,7 @@ from aiolibkv import (
 )
 from aiolibkv.store import UNSEEN, Call, Listing, Unseen
 from aiolibkv.testing.scale import scaled
-from unit.faulty import FaultyStore
+from unit.faulty import FaultyDriver, FaultyStore
 
 pytestmark = pytest.mark.asyncio
 
@@ -45,20 +45,18 @@ async def test_a_ttl_is_finite(ttl: float) -> None:
         assert store.calls == []
 
 
-class Glancing(FaultyStore):
+class AtHand(FaultyDriver):
     """Has what it shows at hand, and asks its space for everything else."""
 
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__(config=config)
-        self.shown: dict[str, KVPair | None] = {}
+    shown: ClassVar[dict[str, KVPair | None]] = {}
 
-    def _glance(self, path: str) -> KVPair | Unseen | None:
+    def read_at_once(self, path: str) -> KVPair | Unseen | None:
         return self.shown.get(path, UNSEEN)
 
 
-async def test_what_is_seen_at_a_glance_is_not_asked_for() -> None:
-    async with Glancing(Config(prefix="app")) as store:
-        store.shown = {"app/here": KVPair("app/here", b"v", 7), "app/gone": None}
+async def test_what_is_at_hand_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AtHand, "shown", {"app/here": KVPair("app/here", b"v", 7), "app/gone": None})
+    async with FaultyStore(config=Config(prefix="app"), driver=AtHand) as store:
         assert await store.get("/here/") == KVPair("here", b"v", 7)
         assert await store.exists("here")
         assert not await store.exists("gone")
@@ -67,17 +65,17 @@ async def test_what_is_seen_at_a_glance_is_not_asked_for() -> None:
         assert store.calls == []
 
 
-async def test_what_is_not_seen_at_a_glance_is_asked_for() -> None:
-    async with Glancing() as store:
+async def test_what_is_not_at_hand_is_asked_for() -> None:
+    async with FaultyStore(driver=AtHand) as store:
         pair = await store.put("k", b"v")
         assert await store.get("k") == pair
         assert await store.exists("k")
         assert store.calls == ["put", "get", "get"]
 
 
-async def test_a_closed_store_shows_nothing() -> None:
-    store = Glancing()
-    store.shown = {"k": KVPair("k", b"v", 7)}
+async def test_a_closed_store_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AtHand, "shown", {"k": KVPair("k", b"v", 7)})
+    store = FaultyStore(driver=AtHand)
     for call in (store.get, store.exists):
         with pytest.raises(StoreClosedError):
             await call("k")
@@ -107,16 +105,16 @@ async def test_a_write_without_answer_is_not_repeated(fault: str) -> None:
         assert await store.exists("k") == (fault == "lost answer")
 
 
-class Denying(FaultyStore):
+class Denying(FaultyDriver):
     """Cannot tell what became of a write, because it may not look."""
 
-    async def _put(self, call: Call, path: str, *args: Any, **kwargs: Any) -> int:
+    async def put(self, call: Call, path: str, *args: Any, **kwargs: Any) -> int:
         call.writing()
         raise AccessDeniedError
 
 
 async def test_an_error_of_a_write_in_doubt_says_so() -> None:
-    async with Denying() as store:
+    async with FaultyStore(driver=Denying) as store:
         with pytest.raises(AccessDeniedError) as caught:
             await store.put("k", b"v")
         assert caught.value.maybe_applied
@@ -143,10 +141,10 @@ async def test_a_mute_server_ends_in_request_timeout() -> None:
         assert (caught.value.backend, caught.value.key) == ("memory", "k")
 
 
-class Paging(FaultyStore):
+class Paging(FaultyDriver):
     """Loses the connection at the end of a long list, every time."""
 
-    async def _list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
+    async def list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
         for _ in range(10):
             call.extend()
         raise NotReachableError
@@ -154,7 +152,7 @@ class Paging(FaultyStore):
 
 async def test_a_list_that_begins_again_and_again_ends() -> None:
     """Every page gives it more time, but not every time it is read; the pauses between are shorter than that time."""
-    async with Paging(config=Config(request_timeout=0.8)) as store, asyncio.timeout(scaled(10)):
+    async with FaultyStore(config=Config(request_timeout=0.8), driver=Paging) as store, asyncio.timeout(scaled(10)):
         with pytest.raises(NotReachableError):
             await store.list("")
 
@@ -200,43 +198,40 @@ async def test_other_errors_pass_located() -> None:
 
 
 async def test_entering_ends_within_connection_timeout() -> None:
-    class Mute(FaultyStore):
-        async def _connect(self) -> None:
+    class Mute(FaultyDriver):
+        async def connect(self) -> None:
             await asyncio.get_running_loop().create_future()
 
-    store = Mute(config=Config(connection_timeout=0.1))
+    store = FaultyStore(config=Config(connection_timeout=0.1), driver=Mute)
     with pytest.raises(NotReachableError, match=r"within 0\.1 s"):
         await store.__aenter__()
     with pytest.raises(StoreClosedError):
         await store.get("k")
 
 
-async def test_a_store_that_could_not_connect_can_be_entered_again() -> None:
-    class Late(FaultyStore):
+async def test_entering_tries_again() -> None:
+    class Late(FaultyDriver):
         tries = 0
 
-        async def _connect(self) -> None:
+        async def connect(self) -> None:
             self.tries += 1
             if self.tries == 1:
                 raise NotReachableError("refused")
-            await super()._connect()
+            await super().connect()
 
-    store = Late()
-    with pytest.raises(NotReachableError, match="refused"):
-        await store.__aenter__()
-    async with store:
+    async with FaultyStore(driver=Late) as store:
         assert not await store.exists("k")
 
 
 async def test_close_while_entering() -> None:
     connecting = asyncio.Event()
 
-    class Mute(FaultyStore):
-        async def _connect(self) -> None:
+    class Mute(FaultyDriver):
+        async def connect(self) -> None:
             connecting.set()
             await asyncio.get_running_loop().create_future()
 
-    store = Mute()
+    store = FaultyStore(driver=Mute)
     entering = asyncio.create_task(store.__aenter__())
     await connecting.wait()
     await store.close()
@@ -247,15 +242,15 @@ async def test_close_while_entering() -> None:
 async def test_closing_is_bounded_and_outlasts_cancellation() -> None:
     ended = []
 
-    class Slow(FaultyStore):
-        async def _disconnect(self) -> None:
-            await super()._disconnect()
+    class Slow(FaultyDriver):
+        async def disconnect(self) -> None:
+            await super().disconnect()
             try:
                 await asyncio.get_running_loop().create_future()
             finally:
                 ended.append(True)
 
-    store = Slow()
+    store = FaultyStore(driver=Slow)
     await store.__aenter__()
     closing = asyncio.create_task(store.close())
     for _ in range(3):

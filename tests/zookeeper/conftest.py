@@ -10,17 +10,24 @@ from uuid import uuid4
 import pytest
 
 from aiolibkv import Config
-from aiolibkv.backends.zookeeper import ZooKeeperStore
+from aiolibkv.backends.zookeeper import ZooKeeperDriver
 from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers import ZooKeeperCluster, ZooKeeperServer
+from stores import ZooKeeperStore
 
 MakeStore = Callable[..., ZooKeeperStore]
+
+
+class OneShotDriver(ZooKeeperDriver):
+    """A driver that uses what ZooKeeper 3.5 knows."""
+
+    uses_operations_of_3_6: ClassVar[bool] = False
 
 
 class OneShotStore(ZooKeeperStore):
     """A store that uses what ZooKeeper 3.5 knows."""
 
-    uses_operations_of_3_6: ClassVar[bool] = False
+    kind: ClassVar[type[ZooKeeperDriver]] = OneShotDriver
 
 
 def make_store(

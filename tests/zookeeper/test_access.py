@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from aiolibkv import AccessDeniedError, AsyncStore, Config, InvalidKeyError, NotReachableError, RequestTimeoutError
-from aiolibkv.backends.zookeeper import ZooKeeperStore
 from aiolibkv.backends.zookeeper import operations as ops
 from aiolibkv.testing.conformance.suite import next_of
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import Certificates, ZooKeeperServer
+from stores import ZooKeeperStore
 from zookeeper.conftest import MakeStore, OneShotStore, make_store
 
 _SECRET = "s3cret"
@@ -105,7 +105,7 @@ async def test_who_may_use_what_a_user_creates(make: MakeStore, prefix: str, wan
         async with store.new_lock("dir/lock"):
             await store.put("dir/key", b"")
             await store.put("alive", b"", keep_alive=True)
-            connection = await store._session.connection()
+            connection = await store.driver._session.connection()
             nodes = [prefix, *(f"{prefix}/{name}" for name in ("dir", "dir/key", "dir/lock", "alive", ".aiolibkv"))]
             for node in nodes:
                 permissions = await connection.ask(ops.get_acl(f"/{node}"))
@@ -159,7 +159,7 @@ async def test_a_key_is_deleted_though_its_directory_may_not_be(make: MakeStore,
     owner: dict[str, Any] = {"username": "ann", "password": _SECRET, "options": {"acl": "creator"}}
     async with make() as world, make(**owner) as ann:
         await ann.put("dir/keep", b"")
-        connection = await ann._session.connection()
+        connection = await ann.driver._session.connection()
         # The world may write below "sub", which the world may not delete.
         await connection.ask(ops.create(f"/{prefix}/dir/sub", None, ops.WORLD))
         for _ in range(5):
@@ -285,6 +285,6 @@ async def test_secrets_stay_secret(server: ZooKeeperServer, caplog: pytest.LogCa
     async with store:
         await store.put("secret", b"")
         await store.delete("secret")
-        assert _SECRET not in repr(store.config)
+        assert _SECRET not in repr(store.driver.config)
     await asyncio.sleep(0)
     assert _SECRET not in caplog.text

@@ -58,11 +58,11 @@ async def test_a_value_that_takes_longer_to_send_than_a_server_may_be_silent(
         slow_uplink(server.host, server.port, 300_000) as endpoint,
         make_store([endpoint], prefix=prefix, request_timeout=30, options={"session_timeout": 10}) as store,
     ):
-        connection = await store._session.connection()
+        connection = await store.driver._session.connection()
         await store.put("key", b"")
         await store.put("key", bytes(1_000_000))
         assert len((await store.get("key")).value) == 1_000_000
-        assert await store._session.connection() is connection
+        assert await store.driver._session.connection() is connection
         await store.delete("key")
 
 
@@ -73,7 +73,7 @@ async def test_a_server_that_falls_silent_while_a_value_is_sent(server: ZooKeepe
         FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
         make_store([proxy.endpoint], prefix=prefix, request_timeout=scaled(20)) as store,
     ):
-        connection = await store._session.connection()
+        connection = await store.driver._session.connection()
         proxy.blackhole()
         began = asyncio.get_running_loop().time()
         with pytest.raises(NotReachableError, match="no sign of life"):
@@ -102,7 +102,7 @@ async def test_each_address_of_a_name_is_tried(
     async with make_store([f"servers.test:{server.port}"], prefix=prefix) as store:
         pair = await store.put("key", b"")
         for _ in range(2):
-            (await store._session.connection()).abort(NotReachableError())
+            (await store.driver._session.connection()).abort(NotReachableError())
             assert await store.get("key") == pair
         await store.delete("key")
 
@@ -118,7 +118,7 @@ async def test_connecting_again_does_not_wait_for_the_applications_threads(
         busy = [asyncio.ensure_future(asyncio.to_thread(_wait_for, release, loop)) for _ in range(40)]
         await asyncio.sleep(0)
         try:
-            (await store._session.connection()).abort(NotReachableError())
+            (await store.driver._session.connection()).abort(NotReachableError())
             await store.put("key", b"")
             await store.delete("key")
         finally:

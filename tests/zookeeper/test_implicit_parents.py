@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import pytest
 
 from aiolibkv import AsyncStore, CallNotSupportedError, KeyExistsError, KeyModifiedError, KeyNotFoundError, KVPair
-from aiolibkv.backends.zookeeper import ZooKeeperStore
 from aiolibkv.backends.zookeeper import operations as ops
 from aiolibkv.backends.zookeeper.tree import PARENT_VERSION
 from aiolibkv.errors import StoreError
 from aiolibkv.testing.scale import scaled
+from stores import ZooKeeperStore
 from zookeeper.conftest import MakeStore
 
 _KEYS = ["a", "a/b", "a/b/c", "a/b/d", "a/e", "f/g/h"]
@@ -22,14 +22,14 @@ _CLIENTS = 6
 
 async def nodes_below(store: ZooKeeperStore, directory: str) -> list[str]:
     """Return every node below a directory, whatever it is."""
-    connection = await store._session.connection()
+    connection = await store.driver._session.connection()
     await connection.ask(ops.sync())
-    tree = await store._reader.read_tree(connection, directory, consistent=True)
+    tree = await store.driver._reader.read_tree(connection, directory, consistent=True)
     return sorted(tree.nodes)
 
 
 async def raw_exists(store: ZooKeeperStore, path: str) -> bool:
-    connection = await store._session.connection()
+    connection = await store.driver._session.connection()
     result = (await connection.ask_all([ops.sync(), ops.exists(f"/{path}")])).values[-1]
     return not isinstance(result, StoreError)
 
@@ -159,7 +159,7 @@ async def test_keys_that_go_by_themselves_leave_no_directory(make: MakeStore, pr
 @pytest.mark.asyncio
 async def test_what_others_made_is_no_key_without_data_and_one_with_empty_data(make: MakeStore, prefix: str) -> None:
     async with make() as store:
-        connection = await store._session.connection()
+        connection = await store.driver._session.connection()
         for path, data in (("", None), ("/null", None), ("/empty", b"")):
             await connection.ask(ops.create(f"/{prefix}{path}", data, ops.WORLD))
         assert [pair.key for pair in await store.list("")] == ["empty"]
@@ -179,7 +179,7 @@ async def test_what_others_made_is_no_key_without_data_and_one_with_empty_data(m
 async def test_an_implicit_parent_is_told_from_a_key_made_again(make: MakeStore, prefix: str) -> None:
     """A transaction that depends on an implicit parent's version does not hold for a key of the same name."""
     async with make() as store:
-        connection = await store._session.connection()
+        connection = await store.driver._session.connection()
         await store.put("dir/key", b"")
         node = await connection.ask(ops.get(f"/{prefix}/dir"))
         assert node.data is None
@@ -243,7 +243,7 @@ async def test_directories_that_sessions_left_are_in_nobodys_way(make: MakeStore
 
     async def leave() -> None:
         await store.put("dir/sub/key", b"", ttl=100)
-        await (await store._session.connection()).ask(ops.delete(f"/{prefix}/dir/sub/key"))
+        await (await store.driver._session.connection()).ask(ops.delete(f"/{prefix}/dir/sub/key"))
         assert await nodes_below(store, prefix) == [f"{prefix}/dir", f"{prefix}/dir/sub"]
 
     async with make() as store:

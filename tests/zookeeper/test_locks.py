@@ -10,12 +10,12 @@ from contextlib import AsyncExitStack
 import pytest
 
 from aiolibkv import AsyncStore, CallNotSupportedError, HeldLock, LockLostError
-from aiolibkv.backends.zookeeper import ZooKeeperStore
 from aiolibkv.store import Guard
 from aiolibkv.testing.conformance.locking import is_waiting
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ZooKeeperServer
+from stores import ZooKeeperStore
 from zookeeper.conftest import MakeStore, make_store
 from zookeeper.test_implicit_parents import nodes_below
 
@@ -63,7 +63,7 @@ async def test_a_guard_refuses_after_a_foreign_write(
         guard = store._guard(held)
         await write(other)
         # The server refuses, whether or not the holder has heard of it.
-        store._guard = lambda held: guard if held else None  # type: ignore[method-assign]
+        _keep_guard(store, guard)
         for call in (
             lambda: store.put("key", b"", guard=held),
             lambda: store.put("new", b"", guard=held),
@@ -83,9 +83,14 @@ async def test_a_guard_refuses_after_a_foreign_write(
         assert await other.get("key") == pair
 
 
+def _keep_guard(store: ZooKeeperStore, guard: Guard | None) -> None:
+    """Have writes sent with a guard whatever the holder knows of its lock."""
+    setattr(store, "_guard", lambda _: guard)  # noqa: B010 - a method cannot be assigned to
+
+
 async def _is_refused(store: ZooKeeperStore, held: HeldLock, guard: Guard | None) -> None:
     """See that the server refuses a guarded write, whatever the store knows of its lock."""
-    store._guard = lambda held: guard if held else None  # type: ignore[method-assign]
+    _keep_guard(store, guard)
     with pytest.raises(LockLostError):
         await store.put("key", b"", guard=held)
 
@@ -307,7 +312,7 @@ async def test_what_a_release_costs(server: ZooKeeperServer, prefix: str, waiter
 
 async def _is_watching(store: ZooKeeperStore) -> None:
     """Wait until whoever holds a lock, or waits for one, has seen the key that is watched."""
-    await eventually(lambda: any(feed.index for feed in store._feeds), within=10, message="a key is watched")
+    await eventually(lambda: any(feed.index for feed in store._watches._feeds), within=10, message="a key is watched")
 
 
 async def _until_quiet(proxy: FaultProxy) -> None:

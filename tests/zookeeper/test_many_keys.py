@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from aiolibkv import KeyNotFoundError
-from aiolibkv.backends.zookeeper import ZooKeeperStore
 from aiolibkv.backends.zookeeper import operations as ops
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ZooKeeperServer
+from stores import ZooKeeperStore
 from zookeeper.conftest import MakeStore, OneShotStore, make_store
 from zookeeper.test_implicit_parents import raw_exists
 
@@ -25,7 +25,7 @@ async def _fill(store: ZooKeeperStore, prefix: str, count: int) -> None:
     """Write the keys in a few transactions; how fast puts are is not what is tested."""
     for directory in range(10):
         await store.put(f"dir/{directory}", b"")
-    connection = await store._session.connection()
+    connection = await store.driver._session.connection()
     for start in range(0, count, _AT_ONCE):
         numbers = range(start, start + _AT_ONCE)
         creates = [ops.create(f"/{prefix}/dir/{number % 10}/{number}", b"value", ops.WORLD) for number in numbers]
@@ -65,7 +65,7 @@ async def test_a_directory_of_many_keys_has_the_time_for_a_call_for_each_page(
         proxy.delay(scaled(0.1))
         began = asyncio.get_running_loop().time()
         assert len(await store.list("dir")) == 20_010
-        assert asyncio.get_running_loop().time() - began > 2 * store.config.request_timeout
+        assert asyncio.get_running_loop().time() - began > 2 * store.driver.config.request_timeout
 
 
 @pytest.mark.asyncio
@@ -76,7 +76,7 @@ async def test_twenty_thousand_keys_go_at_one_instant(server: ZooKeeperServer, p
         make_store([proxy.endpoint], prefix=short) as store,
     ):
         await store.put("dir/key", b"")
-        connection = await store._session.connection()
+        connection = await store.driver._session.connection()
         for start in range(0, 20_000, _AT_ONCE):
             numbers = range(start, start + _AT_ONCE)
             creates = [ops.create(f"/{short}/dir/{number}", b"", ops.WORLD) for number in numbers]
@@ -97,12 +97,12 @@ async def test_twenty_thousand_keys_go_at_one_instant(server: ZooKeeperServer, p
 async def test_a_tree_that_needs_more_than_one_request(make: MakeStore, prefix: str) -> None:
     """Its deletion is more than the server takes at once."""
     async with make(prefix=f"{prefix}/{'p' * 400}") as store, store.new_lock("lock") as held:
-        connection = await store._session.connection()
+        connection = await store.driver._session.connection()
         await store.put("dir/key", b"")
         long = "k" * 400
         for start in range(0, 2000, 200):
             creates = [
-                ops.create(f"/{store.config.prefix}/dir/{long}{number}", b"", ops.WORLD)
+                ops.create(f"/{store.driver.config.prefix}/dir/{long}{number}", b"", ops.WORLD)
                 for number in range(start, start + 200)
             ]
             await connection.ask(ops.transaction(creates))

@@ -22,11 +22,11 @@ from aiolibkv import (
     StoreClosedError,
     Watch,
 )
-from aiolibkv.backends.zookeeper import ZooKeeperStore
 from aiolibkv.backends.zookeeper import operations as ops
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ZooKeeperCluster, ZooKeeperServer
+from stores import ZooKeeperStore
 from zookeeper.conftest import MakeStore, OneShotStore, make_store
 
 _WRITES = {b: struct.pack("!i", b) for b in (1, 2, 5, 14, 15)}
@@ -89,7 +89,7 @@ async def test_a_lost_answer(proxy: FaultProxy, make: MakeStore, prefix: str, na
     async with make() as direct, make_store([proxy.endpoint], prefix=prefix) as store:
         pair = await direct.put("dir/key", b"old")
         await direct.put("dir/other", b"")
-        connection = await direct._session.connection()
+        connection = await direct.driver._session.connection()
         version = (await connection.ask(ops.get(f"/{prefix}/dir/key"))).stat.version
         writes: list[bytes] = []
 
@@ -186,7 +186,7 @@ async def test_a_lock_that_was_taken_away_before_its_answer_was_looked_for(
         acquiring = asyncio.ensure_future(store.new_lock("dir/lock", value=b"me").acquire())
         await eventually(lambda: direct.exists("dir/lock"), within=10, message="it is acquired")
         if how == "put":
-            await (await direct._session.connection()).ask(ops.set_data(f"/{prefix}/dir/lock", b"foreign"))
+            await (await direct.driver._session.connection()).ask(ops.set_data(f"/{prefix}/dir/lock", b"foreign"))
         else:
             await direct.delete("dir/lock")
         proxy.accept()
@@ -274,7 +274,7 @@ async def test_a_session_that_expires(
         await followers.check(store)
         await store.put("lives/alive", b"", ttl=1.5, keep_alive=True)
         await store.put("lives/timed", b"", ttl=1000)
-        session = (await store._session.connection()).welcome.session
+        session = (await store.driver._session.connection()).welcome.session
         proxy.blackhole()
 
         async def are_gone() -> bool:
@@ -284,7 +284,7 @@ async def test_a_session_that_expires(
         proxy.reset()
         proxy.heal()
         await followers.check(direct)
-        assert (await store._session.connection()).welcome.session != session
+        assert (await store.driver._session.connection()).welcome.session != session
 
         async def is_back() -> bool:
             return await direct.exists("lives/alive")
@@ -310,7 +310,7 @@ async def test_three_servers_of_which_one_fails(stack: AsyncExitStack) -> None:
     await followers.check(store)
     before = await store.put("key", b"before")
     assert await faithful.get("key") == before
-    assert str((await store._session.connection()).endpoint) == leader.endpoint
+    assert str((await store.driver._session.connection()).endpoint) == leader.endpoint
 
     # The old leader is paused, the others elect one and accept a write, the old one continues.
     leader.pause()
@@ -320,7 +320,7 @@ async def test_three_servers_of_which_one_fails(stack: AsyncExitStack) -> None:
     leader.resume()
     assert await asyncio.gather(*reads) == [after, after]
     assert await store.get("key") == after
-    assert str((await store._session.connection()).endpoint) != leader.endpoint
+    assert str((await store.driver._session.connection()).endpoint) != leader.endpoint
     assert asyncio.get_running_loop().time() - paused_at > 2
     await followers.check(other)
 

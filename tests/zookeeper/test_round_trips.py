@@ -132,8 +132,8 @@ async def test_a_thousand_watches_share_the_connection(proxied: Proxied) -> None
         assert [await anext(watches[number]) for number in (7, 507)] == [pair, pair]
         for watch in watches:
             await watch.aclose()
-        assert not store._watches._interests
-        assert not store._watches._armed
+        assert not store.driver._watches._interests
+        assert not store.driver._watches._armed
 
 
 @pytest.mark.asyncio

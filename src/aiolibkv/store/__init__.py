@@ -1,15 +1,37 @@
-"""What the author of a backend uses; begin with ``aiolibkv.store.base``."""
+"""What the author of a backend uses; begin with ``aiolibkv.store.driver``."""
 
-from aiolibkv.store.base import BaseStore
-from aiolibkv.store.driver import UNSEEN, Call, Guard, Lease, LeaseLost, Lifetime, Listing, Unseen
+from aiolibkv.store.driver import (
+    UNSEEN,
+    Acquired,
+    Call,
+    Condition,
+    Driver,
+    Guard,
+    Lease,
+    LeaseLost,
+    Lifetime,
+    Listing,
+    Names,
+    OwnCall,
+    Page,
+    Removal,
+    Removed,
+    Step,
+    Unseen,
+    Write,
+    children_of,
+)
 from aiolibkv.store.endpoints import Endpoint, Endpoints
+from aiolibkv.store.store import Store
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.store.watch import Feed
 
 __all__ = [
     "UNSEEN",
-    "BaseStore",
+    "Acquired",
     "Call",
+    "Condition",
+    "Driver",
     "Endpoint",
     "Endpoints",
     "Feed",
@@ -18,6 +40,15 @@ __all__ = [
     "LeaseLost",
     "Lifetime",
     "Listing",
+    "Names",
+    "OwnCall",
+    "Page",
+    "Removal",
+    "Removed",
+    "Step",
+    "Store",
     "Tasks",
     "Unseen",
+    "Write",
+    "children_of",
 ]

@@ -1,86 +1,101 @@
 """Keys that go by themselves: leases, deletion on time, and creation again after a loss.
 
-A backend knows leases and nothing else of lifetimes. A plain ttl key has a lease of its own that is never renewed; it
-is revoked on time where the server would keep the key longer, and when the key is overwritten. The keep_alive keys of
-one ttl share a session; when the server lost it, they are created again under a new one.
+A plain ttl key has a lease of its own that is never renewed; it is revoked on time where the server would keep the key
+longer, and when the key is overwritten. The keys kept alive with one ttl share a session; when the server lost it, they
+are created again under a new one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from aiolibkv.errors import KeyExistsError, KeyModifiedError, KeyNotFoundError, StoreClosedError, StoreError
-from aiolibkv.store.driver import Call, Guard, Lease, LeaseLost, Lifetime
-from aiolibkv.store.session import Session, outlast, revoke
-from aiolibkv.store.tasks import Tasks, finish
+from sortedcontainers import SortedDict
 
-if TYPE_CHECKING:
-    from aiolibkv.store.base import BaseStore
+from aiolibkv.errors import (
+    KeyExistsError,
+    KeyModifiedError,
+    KeyNotFoundError,
+    NotReachableError,
+    StoreClosedError,
+    StoreError,
+)
+from aiolibkv.events import LeaseLost as LeaseLostEvent
+from aiolibkv.store.calls import Call, Calls
+from aiolibkv.store.driver import Guard, Lease, LeaseLost, Lifetime
+from aiolibkv.store.leases import SHORTEST_TTL, Session, Sessions, retry
 
-_REVOKING_TIME = 0.7
-"""Seconds for the revocations at close; what is not revoked by then expires by itself."""
+_CREATED_AT_ONCE = 50
 
 _log = logging.getLogger("aiolibkv")
 
 
+class _Shared:
+    """The session of all keys kept alive with one ttl.
+
+    Attributes:
+        ttl: seconds, as wanted.
+        session: the session, granted when ``opening`` has ended well.
+        opening: the attempt to begin it that is under way, or was the last one.
+        users: how many keys are under it and how many puts are about to be.
+        timer: ends it when nobody has used it for a while.
+    """
+
+    def __init__(self, ttl: float, session: Session) -> None:
+        self.ttl = ttl
+        self.session = session
+        self.opening: asyncio.Task[None] | None = None
+        self.users = 0
+        self.timer: asyncio.TimerHandle | None = None
+
+
 @dataclass(eq=False, slots=True)
 class _Record:
-    """A key with a lifetime that this store wrote."""
+    """A key with a lifetime that this store wrote.
+
+    Attributes:
+        value: what to create it with again; nothing for a plain ttl key, which is not.
+        index: of its last write.
+        lifetime: what its put said.
+        lease: under which it lives.
+        shared: the session of that lease, for a key kept alive.
+        timer: ends a plain ttl key on time.
+        in_doubt: whether a request that was not answered may yet create it.
+    """
 
     value: bytes
     index: int
-    lease: Lease
     lifetime: Lifetime
-    session: Session | None
+    lease: Lease
+    shared: _Shared | None = None
     timer: asyncio.TimerHandle | None = None
     in_doubt: bool = False
-    """Whether it may have been created again by a request whose answer was lost."""
 
 
 class Lifetimes:
     """The keys with a lifetime that one store has written."""
 
-    def __init__(self, store: BaseStore) -> None:
-        self._store = store
-        self._tasks = Tasks()
-        self._revocations = Tasks()
-        self._records: dict[str, _Record] = {}
-        self._shared: dict[float, asyncio.Task[Session]] = {}
-        self._sessions: set[Session] = set()
+    def __init__(self, calls: Calls, sessions: Sessions) -> None:
+        self._calls = calls
+        self._sessions = sessions
+        self._tasks = calls.new_tasks()
+        self._records: SortedDict[str, _Record] = SortedDict()
+        self._shared: dict[float, _Shared] = {}
         self._in_doubt: dict[Lease, asyncio.TimerHandle] = {}
 
     async def put(
-        self, call: Call, path: str, value: bytes, *, expected: int | None, lifetime: Lifetime, guard: Guard | None
+        self, path: str, value: bytes, *, expected: int | None, lifetime: Lifetime, guard: Guard | None
     ) -> int:
         """Write a key with a lifetime and return its index."""
-        while True:
-            before = self._records.get(path)
-            session = await self._shared_session(lifetime.ttl) if lifetime.keep_alive else None
-            lease = session.lease if session else await self._own_lease(call, lifetime)
-            try:
-                index = await self._store._put(call, path, value, expected=expected, lease=lease, guard=guard)
-            except LeaseLost:
-                if session:
-                    session.lose()
-            except BaseException:
-                if call.maybe_applied:
-                    self._drop(path, before, revoke=False)
-                    if session is None and lease.ttl > lifetime.ttl and not self._store._closed:
-                        self._end_on_time(lease, lifetime)
-                elif session is None:
-                    self._discard(lease)
-                raise
-            else:
-                self._record(path, _Record(value, index, lease, lifetime, session))
-                if session and session.is_over:
-                    # It was lost between the write and its answer.
-                    self._tasks.start(self._replace(lifetime.ttl, session))
-                return index
+        self._calls.check_open()
+        before = self._records.get(path)
+        if lifetime.keep_alive:
+            return await self._put_kept(path, value, expected, lifetime, guard, before)
+        return await self._put_plain(path, value, expected, lifetime, guard, before)
 
     @contextmanager
     def ending(self, call: Call, paths: Iterable[str]) -> Iterator[None]:
@@ -88,7 +103,7 @@ class Lifetimes:
 
         To delete what is not there ends them as well: it may be gone with a lost lease, and is not to come back.
         """
-        before = [(path, self._records[path]) for path in paths if path in self._records]
+        before = [(path, self._records[path]) for path in paths if path in self._records] if self._records else []
         certain = False
         try:
             yield
@@ -103,166 +118,289 @@ class Lifetimes:
 
     def below(self, directory: str) -> list[str]:
         """Return those keys below a directory that have a lifetime."""
-        start = f"{directory}/" if directory else ""
-        return [path for path in self._records if path.startswith(start)]
-
-    async def open_session(self, call: Call, ttl: float, on_lost: Callable[[], None]) -> Session:
-        """Begin a session; one that cannot be begun, or may have been, is ended."""
-        session = Session(self._store, ttl, on_lost)
-        self._sessions.add(session)
-        try:
-            await session.begin(call)
-        except BaseException:
-            await self.end_session(session)
-            raise
-        return session
-
-    async def end_session(self, session: Session) -> None:
-        """End a session, with the keys under it, though the caller is cancelled; a slow server is not waited for."""
-        await finish(self.drop_session(session), _REVOKING_TIME)
-
-    def drop_session(self, session: Session) -> asyncio.Task[None]:
-        """Begin to end a session, with the keys under it."""
-        self._sessions.discard(session)
-        return self._revocations.adopt(session.end())
+        if not directory:
+            return list(self._records)
+        return list(self._records.irange(f"{directory}/", f"{directory}0", inclusive=(True, False)))
 
     async def close(self) -> None:
-        """Stop renewing and remove the keys kept alive, as far as the servers answer in time."""
+        """Forget the keys; those kept alive go with their sessions."""
         for record in self._records.values():
             if record.timer is not None:
                 record.timer.cancel()
         for timer in self._in_doubt.values():
             timer.cancel()
+        for shared in self._shared.values():
+            if shared.timer is not None:
+                shared.timer.cancel()
         self._records.clear()
         await self._tasks.close()
-        for session in self._sessions:
-            self._revocations.adopt(session.end())
-        await self._revocations.settle(_REVOKING_TIME)
-        await self._revocations.close()
 
-    async def _own_lease(self, call: Call, lifetime: Lifetime) -> Lease:
-        lease = self._store._lease(lifetime)
-        try:
-            await self._store._grant(call, lease)
-        except BaseException:
-            self._discard(lease)
-            raise
-        return lease
+    # -- plain ttl keys ------------------------------------------------------------------------------------------
 
-    async def _shared_session(self, ttl: float) -> Session:
-        opening = self._shared.get(ttl)
-        if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
-            opening = self._tasks.start(self._open_shared(ttl))
-            self._shared[ttl] = opening
-        return await asyncio.shield(opening)
+    async def _put_plain(
+        self,
+        path: str,
+        value: bytes,
+        expected: int | None,
+        lifetime: Lifetime,
+        guard: Guard | None,
+        before: _Record | None,
+    ) -> int:
+        driver = self._calls.driver
+        lease, is_granted, is_in_doubt = driver.new_lease(lifetime), False, False
 
-    async def _open_shared(self, ttl: float) -> Session:
-        session = await self._store._run(lambda call: self.open_session(call, ttl, lambda: self._lost(ttl, session)))
-        return session
-
-    def _lost(self, ttl: float, session: Session) -> None:
-        _log.warning("%s: a lease was lost; its keys are created again", self._store.name)
-        self._sessions.discard(session)
-        del self._shared[ttl]
-        self._tasks.start(self._replace(ttl, session))
-
-    async def _replace(self, ttl: float, lost: Session) -> None:
-        """Create the keys of a lost lease again, under its successor."""
-        session = await outlast(lambda: self._shared_session(ttl), lost.interval)
-        orphans = [(path, record) for path, record in self._records.items() if record.session is lost]
-        for _, record in orphans:
-            record.lease, record.session = session.lease, session
-        while True:
-            orphans = [
-                (path, record)
-                for path, record in orphans
-                if record.session is session and self._is_current(path, record) and await self._refuses(path, record)
-            ]
-            if not orphans:
-                return
-            await asyncio.sleep(session.interval)
-
-    async def _refuses(self, path: str, record: _Record) -> bool:
-        """Create a key again; True when the server does not do it now."""
-        try:
-            await self._create(path, record)
-        except LeaseLost:
-            assert record.session is not None, "kept alive"
-            record.session.lose()
-        except KeyExistsError:
-            self._drop(path, record, revoke=False)
-        except StoreClosedError:
-            raise
-        except StoreError as error:
-            _log.warning("a key kept alive is not created again yet: %s", error)
-            record.in_doubt = record.in_doubt or error.maybe_applied
-            return True
-        return False
-
-    async def _create(self, path: str, record: _Record) -> None:
-        store, lease = self._store, record.lease
-        try:
-            record.index = await store._run(
-                lambda call: store._put(call, path, record.value, expected=0, lease=lease, guard=None), path
-            )
-        except KeyExistsError:
-            pair = await store._run(lambda call: store._get(call, path, consistent=True), path)
-            if not record.in_doubt or pair is None or pair.value != record.value:
-                raise
-            record.index = pair.last_index
-        if not self._is_current(path, record):
-            await self._take_back(path, record)
-
-    async def _take_back(self, path: str, record: _Record) -> None:
-        """Delete what was created again while it was deleted or overwritten."""
-        store = self._store
-
-        async def delete() -> None:
+        async def write(call: Call) -> int:
+            nonlocal is_granted, is_in_doubt, lease
             try:
-                await store._run(lambda call: store._delete(call, path, expected=record.index, guard=None), path)
-            except (KeyNotFoundError, KeyModifiedError) as error:
-                _log.debug("nothing to take back: %s", error)
+                if not is_granted:
+                    await driver.grant(call, lease)
+                    is_granted = True
+                return await driver.put(call, path, value, expected=expected, lease=lease, guard=guard)
+            except LeaseLost as error:
+                lease, is_granted = driver.new_lease(lifetime), False
+                raise NotReachableError("the server has lost the lease") from error
+            finally:
+                is_in_doubt = call.maybe_applied
 
-        await outlast(delete, record.lease.ttl)
-
-    def _record(self, path: str, record: _Record) -> None:
-        other = self._records.get(path)
-        if other is not None and other.index > record.index:
-            self._retire(record)
-            return
-        self._drop(path, other, revoke=True)
-        self._records[path] = record
-        if not record.lifetime.keep_alive:
-            loop = asyncio.get_running_loop()
-            record.timer = loop.call_later(record.lifetime.ttl, self._due, path, record)
-
-    def _due(self, path: str, record: _Record) -> None:
-        self._drop(path, record, revoke=record.lease.ttl > record.lifetime.ttl)
-
-    def _drop(self, path: str, record: _Record | None, *, revoke: bool) -> None:
-        if record is None or not self._is_current(path, record):
-            return
-        del self._records[path]
-        if record.timer is not None:
-            record.timer.cancel()
-        if revoke:
-            self._retire(record)
-
-    def _is_current(self, path: str, record: _Record) -> bool:
-        return self._records.get(path) is record
-
-    def _retire(self, record: _Record) -> None:
-        if record.session is None:
-            self._discard(record.lease)
+        try:
+            index = await self._calls.run(write, path)
+        except BaseException:
+            if not is_in_doubt:
+                self._sessions.revoke(lease)
+            else:
+                self._drop(path, before, revoke=False)
+                if lease.ttl > lifetime.ttl and not self._calls.is_closed:
+                    self._end_on_time(lease, lifetime)
+            raise
+        self._note(path, _Record(b"", index, lifetime, lease))
+        return index
 
     def _end_on_time(self, lease: Lease, lifetime: Lifetime) -> None:
         """End the lease of a put that is in doubt: if it was applied, its key must go when any other would."""
 
         def end() -> None:
             del self._in_doubt[lease]
-            self._discard(lease)
+            self._sessions.revoke(lease)
 
-        self._in_doubt[lease] = asyncio.get_running_loop().call_later(lifetime.ttl, end)
+        self._in_doubt[lease] = self._calls.call_later(lifetime.ttl, end)
 
-    def _discard(self, lease: Lease) -> None:
-        self._revocations.start(revoke(self._store, lease))
+    def _due(self, path: str, record: _Record) -> None:
+        self._drop(path, record, revoke=record.lease.ttl > record.lifetime.ttl)
+
+    # -- keys kept alive -----------------------------------------------------------------------------------------
+
+    async def _put_kept(
+        self,
+        path: str,
+        value: bytes,
+        expected: int | None,
+        lifetime: Lifetime,
+        guard: Guard | None,
+        before: _Record | None,
+    ) -> int:
+        is_in_doubt = False
+        shared: _Shared | None = None
+
+        async def write(call: Call) -> tuple[int, _Shared]:
+            nonlocal is_in_doubt, shared
+            self._leave(shared)
+            shared = self._join(max(lifetime.ttl, SHORTEST_TTL))
+            await self._open(shared)
+            lease = shared.session.lease
+            try:
+                index = await self._calls.driver.put(call, path, value, expected=expected, lease=lease, guard=guard)
+            except LeaseLost as error:
+                shared.session.lose()
+                raise NotReachableError("the server has lost the lease") from error
+            finally:
+                is_in_doubt = call.maybe_applied
+            return index, shared
+
+        try:
+            index, under = await self._calls.run(write, path)
+            under.users += 1
+            self._note(path, _Record(value, index, lifetime, under.session.lease, under))
+            if under.session.is_over:
+                # It was lost between the write and its answer.
+                self._tasks.start(self._replace(under, are_there=False))
+        except BaseException:
+            if is_in_doubt:
+                self._drop(path, before, revoke=False)
+            raise
+        finally:
+            self._leave(shared)
+        return index
+
+    def _join(self, ttl: float) -> _Shared:
+        shared = self._shared.get(ttl)
+        if shared is None:
+            shared = self._shared[ttl] = _Shared(ttl, Session(self._calls, ttl))
+            shared.session.on_lost = lambda: self._lost(shared)
+        shared.users += 1
+        if shared.timer is not None:
+            shared.timer.cancel()
+            shared.timer = None
+        return shared
+
+    def _leave(self, shared: _Shared | None) -> None:
+        if shared is None:
+            return
+        shared.users -= 1
+        if not shared.users and self._shared.get(shared.ttl) is shared and not self._calls.is_closed:
+            shared.timer = self._calls.call_later(shared.session.lease.ttl, self._end, shared)
+
+    def _end(self, shared: _Shared) -> None:
+        if self._shared.get(shared.ttl) is shared:
+            del self._shared[shared.ttl]
+        if shared.opening is not None:
+            shared.opening.cancel()
+        self._sessions.end(shared.session)
+
+    async def _open(self, shared: _Shared) -> None:
+        """Wait until a session is begun; many who wait for it make one attempt, and each has an error of its own."""
+        opening = shared.opening
+        if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
+            self._sessions.adopt(shared.session)
+            opening = shared.opening = self._tasks.start(self._begin(shared.session))
+        try:
+            await asyncio.shield(opening)
+        except StoreError as error:
+            raise copy.copy(error).with_traceback(None) from error.__cause__
+
+    async def _begin(self, session: Session) -> None:
+        try:
+            await self._calls.attempt(session.begin)
+        except LeaseLost as error:
+            raise NotReachableError("the server has lost the lease") from error
+
+    def _lost(self, shared: _Shared) -> None:
+        if self._shared.get(shared.ttl) is shared:
+            del self._shared[shared.ttl]
+        self._sessions.end(shared.session)
+        if shared.users:
+            _log.warning("%s: a lease was lost; its keys are created again", self._calls.driver.name)
+            self._calls.tell(LeaseLostEvent, "the server does not know it any more")
+            self._tasks.start(self._replace(shared, are_there=False))
+
+    def _abandon(self, shared: _Shared) -> None:
+        """Give a session up under which an unwanted key may yet be created; its other keys move to a new one."""
+        if self._shared.get(shared.ttl) is shared:
+            del self._shared[shared.ttl]
+            self._tasks.start(self._replace(shared, are_there=True))
+
+    async def _replace(self, old: _Shared, *, are_there: bool) -> None:
+        """Write the keys of a session again under its successor.
+
+        Args:
+            old: the session.
+            are_there: whether its keys are still there; if not, they are created, never over another's value.
+        """
+        new = self._join(old.ttl)
+        try:
+            await retry(self._calls, lambda: self._open(new), longest_pause=new.session.interval / 4)
+            orphans = [(path, record) for path, record in self._records.items() if record.shared is old]
+            for _, record in orphans:
+                record.shared, record.lease = new, new.session.lease
+                new.users += 1
+            old.users = 0
+            while orphans:
+                at_once = asyncio.Semaphore(_CREATED_AT_ONCE)
+                refused = await asyncio.gather(
+                    *(self._refuses(path, record, new, at_once, is_there=are_there) for path, record in orphans)
+                )
+                orphans = [orphan for orphan, again in zip(orphans, refused, strict=True) if again]
+                if orphans:
+                    await asyncio.sleep(new.session.interval)
+        finally:
+            self._leave(new)
+        if are_there:
+            self._sessions.end(old.session)
+            if any(record.shared is old for record in self._records.values()):
+                # Written under it meanwhile.
+                self._tasks.start(self._replace(old, are_there=False))
+
+    async def _refuses(
+        self, path: str, record: _Record, shared: _Shared, at_once: asyncio.Semaphore, *, is_there: bool
+    ) -> bool:
+        """Write a key again; True when the server does not do it now."""
+        async with at_once:
+            if record.shared is not shared or not self._is_current(path, record):
+                return False
+            try:
+                await self._write_again(path, record, shared, expected=record.index if is_there else 0)
+            except LeaseLost:
+                shared.session.lose()
+            except (KeyExistsError, KeyModifiedError):
+                self._drop(path, record, revoke=False)
+            except StoreClosedError:
+                raise
+            except StoreError as error:
+                self._calls.outages.failed(record, error)
+                return True
+            self._calls.outages.healed(record)
+            return False
+
+    async def _write_again(self, path: str, record: _Record, shared: _Shared, *, expected: int) -> None:
+        calls, lease = self._calls, shared.session.lease
+        try:
+            record.index = await calls.run(
+                lambda call: calls.driver.put(call, path, record.value, expected=expected, lease=lease, guard=None),
+                path,
+            )
+        except (KeyExistsError, KeyModifiedError):
+            pair = await calls.run(lambda call: calls.driver.get(call, path, consistent=True), path)
+            if not record.in_doubt or pair is None or pair.value != record.value:
+                raise
+            record.index = pair.last_index
+        except StoreError as error:
+            record.in_doubt = record.in_doubt or error.maybe_applied
+            if record.in_doubt and not self._is_current(path, record):
+                self._abandon(shared)
+            raise
+        record.in_doubt = False
+        if not self._is_current(path, record):
+            self._tasks.start(self._take_back(path, record))
+
+    async def _take_back(self, path: str, record: _Record) -> None:
+        """Delete what was created again while it was deleted or overwritten."""
+        calls = self._calls
+
+        async def delete() -> None:
+            try:
+                await calls.run(lambda call: calls.driver.delete(call, path, expected=record.index, guard=None), path)
+            except (KeyNotFoundError, KeyModifiedError) as error:
+                _log.debug("nothing to take back: %s", error)
+
+        await retry(calls, delete)
+
+    # -- records -------------------------------------------------------------------------------------------------
+
+    def _note(self, path: str, record: _Record) -> None:
+        other = self._records.get(path)
+        if other is not None and other.index > record.index:
+            self._retire(record, revoke=True)
+            return
+        self._drop(path, other, revoke=True)
+        self._records[path] = record
+        if not record.lifetime.keep_alive:
+            record.timer = self._calls.call_later(record.lifetime.ttl, self._due, path, record)
+
+    def _drop(self, path: str, record: _Record | None, *, revoke: bool) -> None:
+        if record is None or not self._is_current(path, record):
+            return
+        del self._records[path]
+        self._calls.outages.ended(record)
+        if record.timer is not None:
+            record.timer.cancel()
+        self._retire(record, revoke=revoke)
+
+    def _is_current(self, path: str, record: _Record) -> bool:
+        return self._records.get(path) is record
+
+    def _retire(self, record: _Record, *, revoke: bool) -> None:
+        if record.shared is not None:
+            self._leave(record.shared)
+            if record.in_doubt:
+                self._abandon(record.shared)
+        elif revoke:
+            self._sessions.revoke(record.lease)

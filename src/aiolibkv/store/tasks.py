@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any, TypeVar
 
 from anyio import CancelScope
@@ -24,12 +25,18 @@ _log = logging.getLogger("aiolibkv")
 class Tasks:
     """Tasks that live until they end or their owner closes them."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: Callable[[], Context | None] = lambda: None) -> None:
+        """Begin without any.
+
+        Args:
+            context: gives the context variables that tasks have; those of who starts one when it gives None.
+        """
+        self._context = context
         self._running: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine as a task of this owner; what it raises is logged."""
-        return self.adopt(asyncio.get_running_loop().create_task(work))
+        return self.adopt(asyncio.get_running_loop().create_task(work, context=self._context()))
 
     def adopt(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
         """Own a task that runs already."""

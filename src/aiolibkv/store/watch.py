@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Generic, NamedTuple, Self, TypeVar
 
+from aiolibkv.errors import StoreError
 from aiolibkv.types import KVPair, Snapshot
 
 T = TypeVar("T")
@@ -49,6 +50,8 @@ class Feed:
         tree: True for everything strictly below path, False for the key itself.
         index: the server's index at the last reset or apply, from which a backend may resume; 0 before the first.
         is_stale: whether the backend is cut off from the server.
+        on_heard: called with each state that arrives, and when nothing was missed.
+        on_cut_off: called when the backend is cut off, with the error if there is one.
     """
 
     def __init__(self, path: str, *, tree: bool, name: Callable[[str], str | None]) -> None:
@@ -71,6 +74,8 @@ class Feed:
         self._last_index = -1
         self._error: BaseException | None = None
         self._wakeup: asyncio.Future[None] | None = None
+        self.on_heard: Callable[[], None] | None = None
+        self.on_cut_off: Callable[[StoreError | None], None] | None = None
 
     def reset(self, pairs: Iterable[KVPair], index: int) -> None:
         """Take the whole state at an index, with paths as keys."""
@@ -86,10 +91,14 @@ class Feed:
     def resumed(self) -> None:
         """Note that the server is heard again and nothing was missed."""
         self.is_stale = False
+        if self.on_heard is not None:
+            self.on_heard()
 
-    def cut_off(self) -> None:
-        """Note that the server is not heard any more."""
+    def cut_off(self, error: StoreError | None = None) -> None:
+        """Note that the server is not heard any more, and why if that is known."""
         self.is_stale = True
+        if self.on_cut_off is not None:
+            self.on_cut_off(error)
 
     def fail(self, error: BaseException) -> None:
         """End the watch with an error."""
@@ -99,7 +108,7 @@ class Feed:
     def take(self) -> Snapshot | None:
         """Give the next state that differs from the last one given, None when there is none yet."""
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)
         while self._pending:
             state = self._pending.popleft()
             self._pending_bytes -= state.size
@@ -131,7 +140,7 @@ class Feed:
         changed = {key: pair for key, pair in changed.items() if self._latest.get(key) != pair}
         self.index = index
         self._last_index = max(self._last_index, index)
-        self.is_stale = False
+        self.resumed()
         if not changed and not first:
             return
         for key, pair in changed.items():

@@ -16,9 +16,9 @@ from aiolibkv import (
     KeyNotFoundError,
     KVPair,
 )
-from aiolibkv.backends.memory import MemoryStore
+from aiolibkv.backends.memory import MemoryDriver
 from aiolibkv.backends.memory.space import Space
-from aiolibkv.store import BaseStore
+from aiolibkv.store import Store
 from aiolibkv.testing.conformance.calls import Calls, CompareAndSwap
 from mutants.broken.registry import mutant, space_of
 
@@ -40,14 +40,14 @@ def index_stays_when_the_value_does(patch: pytest.MonkeyPatch) -> None:
 @mutant(Calls)
 def index_counts_per_store(patch: pytest.MonkeyPatch) -> None:
     """Every store counts its own writes."""
-    put, counts = MemoryStore._put, Counter[MemoryStore]()
+    put, counts = MemoryDriver.put, Counter[MemoryDriver]()
 
-    async def counted(self: MemoryStore, *args: Any, **conditions: Any) -> int:
+    async def counted(self: MemoryDriver, *args: Any, **conditions: Any) -> int:
         await put(self, *args, **conditions)
         counts[self] += 1
         return counts[self]
 
-    patch.setattr(MemoryStore, "_put", counted)
+    patch.setattr(MemoryDriver, "put", counted)
 
 
 @mutant(Calls)
@@ -93,9 +93,9 @@ def swap_is_sent_twice(patch: pytest.MonkeyPatch) -> None:
 @mutant(CompareAndSwap)
 def swap_compares_values(patch: pytest.MonkeyPatch) -> None:
     """atomic_put compares the value, not the index."""
-    atomic_put = BaseStore.atomic_put
+    atomic_put = Store.atomic_put
 
-    async def by_value(self: BaseStore, key: str, value: bytes, previous: KVPair | None, **settings: Any) -> KVPair:
+    async def by_value(self: Store[Any], key: str, value: bytes, previous: KVPair | None, **settings: Any) -> KVPair:
         if previous is not None:
             with suppress(KeyNotFoundError):
                 current = await self.get(key)
@@ -103,15 +103,15 @@ def swap_compares_values(patch: pytest.MonkeyPatch) -> None:
                     previous = KVPair(previous.key, b"", current.last_index)
         return await atomic_put(self, key, value, previous, **settings)
 
-    patch.setattr(BaseStore, "atomic_put", by_value)
+    patch.setattr(Store, "atomic_put", by_value)
 
 
 @mutant(CompareAndSwap)
 def swap_reads_then_writes(patch: pytest.MonkeyPatch) -> None:
     """Comparing and writing are two steps."""
-    put = MemoryStore._put
+    put = MemoryDriver.put
 
-    async def two_steps(self: MemoryStore, call: Any, path: str, value: bytes, *, expected: Any, **rest: Any) -> int:
+    async def two_steps(self: MemoryDriver, call: Any, path: str, value: bytes, *, expected: Any, **rest: Any) -> int:
         if expected is not None:
             current = space_of(self).get(path)
             if expected == 0 and current is not None:
@@ -120,7 +120,7 @@ def swap_reads_then_writes(patch: pytest.MonkeyPatch) -> None:
                 raise KeyModifiedError
         return await put(self, call, path, value, expected=None, **rest)
 
-    patch.setattr(MemoryStore, "_put", two_steps)
+    patch.setattr(MemoryDriver, "put", two_steps)
 
 
 @mutant(CompareAndSwap)
@@ -162,15 +162,15 @@ def create_overwrites(patch: pytest.MonkeyPatch) -> None:
 @mutant(CompareAndSwap)
 def create_raises_modified(patch: pytest.MonkeyPatch) -> None:
     """A refused create says that the key was modified."""
-    put = MemoryStore._put
+    put = MemoryDriver.put
 
-    async def mixed(self: MemoryStore, *args: Any, **conditions: Any) -> int:
+    async def mixed(self: MemoryDriver, *args: Any, **conditions: Any) -> int:
         try:
             return await put(self, *args, **conditions)
         except KeyExistsError:
             raise KeyModifiedError from None
 
-    patch.setattr(MemoryStore, "_put", mixed)
+    patch.setattr(MemoryDriver, "put", mixed)
 
 
 @mutant(CompareAndSwap)
@@ -196,25 +196,25 @@ def atomic_delete_ignores_the_index(patch: pytest.MonkeyPatch) -> None:
 @mutant(CompareAndSwap)
 def atomic_delete_without_previous_deletes(patch: pytest.MonkeyPatch) -> None:
     """atomic_delete of None is a delete."""
-    atomic_delete = BaseStore.atomic_delete
+    atomic_delete = Store.atomic_delete
 
-    async def plain(self: BaseStore, key: str, previous: KVPair, **settings: Any) -> None:
+    async def plain(self: Store[Any], key: str, previous: KVPair, **settings: Any) -> None:
         await (self.delete(key) if previous is None else atomic_delete(self, key, previous, **settings))
 
-    patch.setattr(BaseStore, "atomic_delete", plain)
+    patch.setattr(Store, "atomic_delete", plain)
 
 
 @mutant(CompareAndSwap)
 def previous_of_any_key_will_do(patch: pytest.MonkeyPatch) -> None:
     """The key of the previous pair is not looked at."""
-    atomic_put = BaseStore.atomic_put
+    atomic_put = Store.atomic_put
 
-    async def unchecked(self: BaseStore, key: str, value: bytes, previous: KVPair | None, **settings: Any) -> KVPair:
+    async def unchecked(self: Store[Any], key: str, value: bytes, previous: KVPair | None, **settings: Any) -> KVPair:
         if previous is not None:
             previous = KVPair(key, previous.value, previous.last_index)
         return await atomic_put(self, key, value, previous, **settings)
 
-    patch.setattr(BaseStore, "atomic_put", unchecked)
+    patch.setattr(Store, "atomic_put", unchecked)
 
 
 @mutant(Calls)
@@ -233,22 +233,22 @@ def delete_of_a_missing_key_is_silent(patch: pytest.MonkeyPatch) -> None:
 def directory_exists(patch: pytest.MonkeyPatch) -> None:
     """A directory is taken for a key by exists."""
 
-    async def exists(self: MemoryStore, call: Any, path: str, *, consistent: bool) -> bool:
+    async def exists(self: MemoryDriver, call: Any, path: str, *, consistent: bool) -> bool:
         space = await self._reach()
         return space.get(path) is not None or bool(space.below(path))
 
-    patch.setattr(MemoryStore, "_exists", exists)
+    patch.setattr(MemoryDriver, "exists", exists)
 
 
 @mutant(Calls)
 def inconsistent_reads_never_catch_up(patch: pytest.MonkeyPatch) -> None:
     """A read that need not be consistent gives for ever what it gave first."""
-    get, seen = MemoryStore._get, defaultdict[MemoryStore, dict[str, KVPair | None]](dict)
+    get, seen = MemoryDriver.get, defaultdict[MemoryDriver, dict[str, KVPair | None]](dict)
 
-    async def stale(self: MemoryStore, call: Any, path: str, *, consistent: bool) -> KVPair | None:
+    async def stale(self: MemoryDriver, call: Any, path: str, *, consistent: bool) -> KVPair | None:
         if not consistent and path in seen[self]:
             return seen[self][path]
         seen[self][path] = await get(self, call, path, consistent=consistent)
         return seen[self][path]
 
-    patch.setattr(MemoryStore, "_get", stale)
+    patch.setattr(MemoryDriver, "get", stale)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import aiolibkv.keys
-import aiolibkv.store.base
+import aiolibkv.store.calls
 import aiolibkv.store.watch
 from aiolibkv import (
     KeyNotFoundError,
@@ -18,9 +18,10 @@ from aiolibkv import (
     RequestTimeoutError,
     StoreClosedError,
 )
-from aiolibkv.backends.memory import MemoryStore
+from aiolibkv.backends.memory import MemoryDriver
 from aiolibkv.backends.memory.space import Space
-from aiolibkv.store import BaseStore, Feed
+from aiolibkv.store import Feed, Store
+from aiolibkv.store.calls import Calls, _Forks
 from aiolibkv.testing.conformance.cancelling import Cancelling
 from aiolibkv.testing.conformance.closing import Closing, Errors
 from aiolibkv.testing.conformance.watching import Watching
@@ -36,57 +37,57 @@ def key_error_reads_like_a_repr(patch: pytest.MonkeyPatch) -> None:
 @mutant(Errors)
 def errors_do_not_say_where(patch: pytest.MonkeyPatch) -> None:
     """An error names neither backend nor key."""
-    patch.setattr(BaseStore, "_located", lambda self, error, path=None: error)
+    patch.setattr(Calls, "located", lambda self, error, path=None: error)
 
 
 @mutant(Errors)
 def foreign_error_leaks(patch: pytest.MonkeyPatch) -> None:
     """The driver's own error comes out of a get."""
-    get = MemoryStore._get
+    get = MemoryDriver.get
 
-    async def leak(self: MemoryStore, call: Any, path: str, *, consistent: bool) -> KVPair:
+    async def leak(self: MemoryDriver, call: Any, path: str, *, consistent: bool) -> KVPair:
         pair = await get(self, call, path, consistent=consistent)
         if pair is None:
             raise LookupError(path)
         return pair
 
-    patch.setattr(MemoryStore, "_get", leak)
+    patch.setattr(MemoryDriver, "get", leak)
 
 
 @mutant(Cancelling)
 def cancellation_is_swallowed(patch: pytest.MonkeyPatch) -> None:
     """A put goes on though it was cancelled."""
-    put = MemoryStore._put
+    put = MemoryDriver.put
 
-    async def insist(self: MemoryStore, *args: Any, **conditions: Any) -> int:
+    async def insist(self: MemoryDriver, *args: Any, **conditions: Any) -> int:
         try:
             return await put(self, *args, **conditions)
         except asyncio.CancelledError:
             return await put(self, *args, **conditions)
 
-    patch.setattr(MemoryStore, "_put", insist)
+    patch.setattr(MemoryDriver, "put", insist)
 
 
 @mutant(Errors)
 def cancellation_looks_like_a_timeout(patch: pytest.MonkeyPatch) -> None:
     """Whatever cancels a call, it says that the server was too slow."""
-    run = BaseStore._run
+    run = Calls.run
 
-    async def convert(self: BaseStore, *args: Any) -> Any:
+    async def convert(self: Calls, *args: Any) -> Any:
         try:
             return await run(self, *args)
         except asyncio.CancelledError:
             raise RequestTimeoutError from None
 
-    patch.setattr(BaseStore, "_run", convert)
+    patch.setattr(Calls, "run", convert)
 
 
 @mutant(Cancelling)
 def cancelled_call_leaves_a_task(patch: pytest.MonkeyPatch) -> None:
     """The request of a cancelled call goes on by itself."""
-    reach = MemoryStore._reach
+    reach = MemoryDriver._reach
 
-    async def shielded(self: MemoryStore) -> Space:
+    async def shielded(self: MemoryDriver) -> Space:
         waiting = asyncio.ensure_future(asyncio.sleep(20))
         try:
             return await reach(self)
@@ -97,7 +98,7 @@ def cancelled_call_leaves_a_task(patch: pytest.MonkeyPatch) -> None:
             if not isinstance(waiting, asyncio.Task) or not asyncio.current_task().cancelling():  # type: ignore[union-attr]
                 waiting.cancel()
 
-    patch.setattr(MemoryStore, "_reach", shielded)
+    patch.setattr(MemoryDriver, "_reach", shielded)
 
 
 @mutant(Cancelling)
@@ -115,21 +116,21 @@ def close_leaves_watches_waiting(patch: pytest.MonkeyPatch) -> None:
 @mutant(Closing)
 def close_leaves_a_task(patch: pytest.MonkeyPatch) -> None:
     """A task of the store outlives it."""
-    connect = MemoryStore._connect
+    connect = MemoryDriver.connect
 
-    async def start(self: MemoryStore) -> None:
+    async def start(self: MemoryDriver) -> None:
         await connect(self)
         self._kept = asyncio.ensure_future(asyncio.sleep(3600))  # type: ignore[attr-defined]
 
-    patch.setattr(MemoryStore, "_connect", start)
+    patch.setattr(MemoryDriver, "connect", start)
 
 
 @mutant(Closing)
 def close_does_not_await_what_it_cancels(patch: pytest.MonkeyPatch) -> None:
     """A task is still running when close returns."""
-    connect, disconnect = MemoryStore._connect, MemoryStore._disconnect
+    connect, disconnect = MemoryDriver.connect, MemoryDriver.disconnect
 
-    async def start(self: MemoryStore) -> None:
+    async def start(self: MemoryDriver) -> None:
         await connect(self)
         self._kept = asyncio.ensure_future(linger())  # type: ignore[attr-defined]
 
@@ -140,65 +141,65 @@ def close_does_not_await_what_it_cancels(patch: pytest.MonkeyPatch) -> None:
             for _ in range(50):
                 await asyncio.sleep(0)
 
-    async def end(self: MemoryStore) -> None:
+    async def end(self: MemoryDriver) -> None:
         self._kept.cancel()  # type: ignore[attr-defined]
         await disconnect(self)
 
-    patch.setattr(MemoryStore, "_connect", start)
-    patch.setattr(MemoryStore, "_disconnect", end)
+    patch.setattr(MemoryDriver, "connect", start)
+    patch.setattr(MemoryDriver, "disconnect", end)
 
 
 @mutant(Closing)
 def close_leaves_an_exception(patch: pytest.MonkeyPatch) -> None:
     """A task of the store fails and nobody asks for its exception."""
-    disconnect = MemoryStore._disconnect
+    disconnect = MemoryDriver.disconnect
 
     async def fail() -> None:
         raise OSError
 
-    async def end(self: MemoryStore) -> None:
+    async def end(self: MemoryDriver) -> None:
         await asyncio.wait([asyncio.ensure_future(fail())])
         await disconnect(self)
 
-    patch.setattr(MemoryStore, "_disconnect", end)
+    patch.setattr(MemoryDriver, "disconnect", end)
 
 
 @mutant(Closing)
 def close_forgets_to_await(patch: pytest.MonkeyPatch) -> None:
     """A coroutine is made and not awaited."""
-    disconnect = MemoryStore._disconnect
+    disconnect = MemoryDriver.disconnect
 
-    async def end(self: MemoryStore) -> None:
+    async def end(self: MemoryDriver) -> None:
         _ = asyncio.sleep(0)
         await disconnect(self)
 
-    patch.setattr(MemoryStore, "_disconnect", end)
+    patch.setattr(MemoryDriver, "disconnect", end)
 
 
 @mutant(Closing)
 def close_twice_is_an_error(patch: pytest.MonkeyPatch) -> None:
     """A closed store cannot be closed."""
-    close = BaseStore.close
+    close = Store.close
 
-    async def once(self: BaseStore) -> None:
-        if self._closed:
+    async def once(self: Store[Any]) -> None:
+        if self._calls.is_closed:
             raise StoreClosedError
         await close(self)
 
-    patch.setattr(BaseStore, "close", once)
+    patch.setattr(Store, "close", once)
 
 
 @mutant(Closing)
 def close_is_not_final(patch: pytest.MonkeyPatch) -> None:
     """A closed store can be entered again."""
-    close = BaseStore.close
+    close = Store.close
 
-    async def reopen(self: BaseStore) -> None:
+    async def reopen(self: Store[Any]) -> None:
         await close(self)
-        self._entered = self._closed = False
-        self._closing = None
+        self._calls._is_entered = self._calls._is_open = self._calls.is_closed = False
+        self._calls._closing = None
 
-    patch.setattr(BaseStore, "close", reopen)
+    patch.setattr(Store, "close", reopen)
 
 
 @mutant(Cancelling)
@@ -208,40 +209,40 @@ def close_can_be_cancelled(patch: pytest.MonkeyPatch) -> None:
     async def wait(work: asyncio.Task[None], limit: float = 0) -> None:
         await work
 
-    patch.setattr(aiolibkv.store.base, "finish", wait)
+    patch.setattr(aiolibkv.store.calls, "finish", wait)
 
 
 @mutant(Closing)
 def close_drops_the_data(patch: pytest.MonkeyPatch) -> None:
     """A store takes the data with it."""
-    disconnect = MemoryStore._disconnect
+    disconnect = MemoryDriver.disconnect
 
-    async def wipe(self: MemoryStore) -> None:
-        if self._space is not None:
-            self._space.delete_tree(self.config.prefix, "\0", None)
+    async def wipe(self: MemoryDriver) -> None:
+        if self.space is not None:
+            self.space.delete_tree(self.config.prefix, "\0", None)
         await disconnect(self)
 
-    patch.setattr(MemoryStore, "_disconnect", wipe)
+    patch.setattr(MemoryDriver, "disconnect", wipe)
 
 
 @mutant(Closing)
 def any_loop_and_process_will_do(patch: pytest.MonkeyPatch) -> None:
     """Use from another event loop or after a fork is not noticed."""
-    patch.setattr(BaseStore, "_check_home", lambda self: None)
+    patch.setattr(Calls, "_check_home", lambda self: None)
 
 
 @mutant(Closing)
 def forks_are_not_noticed(patch: pytest.MonkeyPatch) -> None:
     """Use after a fork is not noticed."""
-    patch.setattr("aiolibkv.store.base.os.getpid", lambda: 1)
+    patch.setattr(Calls, "_forks", property(lambda self: _Forks.number, lambda self, number: None), raising=False)
 
 
 @mutant(Closing)
 def entering_twice_is_silent(patch: pytest.MonkeyPatch) -> None:
     """An entered store is entered again."""
-    enter = BaseStore.__aenter__
+    enter = Store.__aenter__
 
-    async def again(self: BaseStore) -> BaseStore:
-        return self if self._entered and not self._closed else await enter(self)
+    async def again(self: Store[Any]) -> Store[Any]:
+        return self if self._calls._is_open and not self._calls.is_closed else await enter(self)
 
-    patch.setattr(BaseStore, "__aenter__", again)
+    patch.setattr(Store, "__aenter__", again)

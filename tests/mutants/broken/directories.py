@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -15,9 +15,10 @@ from aiolibkv import (
     KeyNotFoundError,
     KVPair,
 )
-from aiolibkv.backends.memory import MemoryStore
+from aiolibkv.backends.memory import MemoryDriver
 from aiolibkv.backends.memory.space import Space
-from aiolibkv.store import BaseStore, Listing
+from aiolibkv.store import Listing, Removed, Store
+from aiolibkv.store.paths import Paths
 from aiolibkv.testing.conformance.directories import DeletingTrees, Directories
 from aiolibkv.testing.conformance.keys import Keys
 from mutants.broken.registry import mutant
@@ -25,7 +26,9 @@ from mutants.broken.registry import mutant
 
 def _patch_below(patch: pytest.MonkeyPatch, change: Callable[[list[KVPair], str], Iterable[KVPair]]) -> None:
     below = Space.below
-    patch.setattr(Space, "below", lambda self, directory: list(change(below(self, directory), directory)))
+    patch.setattr(
+        Space, "below", lambda self, directory, after="": iter(change(list(below(self, directory, after)), directory))
+    )
 
 
 @mutant(Directories)
@@ -57,9 +60,9 @@ def list_includes_the_directory(patch: pytest.MonkeyPatch) -> None:
     """A directory that is a key is listed too."""
     below = Space.below
 
-    def inclusive(self: Space, directory: str) -> list[KVPair]:
+    def inclusive(self: Space, directory: str, after: str = "") -> Iterator[KVPair]:
         own = self.get(directory)
-        return ([] if own is None else [own]) + below(self, directory)
+        return chain([] if own is None else [own], below(self, directory, after))
 
     patch.setattr(Space, "below", inclusive)
 
@@ -68,9 +71,9 @@ def list_includes_the_directory(patch: pytest.MonkeyPatch) -> None:
 def list_takes_longer_names(patch: pytest.MonkeyPatch) -> None:
     """A directory's name is a mere prefix: foo is foobar too."""
 
-    def below(self: Space, directory: str) -> list[KVPair]:
+    def below(self: Space, directory: str, after: str = "") -> Iterator[KVPair]:
         self._expire()
-        return [pair for path, pair in self._pairs.items() if path.startswith(directory) and path != directory]
+        return (pair for path, pair in self._pairs.items() if path.startswith(directory) and path != directory)
 
     patch.setattr(Space, "below", below)
 
@@ -78,44 +81,44 @@ def list_takes_longer_names(patch: pytest.MonkeyPatch) -> None:
 @mutant(Directories)
 def list_of_a_missing_directory_is_empty(patch: pytest.MonkeyPatch) -> None:
     """A list of nothing is no error."""
-    list_ = MemoryStore._list
+    list_ = MemoryDriver.list
 
-    async def lenient(self: MemoryStore, *args: Any, **settings: Any) -> Listing:
+    async def lenient(self: MemoryDriver, *args: Any, **settings: Any) -> Listing:
         return (await list_(self, *args, **settings))._replace(exists=True)
 
-    patch.setattr(MemoryStore, "_list", lenient)
+    patch.setattr(MemoryDriver, "list", lenient)
 
 
 @mutant(Directories)
 def list_below_a_key_is_an_error(patch: pytest.MonkeyPatch) -> None:
     """A key with nothing below is taken for missing."""
-    list_ = MemoryStore._list
+    list_ = MemoryDriver.list
 
-    async def strict(self: MemoryStore, *args: Any, **settings: Any) -> Listing:
+    async def strict(self: MemoryDriver, *args: Any, **settings: Any) -> Listing:
         return (await list_(self, *args, **settings))._replace(exists=False)
 
-    patch.setattr(MemoryStore, "_list", strict)
+    patch.setattr(MemoryDriver, "list", strict)
 
 
 @mutant(Directories)
 def list_of_the_empty_root_is_an_error(patch: pytest.MonkeyPatch) -> None:
     """An empty store has no root."""
-    list_ = BaseStore.list
+    list_ = Store.list
 
-    async def strict(self: BaseStore, directory: str, **settings: Any) -> Any:
+    async def strict(self: Store[Any], directory: str, **settings: Any) -> Any:
         pairs = await list_(self, directory, **settings)
         if not pairs and not directory.strip("/"):
             raise KeyNotFoundError
         return pairs
 
-    patch.setattr(BaseStore, "list", strict)
+    patch.setattr(Store, "list", strict)
 
 
 @mutant(Directories)
 def list_reads_key_by_key(patch: pytest.MonkeyPatch) -> None:
     """A list is not of one instant."""
 
-    async def list_(self: MemoryStore, call: Any, directory: str, *, consistent: bool) -> Listing:
+    async def list_(self: MemoryDriver, call: Any, directory: str, *, consistent: bool) -> Listing:
         space = await self._reach()
         pairs = []
         for pair in space.below(directory):
@@ -125,7 +128,7 @@ def list_reads_key_by_key(patch: pytest.MonkeyPatch) -> None:
                 pairs.append(current)
         return Listing(pairs, space.get(directory) is not None)
 
-    patch.setattr(MemoryStore, "_list", list_)
+    patch.setattr(MemoryDriver, "list", list_)
 
 
 def _patch_deletion(patch: pytest.MonkeyPatch, also: Callable[[Space, str], Iterator[str]]) -> None:
@@ -182,39 +185,29 @@ def delete_tree_miscounts(patch: pytest.MonkeyPatch) -> None:
 def delete_tree_goes_key_by_key(patch: pytest.MonkeyPatch) -> None:
     """A tree does not go at one instant."""
 
-    async def one_by_one(self: MemoryStore, call: Any, directory: str, *, guard: Any) -> int:
+    async def one_by_one(self: MemoryDriver, call: Any, directory: str, *, guard: Any) -> Removed:
         space = await self._reach()
-        pairs = [pair for pair in space.below(directory) if not pair.key.startswith(self._hidden)]
-        if not pairs and directory != self.config.prefix and space.get(directory) is None:
-            raise KeyNotFoundError
+        pairs = [pair for pair in space.below(directory) if not pair.key.startswith(self.hidden)]
         for pair in pairs:
             await asyncio.sleep(0)
             space.delete(pair.key, None, None)
-        return len(pairs)
+        return Removed(len(pairs), space.get(directory) is not None)
 
-    patch.setattr(MemoryStore, "_delete_tree", one_by_one)
+    patch.setattr(MemoryDriver, "delete_tree", one_by_one)
 
 
 @mutant(DeletingTrees)
 def delete_tree_of_nothing_is_silent(patch: pytest.MonkeyPatch) -> None:
     """delete_tree of a missing directory is no error."""
-    delete_tree = MemoryStore._delete_tree
+    delete_tree = MemoryDriver.delete_tree
 
-    async def silent(self: MemoryStore, *args: Any, **settings: Any) -> int:
-        with suppress(KeyNotFoundError):
-            return await delete_tree(self, *args, **settings)
-        return 0
+    async def silent(self: MemoryDriver, *args: Any, **settings: Any) -> Removed:
+        return (await delete_tree(self, *args, **settings))._replace(exists=True)
 
-    patch.setattr(MemoryStore, "_delete_tree", silent)
+    patch.setattr(MemoryDriver, "delete_tree", silent)
 
 
 @mutant(Keys)
 def reserved_keys_are_seen(patch: pytest.MonkeyPatch) -> None:
     """What the library keeps for itself is listed and watched."""
-    init = BaseStore.__init__
-
-    def seeing(self: BaseStore, *args: Any) -> None:
-        init(self, *args)
-        self._hidden = "\0"
-
-    patch.setattr(BaseStore, "__init__", seeing)
+    patch.setattr(Paths, "visible", lambda self, path: self.name(path))

@@ -8,6 +8,7 @@ import asyncio
 from collections import defaultdict
 from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
@@ -18,9 +19,10 @@ from aiolibkv import (
     KVPair,
     StoreClosedError,
 )
-from aiolibkv.backends.memory import MemoryStore
+from aiolibkv.backends.memory import MemoryDriver
 from aiolibkv.backends.memory.space import Space
-from aiolibkv.store import BaseStore, Lease
+from aiolibkv.store import Lease, Store
+from aiolibkv.store.leases import Sessions
 from aiolibkv.testing.conformance.lifetimes import KeepingAlive, Lifetimes
 from mutants.broken.registry import mutant, space_of
 
@@ -34,8 +36,10 @@ def ttl_never_ends(patch: pytest.MonkeyPatch) -> None:
 @mutant(Lifetimes)
 def ttl_ends_early(patch: pytest.MonkeyPatch) -> None:
     """A key goes before its time."""
-    lease = MemoryStore._lease
-    patch.setattr(MemoryStore, "_lease", lambda self, lifetime: lease(self, lifetime._replace(ttl=lifetime.ttl * 0.8)))
+    lease = MemoryDriver.new_lease
+    patch.setattr(
+        MemoryDriver, "new_lease", lambda self, lifetime: lease(self, lifetime._replace(ttl=lifetime.ttl * 0.8))
+    )
 
 
 @mutant(Lifetimes)
@@ -48,11 +52,11 @@ def ttl_outlives_the_next_put(patch: pytest.MonkeyPatch) -> None:
         return put(self, path, value, expected, old if lease is None and old in self._ends else lease, guard)
 
     patch.setattr(Space, "put", keep)
-    patch.setattr(MemoryStore, "_revoke", _revoke_nothing)
+    patch.setattr(MemoryDriver, "revoke", _revoke_nothing)
 
 
-async def _revoke_nothing(self: MemoryStore, call: Any, lease: Lease) -> None:
-    if self._closed:
+async def _revoke_nothing(self: MemoryDriver, call: Any, lease: Lease) -> None:
+    if asyncio.current_task() is None:
         space_of(self).revoke(lease)
 
 
@@ -66,26 +70,26 @@ def ttl_is_not_refreshed(patch: pytest.MonkeyPatch) -> None:
         return put(self, path, value, expected, old if lease is not None and old in self._ends else lease, guard)
 
     patch.setattr(Space, "put", first)
-    patch.setattr(MemoryStore, "_revoke", _revoke_nothing)
+    patch.setattr(MemoryDriver, "revoke", _revoke_nothing)
 
 
 @mutant(Lifetimes)
 def ttl_ends_what_others_wrote(patch: pytest.MonkeyPatch) -> None:
     """At the end of the ttl the client deletes the key, whoever wrote it last."""
-    put = BaseStore.put
+    put = Store.put
 
-    async def deleting(self: MemoryStore, key: str, value: bytes, *, ttl: Any = None, **settings: Any) -> KVPair:
+    async def deleting(self: Store[Any], key: str, value: bytes, *, ttl: Any = None, **settings: Any) -> KVPair:
         pair = await put(self, key, value, ttl=ttl, **settings)
         if ttl is not None and not settings.get("keep_alive"):
-            asyncio.get_running_loop().call_later(ttl, delete, self, self._path(key))
+            asyncio.get_running_loop().call_later(ttl, delete, self.driver, self._path(key))
         return pair
 
-    def delete(self: MemoryStore, path: str) -> None:
+    def delete(self: MemoryDriver, path: str) -> None:
         with suppress(KeyNotFoundError):
-            if self._space is not None:
-                self._space.delete(path, None, None)
+            if self.space is not None:
+                self.space.delete(path, None, None)
 
-    patch.setattr(BaseStore, "put", deleting)
+    patch.setattr(Store, "put", deleting)
 
 
 @mutant(Lifetimes)
@@ -120,53 +124,58 @@ def ttl_of_an_atomic_put_is_ignored(patch: pytest.MonkeyPatch) -> None:
 @mutant(Lifetimes)
 def ttl_may_be_anything(patch: pytest.MonkeyPatch) -> None:
     """A ttl that cannot be means none."""
-    put = BaseStore.put
+    put = Store.put
 
-    async def lenient(self: BaseStore, key: str, value: bytes, *, ttl: Any = None, **settings: Any) -> KVPair:
+    async def lenient(self: Store[Any], key: str, value: bytes, *, ttl: Any = None, **settings: Any) -> KVPair:
         return await put(self, key, value, ttl=None if ttl == 0 else ttl, **settings)
 
-    patch.setattr(BaseStore, "put", lenient)
+    patch.setattr(Store, "put", lenient)
 
 
 @mutant(KeepingAlive)
 def keep_alive_stays_after_close(patch: pytest.MonkeyPatch) -> None:
     """close leaves what was kept alive to its ttl."""
-    revoke = MemoryStore._revoke
+    revoke, close, closed = MemoryDriver.revoke, Sessions.close, WeakSet[Any]()
 
-    async def lazy(self: MemoryStore, call: Any, lease: Lease) -> None:
-        if not self._closed:
+    async def lazy(self: MemoryDriver, call: Any, lease: Lease) -> None:
+        if self not in closed:
             await revoke(self, call, lease)
 
-    patch.setattr(MemoryStore, "_revoke", lazy)
+    async def leave(self: Sessions) -> None:
+        closed.add(self._calls.driver)
+        await close(self)
+
+    patch.setattr(MemoryDriver, "revoke", lazy)
+    patch.setattr(Sessions, "close", leave)
 
 
 @mutant(KeepingAlive)
 def keep_alive_takes_others_with_it(patch: pytest.MonkeyPatch) -> None:
     """close deletes every key that was once kept alive."""
-    put, close = BaseStore.put, BaseStore.close
-    alive: defaultdict[BaseStore, set[str]] = defaultdict(set)
+    put, close = Store.put, Store.close
+    alive: defaultdict[Any, set[str]] = defaultdict(set)
 
-    async def remember(self: BaseStore, key: str, value: bytes, **settings: Any) -> KVPair:
+    async def remember(self: Store[Any], key: str, value: bytes, **settings: Any) -> KVPair:
         pair = await put(self, key, value, **settings)
         if settings.get("keep_alive"):
             alive[self].add(key)
         return pair
 
-    async def delete(self: BaseStore) -> None:
+    async def delete(self: Store[Any]) -> None:
         for key in alive.pop(self, set()):
             with suppress(KeyNotFoundError, StoreClosedError):
                 await self.delete(key)
         await close(self)
 
-    patch.setattr(BaseStore, "put", remember)
-    patch.setattr(BaseStore, "close", delete)
+    patch.setattr(Store, "put", remember)
+    patch.setattr(Store, "close", delete)
 
 
 @mutant(KeepingAlive)
 def keep_alive_is_not_renewed(patch: pytest.MonkeyPatch) -> None:
     """A renewal does nothing."""
 
-    async def renew(self: MemoryStore, call: Any, lease: Lease) -> bool:
+    async def renew(self: MemoryDriver, call: Any, lease: Lease) -> bool:
         return True
 
-    patch.setattr(MemoryStore, "_renew", renew)
+    patch.setattr(MemoryDriver, "renew", renew)

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from aiolibkv import Candidate, CannotLockError, LockLostError, Registration
+from aiolibkv.backends.memory import MemoryDriver
 from aiolibkv.backends.memory.space import Space
-from aiolibkv.store import BaseStore, Lease
-from aiolibkv.store.lifetimes import Lifetimes
-from aiolibkv.store.lock import Locks, StoreHeldLock, StoreLock, Turn
-from aiolibkv.store.session import Session
+from aiolibkv.store import Acquired, Driver, Lease, Store
+from aiolibkv.store.leases import Session, Sessions
+from aiolibkv.store.locks import Locks, Mutex, StoreHeldLock, StoreLock
 from aiolibkv.testing.conformance.coordinating import Coordinating
 from aiolibkv.testing.conformance.locking import Guarding, Locking, Losing
 from mutants.broken.registry import mutant
@@ -24,7 +24,7 @@ from mutants.broken.registry import mutant
 @mutant(Guarding)
 def guards_are_ignored(patch: pytest.MonkeyPatch) -> None:
     """A guarded write is made whether or not the lock is held."""
-    patch.setattr(BaseStore, "_guard", lambda self, held: None)
+    patch.setattr(Store, "_guard", lambda self, held: None)
 
 
 @mutant(Guarding)
@@ -65,11 +65,11 @@ def _patch_guard(patch: pytest.MonkeyPatch, name: str, is_ignored: Callable[[tup
 def guards_of_any_store_are_taken(patch: pytest.MonkeyPatch) -> None:
     """A guard may come from another store."""
 
-    def guard(self: BaseStore, held: Any) -> None:
+    def guard(self: Store[Any], held: Any) -> None:
         if held is not None and not held.is_held:
             raise LockLostError
 
-    patch.setattr(BaseStore, "_guard", guard)
+    patch.setattr(Store, "_guard", guard)
 
 
 @mutant(Locking)
@@ -82,36 +82,31 @@ def tokens_are_used_again(patch: pytest.MonkeyPatch) -> None:
 def keys_that_exist_are_taken(patch: pytest.MonkeyPatch) -> None:
     """Acquiring overwrites whatever is there."""
 
-    async def take(self: BaseStore, call: Any, path: str, value: bytes, lease: Lease) -> tuple[int, int]:
-        index = await self._put(call, path, value, expected=None, lease=lease, guard=None)
-        return index, index
+    async def take(self: Any, call: Any, path: str, value: bytes, lease: Lease, *, line: Any) -> Acquired:
+        index = await self.put(call, path, value, expected=None, lease=lease, guard=None)
+        return Acquired(index, index)
 
-    patch.setattr(BaseStore, "_acquire", take)
+    patch.setattr(MemoryDriver, "acquire", take)
 
 
 @mutant(Locking)
 def release_leaves_the_key(patch: pytest.MonkeyPatch) -> None:
     """The lock's key stays after a release until its lease ends."""
 
-    async def end(self: Lifetimes, session: Session) -> None:
-        session.is_over = True
-        session._tasks.cancel()
+    async def leave(self: Any, call: Any, path: str, index: int, place: Any, lease: Lease) -> None:
+        """Do nothing."""
 
-    patch.setattr(Lifetimes, "end_session", end)
+    patch.setattr(Driver, "release", leave)
 
 
 @mutant(Losing)
 def cancelled_waiters_stay_in_line(patch: pytest.MonkeyPatch) -> None:
     """Whoever gives up waiting leaves its place behind."""
-    end = Lifetimes.end_session
 
-    async def only_of_holders(self: Lifetimes, session: Session) -> None:
-        if getattr(session.on_lost, "__name__", "") == "lose":
-            await end(self, session)
-        else:
-            session._tasks.cancel()
+    async def leave(self: Sessions, session: Session) -> None:
+        session._tasks.cancel()
 
-    patch.setattr(Lifetimes, "end_session", only_of_holders)
+    patch.setattr(Sessions, "end_and_wait", leave)
 
 
 @mutant(Locking)
@@ -121,19 +116,19 @@ def locks_are_not_renewed(patch: pytest.MonkeyPatch) -> None:
     async def never(self: Session) -> None:
         await asyncio.get_running_loop().create_future()
 
-    patch.setattr(Session, "_renew", never)
+    patch.setattr(Session, "_keep_renewed", never)
 
 
 @mutant(Losing)
 def no_margin(patch: pytest.MonkeyPatch) -> None:
     """A holder that is cut off counts on the lock until the server may let go of it."""
-    patch.setattr(StoreHeldLock, "_deadline", property(lambda self: self._session.renewed + self.ttl))
+    patch.setattr(Session, "deadline", property(lambda self: self.renewed + self.lease.ttl))
 
 
 @mutant(Losing)
 def never_lost_by_the_clock(patch: pytest.MonkeyPatch) -> None:
     """A holder that is cut off counts on the lock as long as nobody tells it anything else."""
-    patch.setattr(StoreHeldLock, "_deadline", property(lambda self: self._session.renewed + 1000 * self.ttl))
+    patch.setattr(Session, "deadline", property(lambda self: self.renewed + 1000 * self.lease.ttl))
 
 
 @mutant(Losing)
@@ -145,13 +140,13 @@ def bodies_go_on(patch: pytest.MonkeyPatch) -> None:
 @mutant(Losing)
 def ending_bodies_do_not_count(patch: pytest.MonkeyPatch) -> None:
     """A lock whose body has not ended can be acquired once it was lost."""
-    contend = StoreLock._contend
+    using = StoreLock._using
 
-    async def at_once(self: StoreLock, *, wait: bool) -> StoreHeldLock | None:
+    async def at_once(self: StoreLock, acquire: Any) -> StoreHeldLock | None:
         self._body = None
-        return await contend(self, wait=wait)
+        return await using(self, acquire)
 
-    patch.setattr(StoreLock, "_contend", at_once)
+    patch.setattr(StoreLock, "_using", at_once)
 
 
 @mutant(Losing)
@@ -228,10 +223,14 @@ def losses_are_kept_quiet(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant(Locking)
-def turns_given_back_are_free(patch: pytest.MonkeyPatch) -> None:
-    """A task of the same store that was woken to go on is overlooked until it does."""
-    wanted = property(lambda self: self._lock.locked(), lambda self, number: None)
-    patch.setattr(Turn, "wanted", wanted, raising=False)
+def tries_see_no_holder_of_their_store(patch: pytest.MonkeyPatch) -> None:
+    """Who tries waits for another task of its store, though that one holds the lock."""
+    patch.setattr(Mutex, "is_held", property(lambda self: False, lambda self, is_held: None), raising=False)
+    patch.setattr(StoreLock, "_key_exists", _never)
+
+
+async def _never(self: StoreLock) -> bool:
+    return False
 
 
 @mutant(Locking)

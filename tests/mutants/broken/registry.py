@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from aiolibkv.backends.memory import MemoryStore
+from aiolibkv.backends.memory import MemoryDriver
 from aiolibkv.backends.memory.space import Space
 from aiolibkv.testing.conformance.suite import Suite
 
@@ -30,7 +30,7 @@ def mutant(first: type[Suite]) -> Callable[[Mutant], Mutant]:
     return register
 
 
-def space_of(store: MemoryStore) -> Space:
-    """Return what an open store works on."""
-    assert store._space is not None
-    return store._space
+def space_of(driver: MemoryDriver) -> Space:
+    """Return what a connected driver works on."""
+    assert driver.space is not None
+    return driver.space

@@ -8,23 +8,25 @@ import asyncio
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import pytest
 
 import aiolibkv.keys
-import aiolibkv.store.base
+import aiolibkv.store.calls
 import aiolibkv.store.watch
+import aiolibkv.types
 from aiolibkv import (
     Change,
     KVPair,
     Snapshot,
     StoreClosedError,
 )
-from aiolibkv.backends.memory import MemoryStore
+from aiolibkv.backends.memory import MemoryDriver
 from aiolibkv.backends.memory.space import Space
-from aiolibkv.store import BaseStore, Feed, Lease
+from aiolibkv.store import Feed, Lease, Store
 from aiolibkv.store.watch import StoreWatch, _State
 from aiolibkv.testing.conformance.watching import Watching
 from aiolibkv.testing.conformance.watching_trees import WatchingTrees
@@ -35,18 +37,20 @@ from mutants.broken.registry import mutant
 def watch_begins_from_now(patch: pytest.MonkeyPatch) -> None:
     """A watch reads, and then asks for the changes from now on."""
 
-    async def from_now(self: MemoryStore, feed: Feed) -> None:
+    async def from_now(self: MemoryDriver, feed: Feed) -> None:
         space = await self._reach()
         space.attach(feed)
         space.detach(feed)
         await asyncio.sleep(0)
-        space._feeds.add(feed)
+        space._of_tree.setdefault(feed.path, set()).add(feed) if feed.tree else space._of_key.setdefault(
+            feed.path, set()
+        ).add(feed)
         try:
             await asyncio.get_running_loop().create_future()
         finally:
             space.detach(feed)
 
-    patch.setattr(MemoryStore, "_follow", from_now)
+    patch.setattr(MemoryDriver, "follow", from_now)
 
 
 @mutant(Watching)
@@ -153,8 +157,8 @@ def watch_sees_keys_below(patch: pytest.MonkeyPatch) -> None:
 
     def more(self: Space, paths: list[str]) -> None:
         tell(self, paths)
-        for feed in self._feeds:
-            if not feed.tree and any(path.startswith(f"{feed.path}/") for path in paths):
+        for feed in chain.from_iterable(self._of_key.values()):
+            if any(path.startswith(f"{feed.path}/") for path in paths):
                 feed._pending.append(_State({}, self.index))
                 feed._taken = None
                 feed.interrupt()
@@ -169,9 +173,9 @@ def watch_of_a_tree_sees_longer_names(patch: pytest.MonkeyPatch) -> None:
 
     def more(self: Space, paths: list[str]) -> None:
         tell(self, paths)
-        for feed in self._feeds:
+        for feed in chain.from_iterable(self._of_tree.values()):
             longer = [path for path in paths if path.startswith(feed.path) and path[len(feed.path) :][:3] == "bar"]
-            if feed.tree and longer:
+            if longer:
                 feed.apply([(path, self._pairs.get(path)) for path in longer], self.index)
 
     patch.setattr(Space, "_tell", more)
@@ -274,22 +278,22 @@ def watch_outlives_its_references(patch: pytest.MonkeyPatch) -> None:
 @mutant(Watching)
 def watch_starts_when_it_is_made(patch: pytest.MonkeyPatch) -> None:
     """Making a watch asks the server already."""
-    watch = BaseStore.watch
+    watch = Store.watch
 
-    def eager(self: BaseStore, key: str) -> Any:
+    def eager(self: Store[Any], key: str) -> Any:
         made: Any = watch(self, key)
         made._ensure_started()
         return made
 
-    patch.setattr(BaseStore, "watch", eager)
+    patch.setattr(Store, "watch", eager)
 
 
 @mutant(Watching)
 def watch_is_shared_by_key(patch: pytest.MonkeyPatch) -> None:
     """Two watches of a key are one, and share its items."""
-    watch, made = BaseStore.watch, defaultdict[BaseStore, dict[str, Any]](dict)
+    watch, made = Store.watch, defaultdict[Any, dict[str, Any]](dict)
     patch.setattr(
-        BaseStore,
+        Store,
         "watch",
         lambda self, key: (
             made[self].setdefault(key, None) or made[self].update({key: watch(self, key)}) or made[self][key]
@@ -300,7 +304,7 @@ def watch_is_shared_by_key(patch: pytest.MonkeyPatch) -> None:
 @mutant(WatchingTrees)
 def changes_forget_the_previous(patch: pytest.MonkeyPatch) -> None:
     """A change does not tell what there was before."""
-    patch.setattr(aiolibkv.store.watch, "Change", lambda key, pair, previous: Change(key, pair, None))
+    patch.setattr(aiolibkv.types, "Change", lambda key, pair, previous: Change(key, pair, None))
 
 
 @mutant(WatchingTrees)

@@ -1,5 +1,5 @@
 """Backend ``consul``: a store in Consul's key/value tree."""
 
-from aiolibkv.backends.consul.store import ConsulStore
+from aiolibkv.backends.consul.driver import ConsulDriver
 
-__all__ = ["ConsulStore"]
+__all__ = ["ConsulDriver"]

@@ -1,5 +1,5 @@
 """The etcd backend."""
 
-from aiolibkv.backends.etcd.store import EtcdStore
+from aiolibkv.backends.etcd.driver import EtcdDriver
 
-__all__ = ["EtcdStore"]
+__all__ = ["EtcdDriver"]

@@ -1,5 +1,5 @@
 """Backend ``memory``: a store inside the process, for tests and as the reference of the contract."""
 
-from aiolibkv.backends.memory.store import MemoryStore
+from aiolibkv.backends.memory.driver import MemoryDriver
 
-__all__ = ["MemoryStore"]
+__all__ = ["MemoryDriver"]

@@ -6,7 +6,7 @@ It plays the part of the server. Nothing here awaits, so every method is a trans
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from weakref import WeakKeyDictionary
 
@@ -14,7 +14,7 @@ from sortedcontainers import SortedDict
 
 from aiolibkv.errors import KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLostError
 from aiolibkv.keys import below as bounds
-from aiolibkv.store import Feed, Guard, Lease, LeaseLost
+from aiolibkv.store import Feed, Guard, Lease, LeaseLost, Removal, Step, Write
 from aiolibkv.types import KVPair
 
 
@@ -30,61 +30,92 @@ class Space:
         self._paths_of: dict[Lease, set[str]] = {}
         self._agenda: list[tuple[float, int, Lease]] = []
         self._alarm: asyncio.TimerHandle | None = None
-        self._feeds: set[Feed] = set()
+        self._of_key: dict[str, set[Feed]] = {}
+        self._of_tree: dict[str, set[Feed]] = {}
 
     def get(self, path: str) -> KVPair | None:
         """Return a pair, or None."""
-        self._expire()
+        if self._agenda:
+            self._expire()
         return self._pairs.get(path)
 
-    def below(self, directory: str) -> list[KVPair]:
-        """Return the pairs strictly below a directory, in order."""
+    def below(self, directory: str, after: str = "") -> Iterator[KVPair]:
+        """Return the pairs strictly below a directory whose path is above another one, in order."""
         self._expire()
-        return [self._pairs[path] for path in self._paths_below(directory)]
+        return (self._pairs[path] for path in self.paths_below(directory, after))
+
+    def paths_below(self, directory: str, after: str = "") -> Iterator[str]:
+        """Return the paths of those pairs."""
+        self._expire()
+        first, end = bounds(directory)
+        start = max(first, after)
+        return self._pairs.irange(start, end or None, inclusive=(start != after, False))
+
+    def children(self, directory: str) -> list[str]:
+        """Return the names one level below a directory, without looking at all that is below them."""
+        first, end = bounds(directory)
+        names: set[str] = set()
+        start = first
+        while (path := next(self._pairs.irange(start, end or None, inclusive=(True, False)), None)) is not None:
+            name, slash, _ = path[len(first) :].partition("/")
+            names.add(name + slash)
+            # "0" comes after "/": the first key past all that is below this child.
+            start = f"{first}{name}0" if slash else f"{path}\x00"
+        return sorted(names)
+
+    def commit(self, steps: Sequence[Step], lease: Lease | None, guard: Guard | None) -> list[int]:
+        """Carry out all steps, or none when a condition does not hold."""
+        self._check(guard)
+        for step in steps:
+            self._require(step)
+        if lease is not None and lease not in self._ends:
+            raise LeaseLost
+        changed = [step.path for step in steps if isinstance(step, Write | Removal)]
+        if not changed:
+            return [0] * len(steps)
+        self.index += 1
+        for step in steps:
+            if isinstance(step, Write):
+                self._set(step.path, step.value, lease)
+            elif isinstance(step, Removal):
+                self._unset(step.path)
+        self._tell(changed)
+        return [self.index if isinstance(step, Write) else 0 for step in steps]
 
     def put(self, path: str, value: bytes, expected: int | None, lease: Lease | None, guard: Guard | None) -> int:
         """Write a pair if the conditions hold, and return its index."""
         self._check(guard)
-        current = self.get(path)
-        if expected == 0 and current is not None:
-            raise KeyExistsError
-        if expected and (current is None or current.last_index != expected):
-            raise KeyModifiedError
+        if expected is not None:
+            self._require(Write(path, value, expected))
         if lease is not None and lease not in self._ends:
             raise LeaseLost
-        self._release(path)
-        if lease is not None:
-            self._lease_of[path] = lease
-            self._paths_of[lease].add(path)
         self.index += 1
-        self._pairs[path] = KVPair(path, value, self.index)
-        self._tell([path])
+        self._set(path, value, lease)
+        self._tell((path,))
         return self.index
 
     def delete(self, path: str, expected: int | None, guard: Guard | None) -> None:
         """Delete a pair if the conditions hold."""
         self._check(guard)
-        current = self.get(path)
-        if current is None:
-            raise KeyNotFoundError
-        if expected is not None and current.last_index != expected:
-            raise KeyModifiedError
-        self._remove([path])
+        self._require(Removal(path, expected))
+        self._remove((path,))
 
     def delete_tree(self, directory: str, hidden: str, guard: Guard | None) -> int:
-        """Delete the pairs strictly below a directory, but not those below the hidden one; return how many."""
+        """Delete the pairs strictly below a directory, but not the hidden one and those below it; return how many."""
         self._check(guard)
-        paths = [pair.key for pair in self.below(directory) if not pair.key.startswith(hidden)]
+        start = f"{hidden}/"
+        paths = [path for path in self.paths_below(directory) if path != hidden and not path.startswith(start)]
         self._remove(paths)
         return len(paths)
 
     def grant(self, lease: Lease) -> None:
         """Begin a lease, or begin it anew."""
         end = asyncio.get_running_loop().time() + lease.ttl
+        is_known = lease in self._ends
         self._ends[lease] = end
         self._paths_of.setdefault(lease, set())
-        heappush(self._agenda, (end, id(lease), lease))
-        self._set_alarm()
+        if not is_known:
+            self._schedule(lease, end)
 
     def renew(self, lease: Lease) -> bool:
         """Begin a lease anew, unless it is over."""
@@ -103,25 +134,36 @@ class Space:
     def attach(self, feed: Feed) -> None:
         """Fill a feed with the state, and from now on with the changes."""
         if feed.tree:
-            pairs = self.below(feed.path)
+            pairs = list(self.below(feed.path))
         else:
             pair = self.get(feed.path)
             pairs = [] if pair is None else [pair]
         feed.reset(pairs, self.index)
-        self._feeds.add(feed)
+        feeds = self._of_tree if feed.tree else self._of_key
+        feeds.setdefault(feed.path, set()).add(feed)
 
     def detach(self, feed: Feed) -> None:
         """Leave a feed as it is."""
-        self._feeds.discard(feed)
+        feeds = self._of_tree if feed.tree else self._of_key
+        of_path = feeds.get(feed.path, set())
+        of_path.discard(feed)
+        if not of_path:
+            feeds.pop(feed.path, None)
 
     def close(self) -> None:
         """Stop the clock."""
         if self._alarm is not None:
             self._alarm.cancel()
 
-    def _paths_below(self, directory: str) -> Iterator[str]:
-        first, end = bounds(directory)
-        return self._pairs.irange(first, end or None, inclusive=(True, False))
+    @property
+    def feeds(self) -> int:
+        """How many feeds follow."""
+        return sum(len(feeds) for feeds in (*self._of_key.values(), *self._of_tree.values()))
+
+    @property
+    def leases(self) -> int:
+        """How many leases there are."""
+        return len(self._ends)
 
     def _check(self, guard: Guard | None) -> None:
         if guard is not None:
@@ -129,12 +171,35 @@ class Space:
             if lock is None or lock.last_index != guard.token:
                 raise LockLostError
 
-    def _remove(self, paths: list[str]) -> None:
+    def _require(self, step: Step) -> None:
+        path, expected = step.path, step.expected
+        current = self.get(path)
+        if isinstance(step, Write):
+            if expected is None:
+                return
+        elif current is None and (expected is None or isinstance(step, Removal)):
+            raise KeyNotFoundError(key=path)
+        if expected == 0 and current is not None:
+            raise KeyExistsError(key=path)
+        if expected and (current is None or current.last_index != expected):
+            raise KeyModifiedError(key=path)
+
+    def _set(self, path: str, value: bytes, lease: Lease | None) -> None:
+        self._release(path)
+        if lease is not None:
+            self._lease_of[path] = lease
+            self._paths_of[lease].add(path)
+        self._pairs[path] = KVPair(path, value, self.index)
+
+    def _unset(self, path: str) -> None:
+        del self._pairs[path]
+        self._release(path)
+
+    def _remove(self, paths: Sequence[str]) -> None:
         if paths:
             self.index += 1
             for path in paths:
-                del self._pairs[path]
-                self._release(path)
+                self._unset(path)
             self._tell(paths)
 
     def _release(self, path: str) -> None:
@@ -142,19 +207,38 @@ class Space:
         if lease is not None:
             self._paths_of[lease].discard(path)
 
-    def _tell(self, paths: list[str]) -> None:
-        for feed in self._feeds:
-            start = f"{feed.path}/" if feed.tree and feed.path else feed.path
-            seen = [path for path in paths if (path.startswith(start) if feed.tree else path == start)]
-            if seen:
-                feed.apply([(path, self._pairs.get(path)) for path in seen], self.index)
+    def _tell(self, paths: Sequence[str]) -> None:
+        if not self._of_key and not self._of_tree:
+            return
+        changes: dict[Feed, list[tuple[str, KVPair | None]]] = {}
+        for path in paths:
+            change = (path, self._pairs.get(path))
+            for feed in self._of_key.get(path, ()):
+                changes.setdefault(feed, []).append(change)
+            if self._of_tree:
+                for directory in _above(path):
+                    for feed in self._of_tree.get(directory, ()):
+                        changes.setdefault(feed, []).append(change)
+        for feed, seen in changes.items():
+            feed.apply(seen, self.index)
+
+    def _schedule(self, lease: Lease, end: float) -> None:
+        heappush(self._agenda, (end, id(lease), lease))
+        if self._agenda[0][2] is lease:
+            self._set_alarm()
 
     def _expire(self) -> None:
         now = asyncio.get_running_loop().time()
         while self._agenda and self._agenda[0][0] <= now:
-            end, _, lease = heappop(self._agenda)
-            if self._ends.get(lease) == end:
+            lease = heappop(self._agenda)[2]
+            end = self._ends.get(lease)
+            if end is None:
+                continue
+            if end <= now:
                 self.revoke(lease)
+            else:
+                # It was renewed since.
+                heappush(self._agenda, (end, id(lease), lease))
 
     def _set_alarm(self) -> None:
         self.close()
@@ -164,6 +248,15 @@ class Space:
     def _ring(self) -> None:
         self._expire()
         self._set_alarm()
+
+
+def _above(path: str) -> Iterator[str]:
+    """Return the directories that a path is below, the root first."""
+    yield ""
+    at = path.find("/")
+    while at >= 0:
+        yield path[:at]
+        at = path.find("/", at + 1)
 
 
 _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Space]] = WeakKeyDictionary()

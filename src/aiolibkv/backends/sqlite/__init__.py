@@ -1,5 +1,5 @@
 """Backend ``sqlite``: a durable store in one file, shared by the processes of one machine."""
 
-from aiolibkv.backends.sqlite.store import SqliteStore
+from aiolibkv.backends.sqlite.driver import SqliteDriver
 
-__all__ = ["SqliteStore"]
+__all__ = ["SqliteDriver"]

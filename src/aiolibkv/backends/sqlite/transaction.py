@@ -110,7 +110,7 @@ class Transaction:
         session: int | None,
         guard: Guard | None,
     ) -> int:
-        """Write a pair if the conditions hold, and return its index; see ``BaseStore._put``."""
+        """Write a pair if the conditions hold, and return its index; see ``Driver.put``."""
         self._check(guard)
         if expected is not None:
             current = self._index(path)
@@ -128,7 +128,7 @@ class Transaction:
         return rev
 
     def delete(self, path: str, *, expected: int | None, guard: Guard | None) -> None:
-        """Delete a pair if the conditions hold; see ``BaseStore._delete``."""
+        """Delete a pair if the conditions hold; see ``Driver.delete``."""
         self._check(guard)
         current = self._index(path)
         if current is None:
@@ -137,8 +137,8 @@ class Transaction:
             raise KeyModifiedError
         self._erase_key(path)
 
-    def delete_tree(self, directory: str, hidden: str, *, is_root: bool, guard: Guard | None) -> int:
-        """Delete what is below a directory but not below the hidden one; see ``BaseStore._delete_tree``."""
+    def delete_tree(self, directory: str, hidden: str, *, guard: Guard | None) -> tuple[int, bool]:
+        """Delete what is below a directory but not below the hidden one; see ``Driver.delete_tree``."""
         self._check(guard)
         first, end = bounds(directory)
         hidden_first, hidden_end = bounds(hidden)
@@ -152,9 +152,7 @@ class Transaction:
                 "now": self._now,
             },
         )
-        if not deleted and not is_root and self._index(directory) is None:
-            raise KeyNotFoundError
-        return deleted
+        return deleted, not deleted and self._index(directory) is not None
 
     def begin_session(self, session: int, owner: str, ttl: float) -> None:
         """Begin a session of an owner, or begin it anew."""

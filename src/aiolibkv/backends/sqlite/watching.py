@@ -88,7 +88,7 @@ class Tail:
         await self._tasks.close()
 
     async def follow(self, feed: Feed, signals: Signals) -> None:
-        """Keep a feed up to date until cancelled; see ``BaseStore._follow``."""
+        """Keep a feed up to date until cancelled; see ``Driver.follow``."""
         signals.listen()
         try:
             if feed.index == 0:

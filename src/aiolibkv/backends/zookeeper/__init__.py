@@ -1,5 +1,5 @@
 """Backend ``zookeeper``: a store in Apache ZooKeeper."""
 
-from aiolibkv.backends.zookeeper.store import ZooKeeperStore
+from aiolibkv.backends.zookeeper.driver import ZooKeeperDriver
 
-__all__ = ["ZooKeeperStore"]
+__all__ = ["ZooKeeperDriver"]

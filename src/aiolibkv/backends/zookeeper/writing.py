@@ -58,7 +58,7 @@ from aiolibkv.errors import (
     NotReachableError,
     StoreError,
 )
-from aiolibkv.store import Call, Guard, LeaseLost
+from aiolibkv.store import Call, Guard, LeaseLost, Removed
 
 _LOCK_VERSION = 3
 """The least version of a held lock's key, so that a guard sees when others deleted and wrote it."""
@@ -90,7 +90,6 @@ class Writer:
         self._reader = reader
         self._acl = acl
         self._hidden = hidden
-        self._root = root
         # Stores that know the same key by another name have other epochs, and a prefix of another depth.
         depth = len(root.split("/")) if root else 0
         self._lock_version = _LOCK_VERSION + 2 * depth
@@ -110,15 +109,15 @@ class Writer:
         owner: int = 0,
         version: int | None = None,
     ) -> Stat:
-        """Write a key; see BaseStore._put.
+        """Write a key; see Driver.put.
 
         Args:
             call: told when the write is sent and when its answer is known.
             connection: of the owner, if there is one.
             path: the key.
             value: its value.
-            expected: as for BaseStore._put.
-            guard: as for BaseStore._put.
+            expected: as for Driver.put.
+            guard: as for Driver.put.
             owner: the session that the key is to live with; 0 for one that stays.
             version: of the key, if it is the owner's already as far as is known.
         """
@@ -284,7 +283,7 @@ class Writer:
     async def delete(
         self, call: Call | None, connection: Connection, path: str, *, expected: int | None, guard: Guard | None
     ) -> None:
-        """Delete a key, and the directories that it leaves without keys; see BaseStore._delete."""
+        """Delete a key, and the directories that it leaves without keys; see Driver.delete."""
         may_prune = True
         while True:
             place = await read_place(connection, path)
@@ -379,8 +378,8 @@ class Writer:
 
     # -- delete_tree -------------------------------------------------------------------------------------------------
 
-    async def delete_tree(self, call: Call, connection: Connection, directory: str, *, guard: Guard | None) -> int:
-        """Delete everything below a directory, and the directories that this leaves; see BaseStore._delete_tree."""
+    async def delete_tree(self, call: Call, connection: Connection, directory: str, *, guard: Guard | None) -> Removed:
+        """Delete everything below a directory, and the directories that this leaves; see Driver.delete_tree."""
         deleted = 0
         may_prune = True
         while True:
@@ -392,10 +391,7 @@ class Writer:
                 call.writing()
             if not any(node.data is not None for node in tree.nodes.values()):
                 await self._require(connection, guard)
-                is_key = tree.node is not None and tree.node.data is not None
-                if not deleted and not is_key and directory != self._root:
-                    raise KeyNotFoundError
-                return deleted
+                return Removed(deleted, tree.node is not None and tree.node.data is not None)
             above, rest = _prune_tree(directory, tree) if may_prune else Pruning([], None)
             parts = _in_parts(_deletions(tree), _REQUEST_BYTES - sum(map(_size, above)))
             try:
@@ -420,7 +416,7 @@ class Writer:
                 continue
             if is_idle_now and rest is not None:
                 await self._tidy_after(connection, rest)
-            return deleted
+            return Removed(deleted, exists=False)
 
     # -- locks -------------------------------------------------------------------------------------------------------
 

@@ -31,13 +31,14 @@ from aiolibkv.backends.etcd.reading import bounds, is_key, read_key, read_tree
 from aiolibkv.backends.etcd.watching import Watching
 from aiolibkv.config import Config
 from aiolibkv.errors import (
+    CallNotSupportedError,
     KeyExistsError,
     KeyModifiedError,
     KeyNotFoundError,
     LockLostError,
     NotReachableError,
 )
-from aiolibkv.store import BaseStore, Call, Endpoints, Feed, Guard, Lease, LeaseLost, Lifetime, Listing
+from aiolibkv.store import Call, Driver, Endpoints, Feed, Guard, Lease, LeaseLost, Lifetime, Listing, Removed, Step
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.types import Capabilities, KVPair
 
@@ -76,7 +77,7 @@ def _ttl_overshoot(ttl: float) -> float:
     return _server_ttl(Lifetime(ttl, keep_alive=False)) - ttl + _EXPIRY_DELAY
 
 
-class EtcdStore(BaseStore):
+class EtcdDriver(Driver[EtcdLease]):
     """A store in etcd 3.4 or later.
 
     A key that others wrote and no path can name (not UTF-8, or with an empty segment) is not seen, though delete_tree
@@ -89,6 +90,7 @@ class EtcdStore(BaseStore):
     capabilities = Capabilities(
         distributed=True,
         durable=True,
+        survives_failover=True,
         linearizable_reads=True,
         exact_compare=True,
         atomic_list=True,
@@ -98,6 +100,8 @@ class EtcdStore(BaseStore):
         ttl_survives_client=True,
         min_ttl=_SHORTEST_TTL,
         max_value_bytes=_MAX_VALUE_BYTES,
+        max_operations=20,
+        max_commit_bytes=256 * 1024,
         ttl_overshoot=_ttl_overshoot,
     )
 
@@ -121,39 +125,44 @@ class EtcdStore(BaseStore):
         self._watches = Watching(self._connection, self.config.request_timeout)
         self._grants = Tasks()
 
-    def _hosts(self) -> str:
-        return self._connection.server or super()._hosts()
+    def hosts(self) -> str:
+        return self._connection.server or super().hosts()
 
-    async def _connect(self) -> None:
+    async def connect(self) -> None:
         await self._connection.open()
 
-    async def _disconnect(self) -> None:
+    async def disconnect(self) -> None:
         await self._grants.close()
         await self._watches.close()
         await self._connection.close()
 
-    async def _get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
+    async def get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
         pairs = (await read_key(self._connection, path, consistent=consistent)).pairs
         return pairs[0] if pairs else None
 
-    async def _exists(self, call: Call, path: str, *, consistent: bool) -> bool:
+    async def exists(self, call: Call, path: str, *, consistent: bool) -> bool:
         request = Range(path.encode(), count_only=True, serializable=not consistent)
         return (await self._connection.call(request, RangeAnswer, needs_leader=consistent)).count > 0
 
-    async def _list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
+    async def list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
         read = await read_tree(self._connection, directory, consistent=consistent, page_read=call.extend)
         exists = not read.pairs and await self._is_key(directory, read.revision, consistent=consistent)
         return Listing(read.pairs, exists)
 
     async def _is_key(self, directory: str, revision: int, *, consistent: bool = True) -> bool:
-        return directory != self.config.prefix and await is_key(
-            self._connection, directory, revision, consistent=consistent
-        )
+        return bool(directory) and await is_key(self._connection, directory, revision, consistent=consistent)
 
-    async def _put(
-        self, call: Call, path: str, value: bytes, *, expected: int | None, lease: Lease | None, guard: Guard | None
+    async def put(
+        self,
+        call: Call,
+        path: str,
+        value: bytes,
+        *,
+        expected: int | None,
+        lease: EtcdLease | None,
+        guard: Guard | None,
     ) -> int:
-        put = Put(path.encode(), value, lease.id if isinstance(lease, EtcdLease) else 0)
+        put = Put(path.encode(), value, lease.id if lease is not None else 0)
         try:
             if expected is None and guard is None:
                 return (await self._connection.call(put, PutAnswer, write=call)).header.revision
@@ -163,7 +172,7 @@ class EtcdStore(BaseStore):
                 raise LeaseLost from refusal
             raise
 
-    async def _delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
+    async def delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
         delete = DeleteRange(path.encode())
         if expected is None and guard is None:
             deleted = (await self._connection.call(delete, DeleteRangeAnswer, write=call)).deleted
@@ -174,7 +183,7 @@ class EtcdStore(BaseStore):
             call.settled()
             raise KeyNotFoundError
 
-    async def _delete_tree(self, call: Call, directory: str, *, guard: Guard | None) -> int:
+    async def delete_tree(self, call: Call, directory: str, *, guard: Guard | None) -> Removed:
         first, end = bounds(directory)
         success = [Operation(delete_range=DeleteRange(*span)) for span in self._without_hidden(first, end)]
         answer = await self._connection.txn(_guarded(Txn(success=success), guard), write=call)
@@ -184,13 +193,11 @@ class EtcdStore(BaseStore):
         deleted = _deleted(answer)
         if not deleted:
             call.settled()
-            if directory != self.config.prefix and not await self._is_key(directory, answer.header.revision):
-                raise KeyNotFoundError
-        return deleted
+        return Removed(deleted, not deleted and await self._is_key(directory, answer.header.revision))
 
-    def _without_hidden(self, first: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
+    def _without_hidden(self, first: bytes, end: bytes) -> Sequence[tuple[bytes, bytes]]:
         """Leave the reserved subtree out of a range, which holds all of it or nothing."""
-        hidden, hidden_end = bounds(self._hidden.rstrip("/"))
+        hidden, hidden_end = bounds(self.hidden)
         if first <= hidden and (end == b"\x00" or hidden_end <= end):
             return [(first, hidden), (hidden_end, end)]
         return [(first, end)]
@@ -215,14 +222,18 @@ class EtcdStore(BaseStore):
             raise KeyNotFoundError
         raise KeyModifiedError
 
-    async def _follow(self, feed: Feed) -> None:
+    async def commit(
+        self, call: Call, steps: Sequence[Step], *, lease: EtcdLease | None = None, guard: Guard | None = None
+    ) -> Sequence[int]:
+        raise CallNotSupportedError
+
+    async def follow(self, feed: Feed) -> None:
         await self._watches.follow(feed)
 
-    def _lease(self, lifetime: Lifetime) -> Lease:
+    def new_lease(self, lifetime: Lifetime) -> EtcdLease:
         return EtcdLease(_server_ttl(lifetime), _EXPIRY_DELAY)
 
-    async def _grant(self, call: Call, lease: Lease) -> None:
-        assert isinstance(lease, EtcdLease)
+    async def grant(self, call: Call, lease: EtcdLease) -> None:
         request = LeaseGrant(int(lease.ttl), lease.id)
         lease.granting = self._grants.start(self._connection.call(request, LeaseGrantAnswer))
         try:
@@ -234,22 +245,20 @@ class EtcdStore(BaseStore):
             # Nobody else chooses this identifier: it was granted before, and the answer was lost.
             if not refusal.says("lease already exists"):
                 raise
-            if not await self._renew(call, lease):
+            if not await self.renew(call, lease):
                 raise NotReachableError("the lease ended before its grant was answered") from refusal
 
-    async def _renew(self, call: Call, lease: Lease) -> bool:
-        assert isinstance(lease, EtcdLease)
-        seconds = await self._connection.renew(lease.id, self._hidden.encode())
+    async def renew(self, call: Call, lease: EtcdLease) -> bool:
+        seconds = await self._connection.renew(lease.id, self.hidden.encode())
         if seconds > 0:
             lease.ttl = seconds
             return True
         # A leader that was just elected may not have heard of the lease yet. Revoking goes through the log, so after
         # it the lease and its keys are gone for certain, as is said here.
-        await self._revoke(call, lease)
+        await self.revoke(call, lease)
         return False
 
-    async def _revoke(self, call: Call, lease: Lease) -> None:
-        assert isinstance(lease, EtcdLease)
+    async def revoke(self, call: Call, lease: EtcdLease) -> None:
         if lease.granting is not None:
             # The server may take the two in any order, and to revoke what is granted afterwards does nothing.
             await asyncio.wait({lease.granting})

@@ -17,8 +17,20 @@ from aiolibkv.backends.zookeeper.tree import Reader, is_servers_own, pair, znode
 from aiolibkv.backends.zookeeper.watching import LeaseWatching, Watching
 from aiolibkv.backends.zookeeper.writing import Writer
 from aiolibkv.config import Config
-from aiolibkv.errors import InvalidKeyError, StoreError
-from aiolibkv.store import BaseStore, Call, Endpoints, Feed, Guard, Lease, LeaseLost, Lifetime, Listing
+from aiolibkv.errors import CallNotSupportedError, InvalidKeyError, StoreError
+from aiolibkv.store import (
+    Acquired,
+    Call,
+    Driver,
+    Endpoints,
+    Feed,
+    Guard,
+    LeaseLost,
+    Lifetime,
+    Listing,
+    Removed,
+    Step,
+)
 from aiolibkv.store.names import Names
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.store.tls import Tls
@@ -37,7 +49,7 @@ _MARKING_TIME = 0.2
 _log = logging.getLogger("aiolibkv")
 
 
-class ZooKeeperStore(BaseStore):
+class ZooKeeperDriver(Driver[ZooKeeperLease]):
     """A store in ZooKeeper 3.5 or later; from 3.6 on watches cost less.
 
     A key with null data, as zkCli creates them without a value, is not seen: null marks the directories of other
@@ -75,7 +87,7 @@ class ZooKeeperStore(BaseStore):
         self._user: User | None = None
         if self.config.username is not None:
             password = self.config.password or ""
-            self._user = User(self.config.username, password, prefix=self.config.prefix, hidden=self._hidden)
+            self._user = User(self.config.username, password, prefix=self.config.prefix, hidden=f"{self.hidden}/")
         self._marking = Tasks()
         self._reach = Reach(
             Endpoints(self.endpoints, _PORT),
@@ -86,6 +98,7 @@ class ZooKeeperStore(BaseStore):
         self.capabilities = Capabilities(
             distributed=True,
             durable=True,
+            survives_failover=True,
             linearizable_reads=False,
             exact_compare=False,
             atomic_list=False,
@@ -95,9 +108,11 @@ class ZooKeeperStore(BaseStore):
             ttl_survives_client=False,
             min_ttl=_SHORTEST_SESSION,
             max_value_bytes=_MAX_VALUE_BYTES,
+            max_operations=20,
+            max_commit_bytes=256 * 1024,
             ttl_overshoot=self._ttl_overshoot,
         )
-        self._reader = Reader(self._hidden.rstrip("/"))
+        self._reader = Reader(self.hidden)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -105,26 +120,17 @@ class ZooKeeperStore(BaseStore):
         self._session = ZooKeeperSession(
             self._reach, self._session_timeout, is_replaced=True, on_event=self._watches.dispatch
         )
-        self._writer = Writer(self._reader, acl=self._acl, hidden=self._hidden, root=self.config.prefix)
+        self._writer = Writer(self._reader, acl=self._acl, hidden=f"{self.hidden}/", root=self.config.prefix)
         self._lifespans = Lifespans(self._session, self._writer)
 
     def _ttl_overshoot(self, ttl: float) -> float:
         return max(0.0, self._session_timeout - ttl, _SHORTEST_SESSION - ttl) + _TICK
 
-    def _path(self, key: str) -> str:
-        return self._outside_servers_own(super()._path(key))
-
-    def _directory(self, directory: str) -> str:
-        return self._outside_servers_own(super()._directory(directory))
-
-    def _outside_servers_own(self, path: str) -> str:
+    def check_path(self, path: str) -> None:
         if is_servers_own(path):
-            error = InvalidKeyError("the key is in the server's own tree", key=path)
-            self._located(error)
-            raise error
-        return path
+            raise InvalidKeyError("the key is in the server's own tree", key=path)
 
-    async def _connect(self) -> None:
+    async def connect(self) -> None:
         self._reach.tls.context()
         self._reach.names = Names()
         self._prepare()
@@ -137,7 +143,7 @@ class ZooKeeperStore(BaseStore):
         else:
             await self._user.check(connection)
 
-    async def _disconnect(self) -> None:
+    async def disconnect(self) -> None:
         try:
             await self._marking.settle(_MARKING_TIME)
             await self._lifespans.close()
@@ -146,7 +152,7 @@ class ZooKeeperStore(BaseStore):
             await self._session.close_now()
             self._reach.names.close()
 
-    async def _get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
+    async def get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
         connection = await self._session.connection()
         operations: list[Operation[object]] = [sync()] if consistent else []
         node = (await connection.ask_all([*operations, get(znode(path))])).values[-1]
@@ -156,13 +162,20 @@ class ZooKeeperStore(BaseStore):
             raise node
         return None if node.data is None else pair(path, node)
 
-    async def _list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
+    async def list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
         connection = await self._session.connection()
         tree = await self._reader.read_tree(connection, directory, consistent=consistent, page_read=call.extend)
         return Listing(tree.pairs(), exists=tree.node is not None and tree.node.data is not None)
 
-    async def _put(
-        self, call: Call, path: str, value: bytes, *, expected: int | None, lease: Lease | None, guard: Guard | None
+    async def put(
+        self,
+        call: Call,
+        path: str,
+        value: bytes,
+        *,
+        expected: int | None,
+        lease: ZooKeeperLease | None,
+        guard: Guard | None,
     ) -> int:
         if lease is None:
             connection = await self._session.connection()
@@ -170,7 +183,6 @@ class ZooKeeperStore(BaseStore):
                 stat = await self._writer.put(call, connection, path, value, expected=expected, guard=guard)
             self._created(connection)
             return stat.index
-        assert isinstance(lease, ZooKeeperLease), "made by _lease"
         connection = await self._connection_of(lease)
         with self._lifespans.in_doubt(call, path, lease):
             stat = await self._writer.put(
@@ -187,20 +199,25 @@ class ZooKeeperStore(BaseStore):
         self._created(connection)
         return stat.index
 
-    async def _delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
+    async def delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
         connection = await self._session.connection()
         with self._lifespans.ending(path):
             await self._writer.delete(call, connection, path, expected=expected, guard=guard)
 
-    async def _delete_tree(self, call: Call, directory: str, *, guard: Guard | None) -> int:
+    async def delete_tree(self, call: Call, directory: str, *, guard: Guard | None) -> Removed:
         connection = await self._session.connection()
         with self._lifespans.ending(directory, below=True):
             return await self._writer.delete_tree(call, connection, directory, guard=guard)
 
-    async def _follow(self, feed: Feed) -> None:
+    async def commit(
+        self, call: Call, steps: Sequence[Step], *, lease: ZooKeeperLease | None = None, guard: Guard | None = None
+    ) -> Sequence[int]:
+        raise CallNotSupportedError
+
+    async def follow(self, feed: Feed) -> None:
         await self._watches.follow(await self._session.connection(), feed)
 
-    def _lease(self, lifetime: Lifetime) -> Lease:
+    def new_lease(self, lifetime: Lifetime) -> ZooKeeperLease:
         if not lifetime.keep_alive:
             # The key is deleted on time from here: the session is everybody's, and does not end with one key.
             return ZooKeeperLease(math.inf, lifetime=lifetime.ttl)
@@ -215,8 +232,7 @@ class ZooKeeperStore(BaseStore):
         )
         return lease
 
-    async def _grant(self, call: Call, lease: Lease) -> None:
-        assert isinstance(lease, ZooKeeperLease), "made by _lease"
+    async def grant(self, call: Call, lease: ZooKeeperLease) -> None:
         if lease.session is not None:
             self._lifespans.began(lease.session)
             try:
@@ -224,8 +240,7 @@ class ZooKeeperStore(BaseStore):
             except SessionLostError as error:
                 raise LeaseLost from error
 
-    async def _renew(self, call: Call, lease: Lease) -> bool:
-        assert isinstance(lease, ZooKeeperLease), "made by _lease"
+    async def renew(self, call: Call, lease: ZooKeeperLease) -> bool:
         try:
             # A ping renews nothing while the server is cut off from the leader, who ends the session.
             await (await self._connection_of(lease)).agree()
@@ -233,12 +248,12 @@ class ZooKeeperStore(BaseStore):
             return False
         return True
 
-    async def _revoke(self, call: Call, lease: Lease) -> None:
-        assert isinstance(lease, ZooKeeperLease), "made by _lease"
+    async def revoke(self, call: Call, lease: ZooKeeperLease) -> None:
         await self._lifespans.end(lease)
 
-    async def _acquire(self, call: Call, path: str, value: bytes, lease: Lease) -> tuple[int, int]:
-        assert isinstance(lease, ZooKeeperLease), "made by _lease"
+    async def acquire(
+        self, call: Call, path: str, value: bytes, lease: ZooKeeperLease, *, line: str | None
+    ) -> Acquired:
         connection = await self._connection_of(lease)
         try:
             stat, token = await self._writer.acquire(call, connection, path, value)
@@ -255,10 +270,9 @@ class ZooKeeperStore(BaseStore):
             stat, token = found
         self._lifespans.note(path, lease, connection.welcome.session, stat)
         self._created(connection)
-        return stat.index, token
+        return Acquired(stat.index, token)
 
-    async def _follow_under(self, lease: Lease, feed: Feed) -> None:
-        assert isinstance(lease, ZooKeeperLease), "made by _lease"
+    async def follow_under(self, lease: ZooKeeperLease, feed: Feed) -> None:
         await lease.watching.follow(await self._connection_of(lease), feed)
 
     def _created(self, connection: Connection) -> None:

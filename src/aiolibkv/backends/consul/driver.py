@@ -54,7 +54,7 @@ from aiolibkv.errors import (
     StoreError,
 )
 from aiolibkv.keys import RESERVED
-from aiolibkv.store import BaseStore, Call, Endpoints, Feed, Guard, Lease, Lifetime, Listing
+from aiolibkv.store import Acquired, Call, Driver, Endpoints, Feed, Guard, Lifetime, Listing, Removed, Step
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.types import Capabilities, KVPair
 
@@ -88,7 +88,7 @@ class _Write:
         return error
 
 
-class ConsulStore(BaseStore):
+class ConsulDriver(Driver[ConsulLease]):
     """A store in Consul's key/value tree.
 
     Made for and tested with Consul 1.8.7. A write is one transaction that first deletes the key, which
@@ -107,6 +107,7 @@ class ConsulStore(BaseStore):
     capabilities = Capabilities(
         distributed=True,
         durable=True,
+        survives_failover=True,
         linearizable_reads=True,
         exact_compare=True,
         atomic_list=True,
@@ -116,6 +117,8 @@ class ConsulStore(BaseStore):
         ttl_survives_client=True,
         min_ttl=SHORTEST_TTL,
         max_value_bytes=MAX_VALUE_BYTES,
+        max_operations=20,
+        max_commit_bytes=256 * 1024,
         ttl_overshoot=overshoot,
     )
 
@@ -137,7 +140,7 @@ class ConsulStore(BaseStore):
 
     # -- the connection --------------------------------------------------------------------------------------
 
-    async def _connect(self) -> None:
+    async def connect(self) -> None:
         self._opened = Connection(self.config, self._servers)
         self._sessions = Sessions(self._opened, self._tasks)
         self._polls = Polls(self._opened, self._tasks, self.config)
@@ -146,7 +149,7 @@ class ConsulStore(BaseStore):
         for _ in self.endpoints:
             try:
                 async with asyncio.timeout(share):
-                    await self._opened.greet(self._hidden.rstrip("/"), self.config.connection_timeout)
+                    await self._opened.greet(self.hidden, self.config.connection_timeout)
                 return
             except NotReachableError as error:
                 # The connection has moved on already.
@@ -157,7 +160,7 @@ class ConsulStore(BaseStore):
         reason.maybe_applied = False
         raise reason
 
-    async def _disconnect(self) -> None:
+    async def disconnect(self) -> None:
         await self._tasks.close()
         if self._opened is not None:
             await self._opened.close()
@@ -170,14 +173,14 @@ class ConsulStore(BaseStore):
 
     # -- reading ---------------------------------------------------------------------------------------------
 
-    async def _get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
+    async def get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
         for mode in _modes(consistent=consistent):
             answer = await self._connection.read(kv_target(path, f"raw&{mode}"))
             if answer.found:
                 return KVPair(path, answer.body, answer.index)
         return None
 
-    async def _exists(self, call: Call, path: str, *, consistent: bool) -> bool:
+    async def exists(self, call: Call, path: str, *, consistent: bool) -> bool:
         for mode in _modes(consistent=consistent):
             said = await self._connection.look([path], mode)
             said.raise_if_denied()
@@ -185,7 +188,7 @@ class ConsulStore(BaseStore):
                 return True
         return False
 
-    async def _list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
+    async def list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
         while True:
             replaced = self._connection.tokens_replaced
             target = kv_target(start_of(directory), f"recurse&{read_mode(consistent=consistent)}")
@@ -216,23 +219,28 @@ class ConsulStore(BaseStore):
             said.raise_if_denied()
         return not said.is_denied(1) and said.tells_of_key(1)
 
-    async def _follow(self, feed: Feed) -> None:
+    async def commit(
+        self, call: Call, steps: Sequence[Step], *, lease: ConsulLease | None = None, guard: Guard | None = None
+    ) -> Sequence[int]:
+        raise CallNotSupportedError
+
+    async def follow(self, feed: Feed) -> None:
         await self._polls.follow(feed)
 
     # -- writing ---------------------------------------------------------------------------------------------
 
-    async def _put(
+    async def put(
         self,
         call: Call,
         path: str,
         value: bytes,
         *,
         expected: int | None,
-        lease: Lease | None,
+        lease: ConsulLease | None,
         guard: Guard | None,
     ) -> int:
         nonce = new_nonce()
-        session = None if lease is None else _own(lease).session
+        session = None if lease is None else lease.session
         transaction = Transaction(replacing(path, expected, writing(path, value, nonce, session), guard))
         if transaction.is_too_large:
             if lease is not None or guard is not None:
@@ -242,21 +250,21 @@ class ConsulStore(BaseStore):
         write = _Write(path, transaction, expected, guard)
         return await self._certainly(call, write, lambda entry: entry.flags == nonce)
 
-    async def _acquire(self, call: Call, path: str, value: bytes, lease: Lease) -> tuple[int, int]:
-        """Create a lock's key; see BaseStore.
+    async def acquire(self, call: Call, path: str, value: bytes, lease: ConsulLease, *, line: str | None) -> Acquired:
+        """Create a lock's key; see Driver.
 
         Its flags are those by which Consul's own clients know a lock, and refuse other keys; it is recognised by its
         session instead, which holds no other key of this name.
         """
-        session = _own(lease).session
+        session = lease.session
         transaction = Transaction(replacing(path, 0, writing(path, value, LOCK_FLAGS, session), None))
         if transaction.is_too_large:
             raise CallNotSupportedError("a lock cannot have a value of this size on Consul")
         write = _Write(path, transaction, 0, None)
         index = await self._certainly(call, write, lambda entry: entry.session == session)
-        return index, index
+        return Acquired(index, index)
 
-    async def _delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
+    async def delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
         condition = Operation("get", path) if expected is None else checking(path, expected)
         transaction = Transaction([*guarding(guard), condition, Operation("delete", path)])
         write = _Write(path, transaction, expected, guard, deletes=True)
@@ -348,7 +356,7 @@ class ConsulStore(BaseStore):
             except NotReachableError:
                 await _pause()
 
-    async def _transact(self, call: Call, transaction: Transaction) -> list[Entry]:
+    async def _transact(self, call: Call, transaction: Transaction) -> Sequence[Entry]:
         """Send a writing transaction once.
 
         Raises:
@@ -410,8 +418,8 @@ class ConsulStore(BaseStore):
             raise CallNotSupportedError("a value of this size cannot replace a key with a lifetime on Consul")
         return f"release={entry.session}"
 
-    async def _delete_tree(self, call: Call, directory: str, *, guard: Guard | None) -> int:
-        """Delete a tree in one transaction; see BaseStore.
+    async def delete_tree(self, call: Call, directory: str, *, guard: Guard | None) -> Removed:
+        """Delete a tree in one transaction; see Driver.
 
         At the store's root, where the reserved subtree is to stay, it takes two requests. The first reads the
         names directly below the root. The transaction then deletes all that begins like one of them, by the
@@ -420,14 +428,12 @@ class ConsulStore(BaseStore):
         afterwards.
         """
         if directory == self.config.prefix:
-            return await self._delete_root(call, guard)
+            return Removed(await self._delete_root(call, guard), exists=False)
         start = start_of(directory)
         deleted = await self._delete_units(call, start, [(start, True)], guard)
         if not deleted:
             call.settled()
-            if not await self._is_key(directory):
-                raise KeyNotFoundError
-        return deleted
+        return Removed(deleted, not deleted and await self._is_key(directory))
 
     async def _delete_root(self, call: Call, guard: Guard | None) -> int:
         start = start_of(self.config.prefix)
@@ -476,17 +482,17 @@ class ConsulStore(BaseStore):
 
     # -- lifetimes -------------------------------------------------------------------------------------------
 
-    def _lease(self, lifetime: Lifetime) -> Lease:
+    def new_lease(self, lifetime: Lifetime) -> ConsulLease:
         return new_lease(lifetime)
 
-    async def _grant(self, call: Call, lease: Lease) -> None:
-        await self._sessions.create(_own(lease))
+    async def grant(self, call: Call, lease: ConsulLease) -> None:
+        await self._sessions.create(lease)
 
-    async def _renew(self, call: Call, lease: Lease) -> bool:
-        return await self._sessions.renew(_own(lease))
+    async def renew(self, call: Call, lease: ConsulLease) -> bool:
+        return await self._sessions.renew(lease)
 
-    async def _revoke(self, call: Call, lease: Lease) -> None:
-        await self._sessions.destroy(_own(lease))
+    async def revoke(self, call: Call, lease: ConsulLease) -> None:
+        await self._sessions.destroy(lease)
 
 
 def _modes(*, consistent: bool) -> Sequence[str]:
@@ -495,11 +501,6 @@ def _modes(*, consistent: bool) -> Sequence[str]:
     A server that was just started has not read all of its log yet, and does not find what it has.
     """
     return [read_mode(consistent=mode) for mode in ([True] if consistent else [False, True])]
-
-
-def _own(lease: Lease) -> ConsulLease:
-    assert isinstance(lease, ConsulLease), "made by this store"
-    return lease
 
 
 async def _pause() -> None:

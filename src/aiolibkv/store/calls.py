@@ -1,0 +1,433 @@
+"""Calls to a driver: open, closing, closed; deadlines, retry, and where errors happened. Once, for whoever calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+from aiolibkv.config import Config
+from aiolibkv.errors import NotReachableError, RequestTimeoutError, StoreClosedError, StoreError
+from aiolibkv.events import Connected, Disconnected, Event
+from aiolibkv.store.backoff import growing_pauses
+from aiolibkv.store.driver import Driver
+from aiolibkv.store.outages import Outages
+from aiolibkv.store.paths import Paths
+from aiolibkv.store.tasks import Tasks, finish, prepare
+
+T = TypeVar("T")
+
+_DISCONNECTING_TIME = 0.6
+_NOT_OPEN = "the store is not open: write 'async with store:' or 'await store.open()' first"
+
+_log = logging.getLogger("aiolibkv")
+
+
+class _Forks:
+    """Counts in how manyth child of forks this is."""
+
+    number = 0
+
+    @classmethod
+    def count(cls) -> None:
+        """Take note of having been forked."""
+        cls.number += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Forks.count)
+
+
+class Call:
+    """A call under way; what a driver is given of it is in ``driver.Call``.
+
+    It owns its time: whoever is over, by its deadline or by the store's end, is over.
+    """
+
+    __slots__ = (
+        "_cancelling",
+        "_deadlines",
+        "_furthest",
+        "_is_taken_back",
+        "_page",
+        "expired",
+        "maybe_applied",
+        "task",
+        "when",
+    )
+
+    def __init__(self, deadlines: Deadlines, task: asyncio.Task[Any], when: float) -> None:
+        self._deadlines = deadlines
+        self._cancelling = task.cancelling()
+        self._page = self._furthest = 0
+        self.task = task
+        self.when = when
+        self.expired = self._is_taken_back = False
+        self.maybe_applied = False
+
+    def writing(self) -> None:
+        """See ``driver.Call``."""
+        self.maybe_applied = True
+
+    def settled(self) -> None:
+        """See ``driver.Call``."""
+        self.maybe_applied = False
+
+    def extend(self) -> None:
+        """See ``driver.Call``."""
+        self._page += 1
+        if self._page > self._furthest:
+            self._furthest = self._page
+            self._deadlines.extend(self)
+
+    def rewind(self) -> None:
+        """See ``driver.Call``."""
+        self._page = 0
+
+    def expire(self) -> None:
+        """Cancel the call, because its time is over."""
+        self.expired = True
+        self.task.cancel()
+
+    def is_cause(self) -> bool:
+        """Take the own cancellation back; tell whether it is the only one that the task has met."""
+        if not self.expired or self._is_taken_back:
+            return False
+        self._is_taken_back = True
+        return self.task.uncancel() <= self._cancelling
+
+
+class Deadlines:
+    """The deadlines of a store's calls, which end in the order in which they began: one timer for all of them."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._clock = self._loop.time
+        self._calls: dict[Call, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> Call:
+        """Begin a call of the current task."""
+        task = asyncio.current_task(self._loop)
+        assert task is not None, "a call is made by a task"
+        when = self._clock() + self._limit
+        call = Call(self, task, when)
+        self._calls[call] = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(when, self._due)
+        return call
+
+    def extend(self, call: Call) -> None:
+        """Give a call the whole time again, unless it is over."""
+        if self._calls.pop(call, call) is None:
+            call.when = self._clock() + self._limit
+            self._calls[call] = None
+
+    def end(self, call: Call) -> None:
+        """Forget a call."""
+        self._calls.pop(call, None)
+
+    def expire_all(self) -> None:
+        """End all calls, because the store is closed."""
+        for call in self._calls:
+            call.expire()
+        self._calls.clear()
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop the clock; there are no calls any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _due(self) -> None:
+        self._timer = None
+        now = self._clock()
+        for call in tuple(self._calls):
+            if call.when > now:
+                self._timer = self._loop.call_at(call.when, self._due)
+                return
+            del self._calls[call]
+            call.expire()
+
+
+class Calls:
+    """Carries out calls to a driver, while the store is open.
+
+    Attributes:
+        driver: the driver.
+        config: its settings.
+        paths: names of keys and their paths.
+        outages: what waits for the server, for the log.
+        is_closed: whether the store was closed, or is being closed.
+        listener: is given the events; None when nobody listens.
+    """
+
+    def __init__(self, driver: Driver[Any]) -> None:
+        self.driver: Driver[Any] = driver
+        self.config: Config = driver.config
+        self.paths = Paths(self.config.prefix, driver.check_path)
+        self.outages = Outages(lambda: f"{driver.name} at {driver.hosts()}" if driver.hosts() else driver.name)
+        self.listener: Callable[[Event], object] | None = self.config.listener
+        self.is_closed = False
+        self._context: contextvars.Context | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._forks = -1
+        self._is_entered = False
+        self._is_open = False
+        self._deadlines: Deadlines | None = None
+        self._waiting: set[asyncio.Timeout] = set()
+        self._closing: asyncio.Task[None] | None = None
+        if self.listener is not None:
+            driver.observer = self
+
+    # -- open and closed -------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """Say in a word whether the store is open."""
+        return "closed" if self.is_closed else "open" if self._is_open else "not open"
+
+    def check_open(self) -> None:
+        """Raise an error unless the store is open, here.
+
+        Raises:
+            StoreClosedError: it is not open any more, or not yet.
+            StoreError: it was opened in another event loop, or before a fork.
+        """
+        if self.is_closed or not self._is_open:
+            raise self.located(StoreClosedError("" if self.is_closed else _NOT_OPEN))
+        if self._forks != _Forks.number or asyncio.get_running_loop() is not self._loop:
+            self._check_home()
+
+    async def open(self) -> None:
+        """Connect, again and again until connection_timeout is over.
+
+        Raises:
+            NotReachableError: no server could be reached in that time.
+            StoreClosedError: the store was closed before or meanwhile.
+            StoreError: what cannot heal, at once.
+        """
+        if self.is_closed:
+            raise self.located(StoreClosedError())
+        if self._is_entered:
+            raise self.located(StoreError("the store is entered already"))
+        self._loop, self._forks, self._is_entered = self._running_loop(), _Forks.number, True
+        prepare()
+        self._context = contextvars.copy_context()
+        self._deadlines = Deadlines(self.config.request_timeout)
+        limit = self.config.connection_timeout
+        try:
+            await self.within(limit, self._connect)
+        except BaseException as error:
+            self.outages.ended(self)
+            try:
+                await finish(self._loop.create_task(self._disconnect()))
+            finally:
+                self._is_entered = False
+            if isinstance(error, StoreError):
+                self.located(error)
+            raise
+        self._is_open = True
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        try:
+            return asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise self.located(
+                StoreError("a store runs in asyncio's event loop, not in trio or without one")
+            ) from error
+
+    async def within(self, limit: float | None, work: Callable[[], Awaitable[T]]) -> T:
+        """Do something that ends after limit seconds, and when the store is closed.
+
+        Raises:
+            StoreClosedError: the store was closed.
+            NotReachableError: the time is over.
+        """
+        timeout = asyncio.timeout(limit)
+        try:
+            async with timeout:
+                self._waiting.add(timeout)
+                try:
+                    return await work()
+                finally:
+                    self._waiting.discard(timeout)
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            if self.is_closed:
+                raise self.located(StoreClosedError()) from error
+            last = self.outages.last_error(self)
+            late = f"no server answered within {limit:g} s" + (f": {last.message}" if last is not None else "")
+            raise self.located(NotReachableError(late)) from (last or error)
+
+    async def _connect(self) -> None:
+        breaks = growing_pauses()
+        while True:
+            try:
+                await self.driver.connect()
+            except NotReachableError as error:
+                self.outages.failed(self, error)
+            else:
+                self.outages.healed(self)
+                return
+            await self._disconnect()
+            await asyncio.sleep(next(breaks))
+
+    async def close(self, end: Callable[[], None], shut_down: Callable[[], Awaitable[None]]) -> None:
+        """End all calls, let the store's parts end what they do, and disconnect; only the first time.
+
+        Args:
+            end: tells all that wait, at once.
+            shut_down: ends the parts, while the driver is still connected.
+        """
+        if not self._is_entered:
+            self.is_closed = True
+            return
+        self._check_home()
+        if self._closing is None:
+            self.is_closed = True
+            now = asyncio.get_running_loop().time()
+            for timeout in self._waiting:
+                timeout.reschedule(now)
+            assert self._deadlines is not None, "entered"
+            self._deadlines.expire_all()
+            end()
+            self._closing = asyncio.get_running_loop().create_task(self._shut_down(shut_down))
+        await finish(self._closing)
+
+    async def _shut_down(self, shut_down: Callable[[], Awaitable[None]]) -> None:
+        await shut_down()
+        await self._disconnect()
+        self.outages.close()
+
+    async def _disconnect(self) -> None:
+        try:
+            async with asyncio.timeout(_DISCONNECTING_TIME):
+                await self.driver.disconnect()
+        except TimeoutError:
+            _log.debug("%s: the connection was dropped, not closed", self.driver.name)
+
+    def _check_home(self) -> None:
+        if self._forks != _Forks.number:
+            raise self.located(StoreError("the store was opened before a fork; open one in the new process"))
+        if asyncio.get_running_loop() is not self._loop:
+            raise self.located(StoreError("the store belongs to another event loop"))
+
+    # -- calls -----------------------------------------------------------------------------------------------------
+
+    async def run(self, operation: Callable[[Call], Awaitable[T]], path: str | None = None) -> T:
+        """Carry out a call within request_timeout, and before the store is closed.
+
+        It is repeated while it raises NotReachableError and certainly was not applied.
+
+        Args:
+            operation: calls the driver.
+            path: what it is about, for errors.
+
+        Raises:
+            StoreClosedError: the store is closed, or was meanwhile.
+            RequestTimeoutError: the time is over and the last attempt had no answer.
+            NotReachableError: the time is over and the last attempt failed so, or the write is in doubt.
+        """
+        self.check_open()
+        assert self._deadlines is not None, "open"
+        return await self._perform(operation, path, self._deadlines)
+
+    async def run_while_closing(self, operation: Callable[[Call], Awaitable[T]]) -> T:
+        """Carry out a call as ``run`` does, also while the store is being closed."""
+        deadlines = Deadlines(self.config.request_timeout)
+        try:
+            return await self._perform(operation, None, deadlines)
+        finally:
+            deadlines.stop()
+
+    async def attempt(self, operation: Callable[[Call], Awaitable[T]]) -> T:
+        """Carry out a call as ``run`` does, but once."""
+        self.check_open()
+        assert self._deadlines is not None, "open"
+        return await self._perform(operation, None, self._deadlines, is_repeated=False)
+
+    async def _perform(
+        self,
+        operation: Callable[[Call], Awaitable[T]],
+        path: str | None,
+        deadlines: Deadlines,
+        *,
+        is_repeated: bool = True,
+    ) -> T:
+        call = deadlines.begin()
+        unreachable: NotReachableError | None = None
+        breaks: Iterator[float] | None = None
+        try:
+            while True:
+                try:
+                    return await operation(call)
+                except NotReachableError as error:
+                    unreachable = error
+                    if call.maybe_applied or not is_repeated:
+                        break
+                breaks = breaks or growing_pauses()
+                await asyncio.sleep(next(breaks))
+                call.rewind()
+        except asyncio.CancelledError:
+            if not call.is_cause():
+                raise
+        except StoreError as error:
+            error.maybe_applied = error.maybe_applied or call.maybe_applied
+            self.located(error, path)
+            raise
+        finally:
+            deadlines.end(call)
+            call.is_cause()
+        late = unreachable or RequestTimeoutError(f"no answer within {self.config.request_timeout:g} s")
+        failure = StoreClosedError() if self.is_closed and call.expired else late
+        failure.maybe_applied = call.maybe_applied
+        raise self.located(failure, path) from failure.__cause__
+
+    # -- what goes on behind the calls -------------------------------------------------------------------------------
+
+    def new_tasks(self) -> Tasks:
+        """Return an owner of tasks, which run in the context in which the store was entered."""
+        return Tasks(lambda: self._context)
+
+    def call_later(self, delay: float, callback: Callable[..., object], *arguments: object) -> asyncio.TimerHandle:
+        """Have something called after delay seconds, in the context in which the store was entered."""
+        assert self._loop is not None, "open"
+        return self._loop.call_later(delay, callback, *arguments, context=self._context)
+
+    def located(self, error: StoreError, path: str | None = None) -> StoreError:
+        """Fill in where an error happened, as far as it is not known yet, and return it."""
+        if error.backend is None and error.key is not None:
+            error.key = self.paths.name(error.key)
+        error.locate(self.driver.name, self.driver.hosts(), None if path is None else self.paths.name(path))
+        return error
+
+    # -- events ----------------------------------------------------------------------------------------------------
+
+    def tell(self, kind: type[Event], *values: object, endpoint: str | None = None) -> None:
+        """Give an event to the listener, if there is one; what it raises is logged.
+
+        Args:
+            kind: of the event.
+            values: of its fields after backend and endpoint.
+            endpoint: the server, if another one than is spoken to.
+        """
+        if self.listener is None:
+            return
+        try:
+            self.listener(kind(self.driver.name, endpoint or self.driver.hosts(), *values))
+        except Exception:  # noqa: BLE001 - whatever a listener raises changes nothing
+            _log.exception("%s: the listener failed", self.driver.name)
+
+    def connected(self, endpoint: str) -> None:
+        """Take note that the driver is connected."""
+        self.tell(Connected, endpoint=endpoint)
+
+    def disconnected(self, endpoint: str, reason: str) -> None:
+        """Take note that a connection of the driver ended."""
+        self.tell(Disconnected, reason, endpoint=endpoint)

@@ -1,0 +1,60 @@
+"""From keys, as users write them, to paths, as the server keeps them, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aiolibkv.keys import RESERVED, is_key, normalize_directory, normalize_key
+
+
+class Paths:
+    """The prefix of one store.
+
+    Attributes:
+        root: the directory that everything is below; ``""`` without a prefix.
+        hidden: the key below which the library keeps what users do not see.
+    """
+
+    def __init__(self, prefix: str, check: Callable[[str], None]) -> None:
+        """Root keys at a prefix.
+
+        Args:
+            prefix: a directory.
+            check: raises InvalidKeyError for a path that cannot be used.
+        """
+        self.root = prefix
+        self._start = f"{prefix}/" if prefix else ""
+        self.hidden = f"{self._start}{RESERVED}"
+        self._check = check
+
+    def path(self, key: str) -> str:
+        """Return the path of a key.
+
+        Raises:
+            InvalidKeyError: the key breaks a rule.
+        """
+        path = self._start + normalize_key(key)
+        self._check(path)
+        return path
+
+    def directory(self, directory: str) -> str:
+        """Return the path of a directory.
+
+        Raises:
+            InvalidKeyError: the directory breaks a rule.
+        """
+        name = normalize_directory(directory)
+        if not name:
+            return self.root
+        path = self._start + name
+        self._check(path)
+        return path
+
+    def name(self, path: str) -> str:
+        """Return the key of a path; a path that is not below the prefix is its own name."""
+        return path.removeprefix(self._start)
+
+    def visible(self, path: str) -> str | None:
+        """Return the key of a path, None for one that users do not see: the library's own, or what is no key."""
+        name = path[len(self._start) :]
+        return name if is_key(name) else None

@@ -1,0 +1,79 @@
+"""A directory read in pages."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+from aiolibkv.errors import KeyNotFoundError
+from aiolibkv.store.driver import Page
+from aiolibkv.types import KVPair
+
+
+class StoreScan:
+    """The scan of every backend; see ``aiolibkv.Scan``."""
+
+    def __init__(
+        self,
+        read: Callable[[str], Awaitable[Page]],
+        named: Callable[[KVPair], KVPair | None],
+        missing: Callable[[], KeyNotFoundError | None],
+    ) -> None:
+        """Make a scan; nothing is read.
+
+        Args:
+            read: reads the page after a path.
+            named: gives a pair its key; None for one that users do not see.
+            missing: makes the error for a directory that does not exist; None for the root.
+        """
+        self._read = read
+        self._named = named
+        self._missing = missing
+        self._pairs: deque[KVPair] = deque()
+        self._after = ""
+        self._more = True
+        self._is_empty = True
+        self._iterating = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> KVPair:
+        if self._iterating:
+            raise RuntimeError("a scan is iterated by one task at a time")
+        self._iterating = True
+        try:
+            while not self._pairs and self._more:
+                self._take(await self._read(self._after))
+        finally:
+            self._iterating = False
+        if not self._pairs:
+            raise StopAsyncIteration
+        return self._pairs.popleft()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the scan; a later ``anext`` ends the iteration."""
+        self._more = False
+        self._pairs.clear()
+
+    def _take(self, page: Page) -> None:
+        if page.pairs:
+            self._after = page.pairs[-1].key
+        pairs = [named for pair in page.pairs if (named := self._named(pair)) is not None]
+        self._pairs.extend(pairs)
+        self._is_empty = self._is_empty and not pairs
+        self._more = page.more
+        if self._is_empty and not self._more and not page.exists:
+            error = self._missing()
+            if error is not None:
+                raise error
