@@ -72,6 +72,53 @@ def test_a_marked_test_fails_by_what_it_leaves(pytester: pytest.Pytester, case: 
     result.stdout.no_fnmatch_line("*FAILED*test_the_next_one*")
 
 
+@pytest.mark.parametrize(
+    ("scope", "by_default"),
+    [("class", False), ("module", False), ("package", False), ("session", False), ("module", True)],
+)
+def test_what_is_left_in_a_shared_loop(pytester: pytest.Pytester, scope: str, *, by_default: bool) -> None:
+    pytester.makepyfile(
+        f"""
+        import asyncio
+
+        import pytest
+        import pytest_asyncio
+
+        pytestmark = [
+            pytest.mark.asyncio{"" if by_default else f"(loop_scope={scope!r})"},
+            pytest.mark.leaves_nothing_behind,
+        ]
+        tasks = []
+
+        @pytest_asyncio.fixture(scope={scope!r}, loop_scope={scope!r})
+        async def server():
+            task = asyncio.ensure_future(asyncio.sleep(3600))
+            yield task
+            task.cancel()
+
+        class TestIt:
+            async def test_it(self, server):
+                tasks.append(asyncio.ensure_future(asyncio.sleep(7200)))
+
+            async def test_the_next_one(self, server):
+                assert tasks[0].cancelled()
+                assert not server.done()
+        """
+    )
+    default = [f"-oasyncio_default_test_loop_scope={scope}"] if by_default else []
+    result = pytester.runpytest_subprocess(
+        "-p",
+        "aiolibkv.testing.plugin",
+        "-p",
+        "no:cacheprovider",
+        "-oasyncio_default_fixture_loop_scope=function",
+        *default,
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*a task is left over*sleep*"])
+    result.stdout.no_fnmatch_line("*ERROR*test_the_next_one*")
+
+
 @pytest.mark.parametrize("case", _CASES)
 def test_other_tests_are_left_alone(pytester: pytest.Pytester, case: str) -> None:
     body, _ = _CASES[case]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator
-from typing import Any
+from contextlib import asynccontextmanager
+from typing import Any, Literal
 
 import pytest
 import pytest_asyncio
@@ -43,7 +44,18 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def _check_what_is_left(request: pytest.FixtureRequest) -> None:
     """Set up the check before everything else of a marked test, so that it is torn down last."""
     if request.node.get_closest_marker(_MARKER) is not None:
-        request.getfixturevalue(_MARKER)
+        request.getfixturevalue(_name_of_check(_loop_scope(request.node)))
+
+
+def _name_of_check(loop_scope: str) -> str:
+    return _MARKER if loop_scope == "function" else f"_{_MARKER}_in_the_loop_of_its_{loop_scope}"
+
+
+def _loop_scope(item: pytest.Item) -> str:
+    """Return which of pytest-asyncio's event loops a test runs in."""
+    marker = item.get_closest_marker("asyncio")
+    own = marker.kwargs.get("loop_scope") if marker else None
+    return str(own or item.config.getini("asyncio_default_test_loop_scope"))
 
 
 @pytest.fixture
@@ -52,9 +64,9 @@ def cut_off() -> None:
     pytest.skip("the fixture cut_off is not provided: nothing here can cut off a store")
 
 
-@pytest_asyncio.fixture(loop_scope="function")
-async def leaves_nothing_behind() -> AsyncIterator[None]:
-    """Fail the test when it leaves tasks behind or something was given to the event loop's exception handler."""
+@asynccontextmanager
+async def _leaving_nothing() -> AsyncIterator[None]:
+    """Fail when there are new tasks in the end, or something was given to the event loop's exception handler."""
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
     reported: list[dict[str, Any]] = []
@@ -77,6 +89,23 @@ async def leaves_nothing_behind() -> AsyncIterator[None]:
     descriptions += [f"the loop's exception handler was called: {_describe(context)}" for context in reported]
     if descriptions:
         pytest.fail("\n".join(descriptions), pytrace=False)
+
+
+def _check(loop_scope: Literal["function", "class", "module", "package", "session"]) -> object:
+    @pytest_asyncio.fixture(loop_scope=loop_scope, name=_name_of_check(loop_scope))
+    async def check() -> AsyncIterator[None]:
+        async with _leaving_nothing():
+            yield
+
+    return check
+
+
+# A check sees the tasks of the loop that it runs in.
+_in_its_own_loop = _check("function")
+_in_the_loop_of_its_class = _check("class")
+_in_the_loop_of_its_module = _check("module")
+_in_the_loop_of_its_package = _check("package")
+_in_the_loop_of_the_session = _check("session")
 
 
 def _describe(context: dict[str, Any]) -> str:
