@@ -1,4 +1,4 @@
-"""The Consul backend against the conformance suite, on one server and on three."""
+"""The Consul backend against the conformance suite, on one server for development and on three others."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -18,6 +18,12 @@ def _factory(endpoints: Sequence[str]) -> StoreFactory:
         return ConsulStore(endpoints, Config(**overrides, prefix=prefix or ""))
 
     return make
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[ConsulServer]:
+    async with ConsulServer(dev=True) as running:
+        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

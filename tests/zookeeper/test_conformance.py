@@ -1,4 +1,4 @@
-"""The ZooKeeper backend against the conformance suite."""
+"""The ZooKeeper backend against the conformance suite, on one server of 3.8 and on three of 3.9."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -20,6 +20,13 @@ from aiolibkv.testing.conformance.watching_trees import WatchingTrees
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.servers import ZooKeeperCluster, ZooKeeperServer
 from zookeeper.conftest import OneShotStore, make_store
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster() -> AsyncIterator[ZooKeeperCluster]:
+    """Three servers that nobody stops."""
+    async with ZooKeeperCluster(version="3.9") as running:
+        yield running
 
 
 class TestZooKeeper(ConformanceSuite):
@@ -64,8 +71,8 @@ class TestZooKeeper35(
 class TestThreeServers(ConformanceSuite):
     """Every test of the suite, on three servers, at two that follow.
 
-    The leader answers a sync at once (3.8): a read there may be older by the moment in which it applies what it has
-    committed already, and a follower has applied.
+    The leader answers a sync at once (3.8, 3.9): a read there may be older by the moment in which it applies what it
+    has committed already, and a follower has applied.
     """
 
     @pytest_asyncio.fixture

@@ -216,7 +216,10 @@ class Cancelling(Suite):
     async def test_a_store_whose_entering_was_cancelled_can_be_entered(self, stores: Stores) -> None:
         store = stores.make()
         task = asyncio.ensure_future(store.__aenter__())
-        task.cancel()
+        if not task.cancel():
+            # An eager task may be over by now.
+            await store.close()
+            return
         await asyncio.wait([task])
         async with store:
             await store.put("key", b"")

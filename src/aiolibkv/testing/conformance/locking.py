@@ -406,7 +406,8 @@ class Losing(Locking):
         # Whoever releases a lock that another task holds takes it from that task, before anything is waited for.
         if loss_first:
             releasing = asyncio.ensure_future(lock.release())
-            await asyncio.sleep(0)
+            while not task.cancelling():
+                await asyncio.sleep(0)
             task.cancel()
             await releasing
         else:
