@@ -1,51 +1,18 @@
-"""The protobuf encoding of the few messages spoken with etcd, from a table: the messages' own fields.
+"""The few messages spoken with etcd, and their protobuf encoding.
 
-A message is a dataclass whose fields are annotated with their numbers. A field that may be None is one of several
-exclusive ones, and written even when it is 0; any other is left out when it has its default. Decoding skips fields
-that are not in the table, as protobuf demands, checks every length against what is there, and raises MalformedError
-for anything else.
+What is sent and received all the time is written out here, in the order in which etcd writes it. All else, and whatever
+is in another order or malformed, is left to the table. Both give the same.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
-from types import UnionType
-from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, cast
 
-_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
-_FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
-_LONGEST_VARINT = 10
-_LOW_BITS, _MORE = 0x7F, 0x80
-_UINT64 = (1 << 64) - 1
-_INT64_SIGN = 1 << 63
-_HIGHEST_FIELD = (1 << 29) - 1
-
-
-class MalformedError(ValueError):
-    """Bytes that are not the expected message."""
-
-
-class _Kind(IntEnum):
-    INTEGER = 0
-    TRUTH = 1
-    BYTES = 2
-    TEXT = 3
-    MESSAGE = 4
-
-
-_KINDS = {int: _Kind.INTEGER, bool: _Kind.TRUTH, bytes: _Kind.BYTES, str: _Kind.TEXT}
-
-
-class _Field(NamedTuple):
-    name: str
-    number: int
-    kind: _Kind
-    message: type[Any] | None
-    many: bool
-    optional: bool
-
+from aiolibkv.backends.etcd import table
+from aiolibkv.backends.etcd.table import MalformedError, read_varint
 
 # -- key-value -----------------------------------------------------------------------------------------------------
 
@@ -63,12 +30,10 @@ class Headed(Protocol):
     header: Header
 
 
-@dataclass(slots=True)
-class KeyValue:
+class KeyValue(NamedTuple):
     """A key as it was at one revision; after a deletion only key and mod_revision are set."""
 
     key: Annotated[bytes, 1] = b""
-    create_revision: Annotated[int, 2] = 0
     mod_revision: Annotated[int, 3] = 0
     value: Annotated[bytes, 5] = b""
 
@@ -301,30 +266,96 @@ class AuthenticateAnswer:
 # -- encoding ------------------------------------------------------------------------------------------------------
 
 M = TypeVar("M")
+_SIZES = [table.varint(size) for size in range(1 << 10)]
 
 
-def encode(message: Any) -> bytes:
+def encode(message: object) -> bytes:
     """Return the bytes of a message."""
-    out = bytearray()
-    for name, number, kind, _, many, optional in _table(type(message)).fields:
-        value = getattr(message, name)
-        if many:
-            for item in value:
-                _append_delimited(out, number, encode(item))
-        elif value is None or not (value or optional):
-            continue
-        elif kind is _Kind.MESSAGE:
-            content = encode(value)
-            if content or optional:
-                _append_delimited(out, number, content)
-        elif kind is _Kind.BYTES:
-            _append_delimited(out, number, value)
-        elif kind is _Kind.TEXT:
-            _append_delimited(out, number, value.encode())
-        else:
-            _append_varint(out, number << 3 | _VARINT)
-            _append_varint(out, value & _UINT64)
-    return bytes(out)
+    written_out = _ENCODERS.get(type(message))
+    return table.encode(message) if written_out is None else written_out(message)
+
+
+def _size(number: int) -> bytes:
+    return _SIZES[number] if 0 <= number < len(_SIZES) else table.varint(number)
+
+
+def _delimited(tag: bytes, data: bytes) -> bytes:
+    return b"%b%b%b" % (tag, _size(len(data)), data)
+
+
+def _encode_range(message: Range) -> bytes:
+    out = _delimited(b"\x0a", message.key) if message.key else b""
+    if message.range_end:
+        out += _delimited(b"\x12", message.range_end)
+    if message.limit:
+        out += b"\x18" + _size(message.limit)
+    if message.revision:
+        out += b"\x20" + _size(message.revision)
+    if message.serializable:
+        out += b"\x38\x01"
+    if message.keys_only:
+        out += b"\x40\x01"
+    if message.count_only:
+        out += b"\x48\x01"
+    return out
+
+
+def _encode_put(message: Put) -> bytes:
+    out = _delimited(b"\x0a", message.key) if message.key else b""
+    if message.value:
+        out += _delimited(b"\x12", message.value)
+    if message.lease:
+        out += b"\x18" + _size(message.lease)
+    return out
+
+
+def _encode_delete_range(message: DeleteRange) -> bytes:
+    out = _delimited(b"\x0a", message.key) if message.key else b""
+    if message.range_end:
+        out += _delimited(b"\x12", message.range_end)
+    return out
+
+
+def _encode_compare(message: Compare) -> bytes:
+    out = b"\x08" + _size(message.result) if message.result else b""
+    if message.target:
+        out += b"\x10" + _size(message.target)
+    if message.key:
+        out += _delimited(b"\x1a", message.key)
+    if message.mod_revision is not None:
+        out += b"\x30" + _size(message.mod_revision)
+    return out
+
+
+def _encode_operation(message: Operation) -> bytes:
+    out = b"" if message.range is None else _delimited(b"\x0a", _encode_range(message.range))
+    if message.put is not None:
+        out += _delimited(b"\x12", _encode_put(message.put))
+    if message.delete_range is not None:
+        out += _delimited(b"\x1a", _encode_delete_range(message.delete_range))
+    return out
+
+
+def _encode_txn(message: Txn) -> bytes:
+    parts = [_delimited(b"\x0a", _encode_compare(each)) for each in message.compare]
+    parts += [_delimited(b"\x12", _encode_operation(each)) for each in message.success]
+    parts += [_delimited(b"\x1a", _encode_operation(each)) for each in message.failure]
+    return b"".join(parts)
+
+
+_ENCODERS: dict[type[Any], Callable[[Any], bytes]] = {
+    Range: _encode_range,
+    Put: _encode_put,
+    DeleteRange: _encode_delete_range,
+    Txn: _encode_txn,
+}
+
+
+# -- decoding ------------------------------------------------------------------------------------------------------
+
+
+class _UnusualError(Exception):
+    """A message is not as etcd writes it."""
 
 
 def decode(kind: type[M], data: bytes) -> M:
@@ -333,117 +364,221 @@ def decode(kind: type[M], data: bytes) -> M:
     Raises:
         MalformedError: the bytes are no such message.
     """
-    return _decode(kind, data, 0, len(data))
+    written_out = _DECODERS.get(kind)
+    if written_out is not None:
+        try:
+            return cast("M", written_out(data, 0, len(data)))
+        except (_UnusualError, IndexError, MalformedError):
+            pass
+    return table.decode(kind, data, 0, len(data))
 
 
-class _Table:
-    """The fields of a kind of message, in their order and by their numbers."""
-
-    def __init__(self, kind: type[Any]) -> None:
-        self.fields = tuple(_field(*item) for item in get_type_hints(kind, include_extras=True).items())
-        self.by_number = {each.number: each for each in self.fields}
-
-
-_tables: dict[type[Any], _Table] = {}
+# The number of the cluster, that of the member, the revision, and the term of the leader.
+_HEADER = re.compile(
+    rb"\x08[\x80-\xff]{0,9}[\x00-\x7f]\x10[\x80-\xff]{0,9}[\x00-\x7f]"
+    rb"\x18([\x80-\xff]{0,8}[\x00-\x7f])\x20[\x80-\xff]{0,9}[\x00-\x7f]"
+)
 
 
-def _table(kind: type[Any]) -> _Table:
-    if kind not in _tables:
-        _tables[kind] = _Table(kind)
-    return _tables[kind]
-
-
-def _field(name: str, hint: Any) -> _Field:
-    declared, number = get_args(hint)
-    many = get_origin(declared) is list
-    optional = isinstance(declared, UnionType)
-    content = get_args(declared)[0] if many or optional else declared
-    kind = _KINDS.get(content, _Kind.MESSAGE)
-    return _Field(name, number, kind, content if kind is _Kind.MESSAGE else None, many, optional)
-
-
-def _append_varint(out: bytearray, number: int) -> None:
-    while number >= _MORE:
-        out.append(number & _LOW_BITS | _MORE)
-        number >>= 7
-    out.append(number)
-
-
-def _append_delimited(out: bytearray, number: int, data: bytes) -> None:
-    _append_varint(out, number << 3 | _DELIMITED)
-    _append_varint(out, len(data))
-    out += data
-
-
-def _read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    if at < end and data[at] < _MORE:
-        return data[at], at + 1
+def _decode_header(data: bytes, at: int, stop: int) -> Header:
+    found = _HEADER.match(data, at, stop)
+    if found is None or found.end() != stop:
+        raise _UnusualError
     value = shift = 0
-    for place in range(at, min(end, at + _LONGEST_VARINT)):
-        byte = data[place]
-        value |= (byte & _LOW_BITS) << shift
-        if byte < _MORE:
-            return value & _UINT64, place + 1
+    for byte in found[1]:
+        value |= (byte & 0x7F) << shift
         shift += 7
-    raise MalformedError("a number is cut off or too long")
+    return Header(value)
 
 
-def _read_field(data: bytes, at: int, end: int) -> tuple[int, int, int, int, int]:
-    """Return a field's number and type, its value or length, and where its content begins and ends."""
-    tag, at = _read_varint(data, at, end)
-    number, wire = tag >> 3, tag & 7
-    if not 0 < number <= _HIGHEST_FIELD:
-        raise MalformedError(f"no field has the number {number}")
-    if wire == _VARINT:
-        value, at = _read_varint(data, at, end)
-        return number, wire, value, at, at
-    if wire == _DELIMITED:
-        value, at = _read_varint(data, at, end)
-    elif wire in _FIXED_SIZES:
-        value = _FIXED_SIZES[wire]
-    else:
-        raise MalformedError(f"field {number} has the unknown type {wire}")
-    if value > end - at:
-        raise MalformedError(f"field {number} is cut off")
-    return number, wire, value, at, at + value
+def _decode_key_value(data: bytes, at: int, stop: int) -> KeyValue:
+    """Read a pair. What it takes for one may go past stop, which is seen at the end."""
+    if data[at] != 0x0A:
+        raise _UnusualError
+    size = data[at + 1]
+    at += 2
+    if size >= 0x80:
+        size, at = read_varint(data, at - 1, stop)
+    key = data[at : at + size]
+    at += size
+    if data[at] == 0x10:
+        at += 2
+        while data[at - 1] >= 0x80:
+            at += 1
+    if data[at] != 0x18:
+        raise _UnusualError
+    revision = data[at + 1]
+    at += 2
+    if revision >= 0x80:
+        revision &= 0x7F
+        shift = 7
+        while (byte := data[at]) >= 0x80:
+            revision |= (byte & 0x7F) << shift
+            shift += 7
+            at += 1
+        revision |= byte << shift
+        at += 1
+    value = b""
+    if at < stop:
+        if data[at] == 0x20:
+            at += 2
+            while data[at - 1] >= 0x80:
+                at += 1
+        if at < stop and data[at] == 0x2A:
+            size = data[at + 1]
+            at += 2
+            if size >= 0x80:
+                size, at = read_varint(data, at - 1, stop)
+            value = data[at : at + size]
+            at += size
+        if at < stop and data[at] == 0x30:
+            at += 2
+            while data[at - 1] >= 0x80:
+                at += 1
+    if at != stop or revision >= 1 << 63:
+        raise _UnusualError
+    return KeyValue(key, revision, value)
 
 
-def _decode(kind: type[M], data: bytes, at: int, end: int) -> M:
-    known = _table(kind).by_number
-    message = kind()
+def _end_of(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """Return where a part whose size stands somewhere begins and ends."""
+    size = data[at]
+    at += 1
+    if size >= 0x80:
+        size, at = read_varint(data, at - 1, end)
+    if size > end - at:
+        raise _UnusualError
+    return at, at + size
+
+
+def _decode_range_answer(data: bytes, at: int, end: int) -> RangeAnswer:
+    answer = RangeAnswer()
+    pairs = answer.kvs
     while at < end:
-        number, wire, value, at, stop = _read_field(data, at, end)
-        field_of = known.get(number)
-        if field_of is not None:
-            if wire != (_VARINT if field_of.kind <= _Kind.TRUTH else _DELIMITED):
-                raise MalformedError(f"field {number} of {kind.__name__} has the type {wire}")
-            if field_of.message is None:
-                setattr(message, field_of.name, _READERS[field_of.kind](value, data, at, stop))
-            elif field_of.many:
-                getattr(message, field_of.name).append(_decode(field_of.message, data, at, stop))
-            else:
-                setattr(message, field_of.name, _decode(field_of.message, data, at, stop))
+        tag = data[at]
+        if tag == 0x12:
+            at, stop = _end_of(data, at + 1, end)
+            pairs.append(_decode_key_value(data, at, stop))
+            at = stop
+        elif tag == 0x20:
+            answer.count, at = read_varint(data, at + 1, end)
+        elif tag == 0x0A:
+            at, stop = _end_of(data, at + 1, end)
+            answer.header = _decode_header(data, at, stop)
+            at = stop
+        elif tag == 0x18 and data[at + 1] <= 1:
+            answer.more = data[at + 1] == 1
+            at += 2
+        else:
+            raise _UnusualError
+    if answer.count >= 1 << 63 or at != end:
+        raise _UnusualError
+    return answer
+
+
+def _decode_put_answer(data: bytes, at: int, end: int) -> PutAnswer:
+    if at == end:
+        return PutAnswer()
+    if data[at] != 0x0A:
+        raise _UnusualError
+    at, stop = _end_of(data, at + 1, end)
+    if stop != end:
+        raise _UnusualError
+    return PutAnswer(_decode_header(data, at, stop))
+
+
+def _decode_delete_range_answer(data: bytes, at: int, end: int) -> DeleteRangeAnswer:
+    answer = DeleteRangeAnswer()
+    if at < end and data[at] == 0x0A:
+        at, stop = _end_of(data, at + 1, end)
+        answer.header = _decode_header(data, at, stop)
         at = stop
-    return message
+    if at < end and data[at] == 0x10:
+        answer.deleted, at = read_varint(data, at + 1, end)
+    if at != end or answer.deleted >= 1 << 63:
+        raise _UnusualError
+    return answer
 
 
-def _read_integer(value: int, _data: bytes, _at: int, _stop: int) -> int:
-    return value - (1 << 64) if value >= _INT64_SIGN else value
+def _decode_operation_answer(data: bytes, at: int, end: int) -> OperationAnswer:
+    tag = data[at]
+    at, stop = _end_of(data, at + 1, end)
+    if stop != end:
+        raise _UnusualError
+    if tag == 0x0A:
+        return OperationAnswer(range=_decode_range_answer(data, at, stop))
+    if tag == 0x12:
+        return OperationAnswer(put=_decode_put_answer(data, at, stop))
+    if tag == 0x1A:
+        return OperationAnswer(delete_range=_decode_delete_range_answer(data, at, stop))
+    raise _UnusualError
 
 
-def _read_truth(value: int, _data: bytes, _at: int, _stop: int) -> bool:
-    return value != 0
+def _decode_txn_answer(data: bytes, at: int, end: int) -> TxnAnswer:
+    answer = TxnAnswer()
+    while at < end:
+        tag = data[at]
+        if tag == 0x1A:
+            at, stop = _end_of(data, at + 1, end)
+            answer.responses.append(_decode_operation_answer(data, at, stop))
+            at = stop
+        elif tag == 0x0A:
+            at, stop = _end_of(data, at + 1, end)
+            answer.header = _decode_header(data, at, stop)
+            at = stop
+        elif tag == 0x10 and data[at + 1] <= 1:
+            answer.succeeded = data[at + 1] == 1
+            at += 2
+        else:
+            raise _UnusualError
+    if at != end:
+        raise _UnusualError
+    return answer
 
 
-def _read_bytes(_value: int, data: bytes, at: int, stop: int) -> bytes:
-    return data[at:stop]
+def _decode_event(data: bytes, at: int, end: int) -> Event:
+    event = Event()
+    if data[at] == 0x08 and data[at + 1] <= 1:
+        event.type = data[at + 1]
+        at += 2
+    if at >= end or data[at] != 0x12:
+        raise _UnusualError
+    at, stop = _end_of(data, at + 1, end)
+    if stop != end:
+        raise _UnusualError
+    event.kv = _decode_key_value(data, at, stop)
+    return event
 
 
-def _read_text(_value: int, data: bytes, at: int, stop: int) -> str:
-    try:
-        return data[at:stop].decode()
-    except UnicodeDecodeError as error:
-        raise MalformedError("a text is not UTF-8") from error
+def _decode_watch_answer(data: bytes, at: int, end: int) -> WatchAnswer:
+    answer = WatchAnswer()
+    while at < end:
+        tag = data[at]
+        if tag == 0x5A:
+            at, stop = _end_of(data, at + 1, end)
+            answer.events.append(_decode_event(data, at, stop))
+            at = stop
+        elif tag == 0x0A:
+            at, stop = _end_of(data, at + 1, end)
+            answer.header = _decode_header(data, at, stop)
+            at = stop
+        elif tag == 0x10:
+            answer.watch_id, at = read_varint(data, at + 1, end)
+        elif tag == 0x38 and data[at + 1] <= 1:
+            answer.fragment = data[at + 1] == 1
+            at += 2
+        else:
+            # What becomes of a request is rare.
+            raise _UnusualError
+    if answer.watch_id >= 1 << 63 or at != end:
+        raise _UnusualError
+    return answer
 
 
-_READERS: tuple[Callable[[int, bytes, int, int], Any], ...] = (_read_integer, _read_truth, _read_bytes, _read_text)
+_DECODERS: dict[type[Any], Callable[[bytes, int, int], object]] = {
+    RangeAnswer: _decode_range_answer,
+    PutAnswer: _decode_put_answer,
+    DeleteRangeAnswer: _decode_delete_range_answer,
+    TxnAnswer: _decode_txn_answer,
+    WatchAnswer: _decode_watch_answer,
+}

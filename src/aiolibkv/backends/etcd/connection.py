@@ -21,7 +21,6 @@ from aiolibkv.backends.etcd.codec import (
     LeaseKeepAlive,
     LeaseKeepAliveAnswer,
     LeaseRevoke,
-    MalformedError,
     Put,
     Range,
     RangeAnswer,
@@ -32,6 +31,7 @@ from aiolibkv.backends.etcd.codec import (
 )
 from aiolibkv.backends.etcd.failures import Meaning, explain
 from aiolibkv.backends.etcd.link import EMPTY_KEY, NEEDS_LEADER, RANGE, Link, LinkStream
+from aiolibkv.backends.etcd.table import MalformedError
 from aiolibkv.config import Config
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store import Call, Endpoints

@@ -20,7 +20,6 @@ from typing import NamedTuple
 from aiolibkv.backends.etcd.channel import RpcFailedError
 from aiolibkv.backends.etcd.codec import (
     Event,
-    MalformedError,
     WatchAnswer,
     WatchCancel,
     WatchCreate,
@@ -32,6 +31,7 @@ from aiolibkv.backends.etcd.connection import Connection
 from aiolibkv.backends.etcd.failures import explain_cancellation
 from aiolibkv.backends.etcd.link import Link, LinkStream
 from aiolibkv.backends.etcd.reading import RevisionGoneError, bounds, read_key, read_tree, to_path
+from aiolibkv.backends.etcd.table import MalformedError
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store import Feed
 from aiolibkv.store.tasks import Tasks
