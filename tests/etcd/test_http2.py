@@ -333,6 +333,10 @@ async def test_what_is_wrong_ends_the_connection(name: str) -> None:
 TOO_MUCH = b"\0" + (64 * 2**20 + 1).to_bytes(4)
 BAD_ANSWERS: dict[str, tuple[str, Callable[[int], bytes]]] = {
     "a page": ("NOT_GRPC", lambda stream: frame(frames.HEADERS, END_HEADERS, stream, b"\x88\x5f\x09text/html")),
+    "a proxy that finds it too large": (
+        "RESOURCE_EXHAUSTED",
+        lambda stream: frame(frames.HEADERS, END_HEADERS, stream, b"\x08\x03413\x5f\x09text/html"),
+    ),
     "another status": ("NOT_GRPC", lambda stream: frame(frames.HEADERS, END_HEADERS | END_STREAM, stream, b"\x8d")),
     "no status": (
         "NOT_GRPC",

@@ -54,6 +54,8 @@ _ATTEMPTS = 3
 _RETURNED_AT = 1 << 24
 """Bytes taken of a stream after which its window is opened again. The rest of it holds a message of any size."""
 _KNOWN_BLOCKS = 64
+_CONTENT_TOO_LARGE = b"413"
+"""A proxy's status for a request larger than it hands on, which it refuses and goes on."""
 _CLOSING_TIME = 0.5
 
 assert STREAM_WINDOW - _RETURNED_AT >= MAX_ANSWER_BYTES + _PREFIX_SIZE
@@ -429,7 +431,8 @@ def _failure_at_head(fields: Fields) -> RpcFailedError | None:
     status, content = fields.get(b":status", b""), fields.get(b"content-type", b"")
     if status == b"200" and content.startswith(b"application/grpc"):
         return None
-    return RpcFailedError(NOT_GRPC, f"an answer of HTTP with status {_text(status)} and content {_text(content)}")
+    details = f"an answer of HTTP with status {_text(status)} and content {_text(content)}"
+    return RpcFailedError("RESOURCE_EXHAUSTED" if status == _CONTENT_TOO_LARGE else NOT_GRPC, details)
 
 
 def _failure_at_end(fields: Fields) -> RpcFailedError | None:
