@@ -16,7 +16,7 @@ from aiozk import protocol
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiolibkv.backends.etcd import codec
+from aiolibkv.backends.etcd import codec, table
 from aiolibkv.backends.zookeeper import operations as ops
 from aiolibkv.backends.zookeeper.operations import MalformedError, Operation
 from aiolibkv.testing.scale import scaled
@@ -61,7 +61,7 @@ def _in_time(read: Callable[[], object]) -> None:
 # -- etcd --------------------------------------------------------------------------------------------------------------
 
 KINDS = [kind for kind in vars(codec).values() if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__")]
-PAIR = codec.KeyValue(b"key", 3, 7, b"value")
+PAIR = codec.KeyValue(b"key", 7, b"value")
 RICH = [
     codec.RangeAnswer(codec.Header(7), [PAIR, PAIR], more=True, count=2),
     codec.TxnAnswer(
@@ -84,7 +84,7 @@ def _read_etcd(kind: type[Any], data: bytes) -> None:
     """Read a message, which is as declared, or refused in the one way that is."""
     try:
         message = codec.decode(kind, data)
-    except codec.MalformedError:
+    except table.MalformedError:
         return
     assert isinstance(message, kind)
     # What was read can be written, and is read again as the same.
@@ -120,7 +120,7 @@ def test_etcd_reads_large_nonsense_soon(data: bytes) -> None:
     def read() -> None:
         try:
             codec.decode(codec.RangeAnswer, data)
-        except codec.MalformedError:
+        except table.MalformedError:
             return
 
     _in_time(read)
