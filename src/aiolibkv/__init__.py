@@ -1,7 +1,7 @@
 """One asyncio key/value interface over etcd, Consul, ZooKeeper and embedded stores, with one set of guarantees."""
 
 from aiolibkv.config import Config
-from aiolibkv.coordination import Candidate, Discovery, Follower, Instance, Registration, update
+from aiolibkv.coordination import Candidate, Discovery, Election, Follower, Instance, Mirror, Registration, update
 from aiolibkv.errors import (
     AccessDeniedError,
     BackendNotSupportedError,
@@ -39,6 +39,7 @@ __all__ = [
     "Config",
     "Delete",
     "Discovery",
+    "Election",
     "Follower",
     "HeldLock",
     "Instance",
@@ -49,6 +50,7 @@ __all__ = [
     "KeyNotFoundError",
     "Lock",
     "LockLostError",
+    "Mirror",
     "NotReachableError",
     "PreviousNotSpecifiedError",
     "Put",

@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 import pytest_asyncio
 
-from aiolibkv import Candidate, Discovery, Follower, KVPair, update
+from aiolibkv import Candidate, Discovery, Follower, HeldLock, KVPair, Mirror, update
 from aiolibkv.testing.scale import eventually, scaled
 from faults.single import Ground, Scene, on_scene
 from faults.stepping import MOMENTS, every_step, steps
@@ -130,6 +130,31 @@ async def test_lead_behind_another(scene: Scene) -> None:
         await another_leads(scene)
 
 
+async def test_run(scene: Scene) -> None:
+    async def work(held: HeldLock) -> None:
+        await scene.store.put("work", b"", guard=held)
+        await scene.store.delete("work", guard=held)
+
+    for step in every_step():
+        candidate = Candidate(scene.store, "leader", "me", ttl=TTL)
+        await step(candidate.run(work))
+        assert not candidate.is_leader
+        if await scene.other.exists("work"):
+            await scene.other.delete("work")
+        await another_leads(scene)
+
+
+async def test_closing_an_election(scene: Scene) -> None:
+    for step in every_step():
+        candidate = Candidate(scene.store, "leader", "me", ttl=TTL)
+        election = candidate.run_for_election()
+        while not await anext(election):
+            pass
+        await step(election.aclose())
+        await eventually(lambda: not candidate.is_leader, within=10, message="it does not lead any more")  # noqa: B023
+        await another_leads(scene)
+
+
 async def first_leader(follower: Follower) -> str | None:
     async with follower.follow_election() as leaders:
         return await anext(leaders)
@@ -199,6 +224,18 @@ async def test_watching_services(scene: Scene) -> None:
             async with there.register("web", "h:1", ttl=SHORT_TTL) as registration:
                 if await run.end() is None:
                     assert await asyncio.wait_for(anext(watch), scaled(10)) == [registration.instance]
+
+
+async def test_a_mirror(scene: Scene) -> None:
+    async def reflect() -> None:
+        async with Mirror(scene.store, "config") as mirror:
+            await mirror.wait_for(pair.last_index)
+            assert mirror.get("config/a") == pair
+
+    pair = await scene.other.put("config/a", b"")
+    for step in every_step():
+        await step(reflect())
+    await scene.other.delete("config/a")
 
 
 # -- update ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Registrations that outlive outages longer than their ttl."""
+"""Registrations that outlive outages longer than their ttl, and mirrors that tell of outages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import pytest_asyncio
 
-from aiolibkv import Config, Discovery, Instance, NotReachableError, RequestTimeoutError, open_store
+from aiolibkv import Config, Discovery, Instance, Mirror, NotReachableError, RequestTimeoutError, open_store
 from aiolibkv.testing.scale import eventually, scaled
 from locks.services import SERVICES, Service
 
@@ -86,6 +86,29 @@ async def test_a_registration_comes_back_after_its_server(service: Service, *, i
                 await asyncio.sleep(1.2 * service.ttl)
             await eventually(partial(_are, seen, [registration.instance]), within=30, message="it stays")
         assert await seen.instances("web") == []
+
+
+async def test_a_mirror_tells_that_it_is_cut_off(service: Service) -> None:
+    service.needs_server()
+    async with (
+        service.proxy() as proxy,
+        open_store(service.url(proxy.endpoint, "mirror")) as store,
+        open_store(service.url(service.endpoint, "mirror")) as other,
+        asyncio.timeout(scaled(60)),
+    ):
+        before = await other.put("config/a", b"1")
+        async with Mirror(store, "config") as mirror:
+            proxy.refuse()
+            proxy.reset()
+            await eventually(lambda: mirror.stale_for > 0.5, within=30, message="it is stale")
+            assert mirror.is_stale
+            after = await other.put("config/a", b"2")
+            waiting = asyncio.ensure_future(mirror.wait_for(after.last_index))
+            assert mirror.get("config/a") == before
+            proxy.accept()
+            await waiting
+            assert mirror.get("config/a") == after
+            await eventually(lambda: mirror.stale_for == 0, within=10, message="it is up to date")
 
 
 async def _are(discovery: Discovery, expected: list[Instance]) -> bool:

@@ -18,7 +18,7 @@ SIGNATURES = """
 new_store(backend, endpoints=(), config=None)
 open_store(url, config=None)
 register_backend(name, factory)
-update(store, key, fn)
+update(store, key, fn, *, ttl=None, keep_alive=False, guard=None)
 AsyncStore.children(self, directory, *, consistent=True)
 AsyncStore.commit(self, *operations, guard=None)
 AsyncStore.get_many(self, keys, *, consistent=True)
@@ -46,21 +46,26 @@ HeldLock.wait_lost(self)
 Snapshot.get(self, key)
 Candidate.run_for_election(self)
 Candidate.lead(self)
+Candidate.run(self, work)
 Candidate.resign(self)
 Candidate.stop(self)
+Election.aclose(self)
 Follower.follow_election(self)
 Discovery.register(self, service, address, *, id=None, metadata=None, ttl=20.0)
 Discovery.instances(self, service)
 Discovery.services(self)
 Discovery.watch(self, service)
+Mirror.get(self, key)
+Mirror.wait_for(self, index)
+Mirror.changes(self)
 """
 
 CLASSES = """
 AccessDeniedError BackendNotSupportedError CallNotSupportedError CannotLockError InvalidKeyError KeyExistsError
 KeyModifiedError KeyNotFoundError LockLostError NotReachableError PreviousNotSpecifiedError RequestTimeoutError
 StoreClosedError StoreError ValueTooLargeError
-AsyncStore Candidate Capabilities Change Check Config Delete Discovery Follower HeldLock Instance KVPair Lock
-Put Registration Scan Snapshot
+AsyncStore Candidate Capabilities Change Check Config Delete Discovery Election Follower HeldLock Instance KVPair Lock
+Mirror Put Registration Scan Snapshot
 Watch
 """
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
 from uuid import uuid4
 
+from aiolibkv.coordination.mirror import Mirror
 from aiolibkv.coordination.registration import Instance, Registration
 from aiolibkv.coordination.view import View
 from aiolibkv.errors import InvalidKeyError, KeyNotFoundError
 from aiolibkv.keys import normalize_key
 from aiolibkv.protocol import AsyncStore, Watch
-from aiolibkv.types import KVPair
+from aiolibkv.types import KVPair, Snapshot
 
 DEFAULT_TTL = 20.0
 
@@ -21,7 +23,14 @@ _log = logging.getLogger("aiolibkv")
 
 
 class Discovery:
-    """The services below a directory; an instance is JSON at ``<path>/<service>/<id>``."""
+    """The services below a directory; an instance is JSON at ``<path>/<service>/<id>``.
+
+    While it is entered, by ``async with``, it keeps a mirror of the directory: ``instances`` and ``services`` then cost
+    nothing, for those who ask at each request, and may be out of date as far as ``mirror.is_stale`` tells.
+
+    Attributes:
+        mirror: what is read while it is entered, else None.
+    """
 
     def __init__(self, store: AsyncStore, path: str) -> None:
         """Look at a directory of a store; nothing is sent.
@@ -30,8 +39,36 @@ class Discovery:
             store: where the services are.
             path: the directory.
         """
+        self.mirror: Mirror | None = None
         self._store = store
         self._path = normalize_key(path)
+        self._unreadable: set[str] = set()
+        self._mirrored = _Instances(self._path, self._read)
+        self._mirrored_at: Snapshot | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start the mirror, and wait for its first state.
+
+        Raises:
+            RuntimeError: it is entered already.
+        """
+        if self.mirror is not None:
+            raise RuntimeError(f"the discovery of {self._path!r} is entered already")
+        self.mirror = Mirror(self._store, self._path)
+        try:
+            await self.mirror.__aenter__()
+        except BaseException:
+            self.mirror = None
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the mirror."""
+        mirror, self.mirror = self.mirror, None
+        if mirror is not None:
+            await mirror.__aexit__(kind, error, trace)
 
     def register(
         self,
@@ -50,66 +87,120 @@ class Discovery:
             id: a random one when not given; one segment of a key.
             metadata: whatever else others should know.
             ttl: seconds after which the instance is gone when this process died.
+
+        Raises:
+            TypeError: something is not a str, or metadata not a mapping of str to str.
+            InvalidKeyError: the service or the id cannot be a segment of a key.
         """
         instance = Instance(service, uuid4().hex if id is None else id, address, dict(metadata or {}))
         key = f"{self._directory(service)}/{_segment(instance.id)}"
+        if not isinstance(address, str):
+            raise TypeError(f"an address is a str, not {type(address).__name__}")
+        if not all(isinstance(text, str) for item in instance.metadata.items() for text in item):
+            raise TypeError("metadata is a mapping of str to str")
         return Registration(self._store, key, instance, ttl)
 
     async def instances(self, service: str) -> Sequence[Instance]:
         """Read the instances of a service, sorted by id; none is no error.
 
         Cancellation: harmless.
-        Cost: one list.
+        Cost: one list; nothing while the discovery is entered.
         """
-        try:
-            return _instances(await self._store.list(self._directory(service)), self._directory(service))
-        except KeyNotFoundError:
-            return []
+        directory = self._directory(service)
+        if self.mirror is not None:
+            snapshot = self.mirror.snapshot
+            if snapshot is not self._mirrored_at:
+                self._mirrored.update(snapshot)
+                self._mirrored_at = snapshot
+            return self._mirrored.of(service)
+        found = _Instances(self._path, self._read)
+        found.update(await self._list(directory))
+        return found.of(service)
 
     async def services(self) -> Sequence[str]:
         """Read the names of the services that have instances, sorted; none is no error.
 
         Cancellation: harmless.
-        Cost: one list of all instances.
+        Cost: one list of all instances; nothing while the discovery is entered.
         """
-        try:
-            pairs = await self._store.list(self._path)
-        except KeyNotFoundError:
-            return []
-        below = (pair.key[len(self._path) + 1 :].partition("/") for pair in pairs)
-        return sorted({service for service, _, name in below if name and "/" not in name})
+        pairs = await self._list(self._path) if self.mirror is None else self.mirror.snapshot
+        return sorted({place[0] for pair in pairs if (place := _place(self._path, pair.key)) is not None})
 
     def watch(self, service: str) -> Watch[Sequence[Instance]]:
         """Watch the instances of a service: the present ones first, then each change.
 
         Cost: that of a watch.
         """
-        directory = self._directory(service)
-        return View(self._store.watch_tree(directory), lambda snapshot: _instances(snapshot, directory))
+        found = _Instances(self._path, self._read)
+
+        def see(snapshot: Snapshot) -> Sequence[Instance]:
+            found.update(snapshot)
+            return found.of(service)
+
+        return View(self._store.watch_tree(self._directory(service)), see)
 
     def _directory(self, service: str) -> str:
         return f"{self._path}/{_segment(service)}"
 
+    async def _list(self, directory: str) -> Sequence[KVPair]:
+        try:
+            return await self._store.list(directory)
+        except KeyNotFoundError:
+            return []
+
+    def _read(self, pair: KVPair) -> Instance | None:
+        """Read an instance; the first time that one cannot be read, it is told."""
+        try:
+            instance = _parse(pair.value)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if pair.key not in self._unreadable:
+                self._unreadable.add(pair.key)
+                _log.warning("the registration %r cannot be read: %s", pair.key, error)
+            return None
+        self._unreadable.discard(pair.key)
+        return instance
+
+
+class _Instances:
+    """The instances that were read from the last pairs given; a pair that stays is read once."""
+
+    def __init__(self, path: str, read: Callable[[KVPair], Instance | None]) -> None:
+        self._path = path
+        self._read = read
+        self._known: dict[str, tuple[KVPair, Instance | None]] = {}
+        self._services: dict[str, list[Instance]] = {}
+
+    def update(self, pairs: Iterable[KVPair]) -> None:
+        """Take other pairs."""
+        before, self._known, self._services = self._known, {}, {}
+        for pair in pairs:
+            place = _place(self._path, pair.key)
+            if place is None:
+                continue
+            known = before.get(pair.key)
+            instance = known[1] if known is not None and known[0] == pair else self._read(pair)
+            self._known[pair.key] = pair, instance
+            if instance is not None:
+                self._services.setdefault(place[0], []).append(instance)
+
+    def of(self, service: str) -> list[Instance]:
+        """Return the instances of a service, in a list of the caller's own."""
+        return list(self._services.get(service, ()))
+
+
+def _place(path: str, key: str) -> tuple[str, str] | None:
+    """Return the service and the id that a key is for, None when it is for no instance."""
+    service, _, name = key[len(path) + 1 :].partition("/")
+    return (service, name) if name and "/" not in name else None
+
 
 def _segment(name: str) -> str:
-    if "/" in name:
+    if isinstance(name, str) and "/" in name:
         raise InvalidKeyError("a service's name and an id have no slash", key=name)
     return normalize_key(name)
 
 
-def _instances(pairs: Iterable[KVPair], directory: str) -> list[Instance]:
-    found = []
-    for pair in pairs:
-        if "/" in pair.key[len(directory) + 1 :]:
-            continue
-        try:
-            found.append(_read(pair.value))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            _log.warning("the registration %r cannot be read: %s", pair.key, error)
-    return found
-
-
-def _read(value: bytes) -> Instance:
+def _parse(value: bytes) -> Instance:
     fields: dict[str, Any] = json.loads(value)
     if not isinstance(fields, dict):
         raise TypeError("no JSON object")

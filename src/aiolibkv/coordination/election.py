@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import weakref
+from collections.abc import Awaitable, Callable
+from copy import copy
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
+from aiolibkv.coordination.attempts import Attempts
+from aiolibkv.coordination.holding import WhileHeld
 from aiolibkv.coordination.view import View
+from aiolibkv.errors import CannotLockError, LockLostError, StoreError
 from aiolibkv.protocol import AsyncStore, HeldLock, Watch
 from aiolibkv.types import KVPair
 
+T = TypeVar("T")
+
 DEFAULT_TTL = 15.0
+
+_log = logging.getLogger("aiolibkv")
 
 
 class Candidate:
     """A node that wants to be the leader.
 
-    Either ``run_for_election`` and ``stop``, for a node that campaigns all the time and is told of each change, or
-    ``lead``, for work that is done while being the leader.
+    ``run`` is for work that exactly one node does, ``lead`` for a block of it, and ``run_for_election`` for a node that
+    is told of each change. Once stopped, a candidate does not lead again.
     """
 
     def __init__(self, store: AsyncStore, key: str, node: str, *, ttl: float = DEFAULT_TTL) -> None:
@@ -30,11 +41,14 @@ class Candidate:
             ttl: seconds after which another node may lead when this one died.
         """
         self.node = node
+        self._key = key
         self._lock = store.new_lock(key, value=node.encode(), ttl=ttl)
+        self._attempts = Attempts(store, key, f"the campaign for {key!r}", ttl)
         self._held: HeldLock | None = None
-        self._campaign: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
-        self._stopped = False
+        self._term: Term | None = None
+        self._campaign: Campaign | None = None
+        self._waits: set[asyncio.Timeout] = set()
+        self._is_stopped = False
 
     @property
     def is_leader(self) -> bool:
@@ -42,10 +56,10 @@ class Candidate:
         return self._held is not None and self._held.is_held
 
     def run_for_election(self) -> Election:
-        """Campaign until ``stop``, and iterate over being elected: False first, then each change.
+        """Campaign, and iterate over being elected: False first, then each change, until ``stop``.
 
-        An iterator that is slow sees the present state, never the same one twice. Campaigning goes on through outages
-        and losses, whether or not the iterator is asked.
+        The campaign begins when the iterator is entered or first asked, goes on through outages, refusals and losses
+        whether or not it is asked, and lives as long as it does.
 
         Cost: that of acquiring a lock, for each term.
         """
@@ -54,99 +68,319 @@ class Candidate:
     def lead(self) -> Term:
         """Lead for the time of an ``async with``; it waits to be elected, and gives the held lock.
 
-        The body is cancelled and LockLostError raised when the leadership is lost.
+        The body is cancelled and LockLostError raised when the leadership is lost, or given up by another task;
+        LockLostError is raised also when the candidate is stopped before it is elected.
         """
         return Term(self)
+
+    async def run(self, work: Callable[[HeldLock], Awaitable[T]]) -> T:
+        """Campaign, do the work while leading, and campaign again whenever the leadership was lost.
+
+        Work whose leadership is lost, or given up by another task, is cancelled, and awaited to its end before the
+        next campaign. What a server refuses for a time is logged and tried again.
+
+        Args:
+            work: is called with the held lock, for guards, and awaited; once in each term.
+
+        Returns:
+            What work returned, when it returns while leading.
+
+        Raises:
+            Exception: what work raised while leading.
+            LockLostError: the candidate was stopped.
+
+        Cancellation: work is cancelled and awaited, and the leadership given up.
+        Cost: that of acquiring a lock, for each term.
+        """
+        while True:
+            was_lost = True
+            try:
+                async with Term(self, is_patient=True) as held:
+                    try:
+                        return await work(held)
+                    except Exception:
+                        was_lost = not held.is_held
+                        raise
+            except LockLostError:
+                if self._is_stopped or not was_lost:
+                    raise
+            except BaseExceptionGroup as group:
+                # A task group tells a refused guard like this.
+                if self._is_stopped or not was_lost or group.split(LockLostError)[1] is not None:
+                    raise
 
     async def resign(self) -> None:
         """Give up the leadership, if it is held; a campaign goes on behind the other candidates.
 
-        The body of a ``lead`` is cancelled and LockLostError raised, unless it is itself the one that resigns.
+        The body of a ``lead`` and the work of a ``run`` are cancelled and awaited before, unless it is they who resign.
 
         Cancellation: the leadership is given up all the same.
         Cost: one round trip (ZooKeeper: two).
         """
-        if self.is_leader:
+        held, term = self._held, self._term
+        if held is None or not held.is_held:
+            return
+        if term is not None and not term.is_own:
+            term.cancel()
+            try:
+                await term.over.wait()
+            finally:
+                if self._held is held:
+                    await self._lock.release()
+        else:
+            if term is not None:
+                term.resign()
             self._held = None
             await self._lock.release()
 
     async def stop(self) -> None:
-        """End the campaign and the leadership; iterators end.
+        """End the campaign and the leadership; iterators end, and so do those that wait to lead.
 
         Cancellation: the campaign ends and the leadership is given up all the same.
         Cost: one round trip (ZooKeeper: two) when there is something to give up.
         """
-        self._stopped = True
-        self._changed.set()
+        self._is_stopped = True
+        for wait in self._waits:
+            wait.reschedule(asyncio.get_running_loop().time())
         if self._campaign is not None:
-            self._campaign.cancel()
-            await asyncio.wait({self._campaign})
+            self._campaign.task.cancel()
+            await asyncio.wait({self._campaign.task})
         await self.resign()
 
-    async def _run(self) -> None:
+    async def _win(self, *, is_patient: bool) -> HeldLock:
+        """Wait to be elected; who is patient tries again what the server refuses for a time."""
+        if self._is_stopped:
+            raise self._stopped()
+        if self._term is not None:
+            # What leads may still be ending though its leadership is lost.
+            raise CannotLockError("the candidate leads", key=self._key)
+        until_stop = asyncio.timeout(None)
+        self._waits.add(until_stop)
         try:
-            while True:
-                self._held = await self._lock.acquire()
-                self._changed.set()
-                await self._held.wait_lost()
-                self._changed.set()
+            async with until_stop:
+                while True:
+                    try:
+                        held = await self._lock.acquire()
+                    except StoreError as error:
+                        if not is_patient:
+                            raise
+                        await self._attempts.failed(error)
+                    else:
+                        self._attempts.succeeded()
+                        self._held = held
+                        return held
+        except TimeoutError as error:
+            if not until_stop.expired():
+                raise
+            raise self._stopped() from error
         finally:
-            await self.resign()
+            self._waits.discard(until_stop)
 
-    def _ended(self, campaign: asyncio.Task[None]) -> None:
-        if not campaign.cancelled():
-            campaign.exception()
-        self._changed.set()
+    def _stopped(self) -> LockLostError:
+        return LockLostError("the candidate was stopped", key=self._key)
 
-    async def _next(self, known: bool | None) -> bool:
-        if self._campaign is None and not self._stopped:
-            self._campaign = asyncio.get_running_loop().create_task(self._run())
-            self._campaign.add_done_callback(self._ended)
-        while not self._stopped:
-            self._changed.clear()
-            if self.is_leader != known:
-                return self.is_leader
-            if self._campaign is not None and self._campaign.done():
-                self._campaign.result()
-            await self._changed.wait()
-        raise StopAsyncIteration
+    def _join_campaign(self) -> Campaign | None:
+        """Return the campaign that goes on, or begin one; None when the candidate was stopped."""
+        if self._is_stopped:
+            return None
+        if self._campaign is None or self._campaign.is_over:
+            self._campaign = Campaign(self, None if self._campaign is None else self._campaign.task)
+        self._campaign.elections += 1
+        return self._campaign
 
 
 class Term:
     """The context manager of ``Candidate.lead``."""
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, *, is_patient: bool = False) -> None:
         """Make a term that has not begun."""
+        self.over = asyncio.Event()
         self._candidate = candidate
+        self._is_patient = is_patient
+        self._held: HeldLock | None = None
+        self._block: WhileHeld | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Tell whether the body runs in the present task."""
+        return self._block is not None and self._block.is_own
+
+    def cancel(self) -> None:
+        """Have the body end as by a loss."""
+        if self._block is not None:
+            self._block.cancel()
+
+    def resign(self) -> None:
+        """Take note that the body itself gives up the leadership, and goes on."""
+        if self._block is not None:
+            self._block.release()
 
     async def __aenter__(self) -> HeldLock:
         """Wait until the candidate leads."""
-        held = await self._candidate._lock.__aenter__()
-        self._candidate._held = held
+        held = self._held = await self._candidate._win(is_patient=self._is_patient)
+        self._candidate._term = self
+        self._block = WhileHeld(held)
+        await self._block.__aenter__()
         return held
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         """Give up the leadership; raise LockLostError when it was lost."""
-        self._candidate._held = None
-        return await self._candidate._lock.__aexit__(kind, error, trace)
+        assert self._block is not None, "entered"
+        try:
+            await self._block.__aexit__(kind, error, trace)
+        finally:
+            await self._give_up()
+
+    async def _give_up(self) -> None:
+        candidate = self._candidate
+        candidate._term = None
+        try:
+            if candidate._held is self._held:
+                candidate._held = None
+                await candidate._lock.release()
+        finally:
+            self.over.set()
+
+
+class Campaign:
+    """A task that campaigns and leads, until nobody wants it to.
+
+    It does not know its elections: one that nothing else refers to leaves it.
+
+    Attributes:
+        task: the task.
+        elections: how many want it.
+        changed: set at the next change of the leadership; another one takes its place then.
+    """
+
+    def __init__(self, candidate: Candidate, before: asyncio.Task[None] | None) -> None:
+        """Begin to campaign, once an earlier campaign of the candidate has ended."""
+        self.elections = 0
+        self.changed = asyncio.Event()
+        self._candidate = candidate
+        self._loop = asyncio.get_running_loop()
+        self.task = self._loop.create_task(self._run(before))
+        self.task.add_done_callback(self._ended)
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether it has ended, or will."""
+        return self.task.done() or self.elections == 0
+
+    def leave(self) -> None:
+        """Take note that one less wants it; it ends with the last one."""
+        self.elections -= 1
+        if self.elections == 0:
+            self.task.cancel()
+
+    def leave_from_anywhere(self) -> None:
+        """Leave it from wherever the garbage collector happens to run."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.leave)
+
+    async def _run(self, before: asyncio.Task[None] | None) -> None:
+        candidate = self._candidate
+        if before is not None:
+            await asyncio.wait({before})
+        while True:
+            held = await candidate._win(is_patient=True)
+            self._tell()
+            try:
+                await held.wait_lost()
+            finally:
+                if candidate._held is held:
+                    candidate._held = None
+                    if held.is_held:
+                        await candidate._lock.release()
+            self._tell()
+
+    def _tell(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("the campaign for %r has ended: %s", self._candidate._key, error)
+        self._tell()
 
 
 class Election:
-    """The iterator of ``Candidate.run_for_election``."""
+    """The iterator of ``Candidate.run_for_election``, and a context manager; its campaign lives as long as it does.
+
+    The campaign ends, and the leadership is given up, with ``aclose``, with leaving the block, when nothing refers to
+    the election any more (as after ``break``, or a cancelled ``async for``), with the candidate's ``stop`` and with the
+    store's close. Elections of one candidate share a campaign, which ends with the last of them. An iterator that is
+    slow sees the present state, never the same one twice. What cannot heal is raised.
+
+    Cancellation: cancelling ``anext`` loses nothing; the next ``anext`` goes on.
+    """
 
     def __init__(self, candidate: Candidate) -> None:
-        """Make an iterator; the campaign begins with it."""
+        """Make an election; the campaign begins when it is entered or first asked."""
         self._candidate = candidate
+        self._campaign: Campaign | None = None
+        self._leave: weakref.finalize[[], Election] | None = None
         self._known: bool | None = None
+        self._is_closed = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bool:
-        self._known = await self._candidate._next(self._known)
-        return self._known
+        while (campaign := self._ensure_begun()) is not None:
+            # The wait begins before the look: what changes in between is not missed.
+            changed = campaign.changed
+            is_leader = self._known is not None and self._candidate.is_leader
+            if is_leader != self._known:
+                self._known = is_leader
+                return is_leader
+            if campaign.task.done() and not campaign.task.cancelled():
+                error = campaign.task.exception()
+                assert error is not None, "it ends by nothing else"
+                raise copy(error) from error.__cause__
+            try:
+                await changed.wait()
+            except BaseException:
+                # Who keeps the cancelled task keeps this frame, and must not keep the campaign by it.
+                del self
+                raise
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> Self:
+        """Begin the campaign."""
+        self._ensure_begun()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the campaign and the leadership."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the campaign and the leadership; a pending or later ``anext`` ends the iteration.
+
+        Cancellation: they end all the same.
+        Cost: one round trip (ZooKeeper: two) when there is something to give up.
+        """
+        self._is_closed = True
+        if self._campaign is not None and self._leave is not None and self._leave.detach() is not None:
+            self._campaign.leave()
+            self._campaign._tell()
+            if self._campaign.is_over:
+                await asyncio.wait({self._campaign.task})
+
+    def _ensure_begun(self) -> Campaign | None:
+        if self._is_closed or self._candidate._is_stopped:
+            return None
+        if self._campaign is None:
+            self._campaign = self._candidate._join_campaign()
+            if self._campaign is not None:
+                self._leave = weakref.finalize(self, self._campaign.leave_from_anywhere)
+                self._leave.atexit = False
+        return self._campaign
 
 
 class Follower:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Self
 
+from aiolibkv.coordination.attempts import Attempts
 from aiolibkv.errors import (
     KeyExistsError,
     KeyModifiedError,
@@ -66,14 +67,14 @@ class Instance:
     service: str
     id: str
     address: str
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 class Registration:
     """An instance that is registered while its ``async with`` lasts.
 
     After an outage, an expiry or a deletion by somebody else the key comes back; it is removed on leaving. What a
-    server refuses is tried again after each ttl, with a warning.
+    server refuses meanwhile is tried again, with a warning and growing pauses. Once left, it may be entered again.
 
     Attributes:
         instance: what is registered.
@@ -90,9 +91,18 @@ class Registration:
         self._value = json.dumps(asdict(instance), ensure_ascii=False).encode()
         self._healing: asyncio.Task[None] | None = None
         self._trace = _Trace()
+        self._attempts = Attempts(store, key, f"the registration {key!r}", ttl)
+        self._is_entered = False
 
     async def __aenter__(self) -> Self:
-        """Register the instance; when that fails, and may have come to pass, it is removed as on leaving."""
+        """Register the instance; when that fails, and may have come to pass, it is removed as on leaving.
+
+        Raises:
+            RuntimeError: it is entered already.
+        """
+        if self._is_entered:
+            raise RuntimeError(f"the registration {self.key!r} is entered already; make another one")
+        self._is_entered = True
         try:
             self._trace = _leaving.get(self._place) or _Trace()
             if self._trace.removal is not None:
@@ -100,8 +110,9 @@ class Registration:
                 await asyncio.wait({self._trace.removal})
             await self._put(self._store.put(self.key, self._value, ttl=self._ttl, keep_alive=True))
         except BaseException:
+            self._is_entered = False
             if self._trace.values:
-                self._start_leaving(self._leave())
+                self._start_leaving(self._leave(None))
             raise
         self._healing = asyncio.get_running_loop().create_task(self._heal())
         return self
@@ -110,9 +121,11 @@ class Registration:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove the registration; when no server does it now, as soon as one does, while the store is open."""
-        if self._healing is not None:
-            self._healing.cancel()
-        leaving = self._start_leaving(self._leave())
+        healing, self._healing = self._healing, None
+        if healing is not None:
+            healing.cancel()
+        self._is_entered = False
+        leaving = self._start_leaving(self._leave(healing))
         await asyncio.wait({leaving}, timeout=_LEAVING_TIME)
         if not leaving.done():
             _log.warning("the registration %r is removed later, as soon as a server does it", self.key)
@@ -141,12 +154,15 @@ class Registration:
         if not leaving.cancelled() and (error := leaving.exception()) is not None:
             _log.warning("the registration %r was not removed: %s", self.key, error)
 
-    async def _leave(self) -> None:
-        if self._healing is not None:
-            await asyncio.wait({self._healing})
-            if not self._healing.cancelled() and (failure := self._healing.exception()) is not None:
+    async def _leave(self, healing: asyncio.Task[None] | None) -> None:
+        if healing is not None:
+            await asyncio.wait({healing})
+            if not healing.cancelled() and (failure := healing.exception()) is not None:
                 _log.warning("a registration was not looked after any more: %s", failure)
-        await self._remove()
+        try:
+            await self._remove()
+        except StoreClosedError:
+            return
         if self._trace.is_in_doubt:
             self._start_leaving(self._keep_removed())
 
@@ -160,18 +176,14 @@ class Registration:
                 if pair.value in trace.values:
                     await self._store.atomic_delete(self.key, pair)
                 return
-            except StoreClosedError:
-                return
             except KeyNotFoundError:
                 if pair is not None or trace.pair is None:
                     return
                 pair = trace.pair
             except KeyModifiedError:
                 pair = None
-            except (NotReachableError, RequestTimeoutError) as error:
-                _log.debug("a registration cannot be removed yet: %s", error)
             except StoreError as error:
-                await self._refused(error)
+                await self._attempts.failed(error)
 
     async def _keep_removed(self) -> None:
         """Remove what appears late: a server that was stopped may carry out a put when it goes on."""
@@ -185,17 +197,14 @@ class Registration:
 
     async def _heal(self) -> None:
         """Look after the key, also when that was refused: a right that was taken away may be given back."""
-        while True:
-            try:
-                await self._look_after()
-            except StoreClosedError:
-                raise
-            except StoreError as error:
-                await self._refused(error)
-
-    async def _refused(self, error: StoreError) -> None:
-        _log.warning("the registration %r is looked after again in %.3g s: %s", self.key, self._ttl, error)
-        await asyncio.sleep(self._ttl)
+        try:
+            while True:
+                try:
+                    await self._look_after()
+                except StoreError as error:
+                    await self._attempts.failed(error)
+        except StoreClosedError:
+            return
 
     async def _look_after(self) -> None:
         is_there = True
@@ -207,7 +216,9 @@ class Registration:
                         is_there = await anext(watch) is not None
                 except TimeoutError:
                     _log.debug("a registration has not been seen again yet")
-                if not is_there:
+                if is_there:
+                    self._attempts.succeeded()
+                else:
                     await self._register_again()
 
     async def _register_again(self) -> None:
@@ -215,7 +226,7 @@ class Registration:
             try:
                 await self._put(self._store.atomic_put(self.key, self._value, None, ttl=self._ttl, keep_alive=True))
             except (NotReachableError, RequestTimeoutError) as error:
-                _log.debug("a registration cannot be made again yet: %s", error)
+                await self._attempts.failed(error)
             except KeyExistsError:
                 return
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -15,7 +16,10 @@ _NOTHING = object()
 
 
 class View(Generic[S, T]):
-    """What a function makes of a watch's items; a result equal to the one before is left out."""
+    """What a function makes of a watch's items; a result equal to the one before is left out.
+
+    What is handed out is a copy: its user may change it.
+    """
 
     def __init__(self, watch: Watch[S], function: Callable[[S], T]) -> None:
         """Make a view; the watch starts with it.
@@ -41,7 +45,7 @@ class View(Generic[S, T]):
             item = self._function(await anext(self._watch))
             if item != self._last:
                 self._last = item
-                return item
+                return copy(item)
 
     async def __aenter__(self) -> Self:
         await self._watch.__aenter__()

@@ -1,6 +1,18 @@
 """Memory stores that are broken on purpose, each in one way that the conformance suite has to notice."""
 
-from mutants.broken import calls, closing, directories, keys, lifetimes, locks, prefixes, watches
+from mutants.broken import calls, closing, coordination, directories, keys, lifetimes, locks, prefixes, watches
 from mutants.broken.registry import FIRST, MUTANTS
 
-__all__ = ["FIRST", "MUTANTS", "calls", "closing", "directories", "keys", "lifetimes", "locks", "prefixes", "watches"]
+__all__ = [
+    "FIRST",
+    "MUTANTS",
+    "calls",
+    "closing",
+    "coordination",
+    "directories",
+    "keys",
+    "lifetimes",
+    "locks",
+    "prefixes",
+    "watches",
+]

@@ -1,4 +1,4 @@
-"""Locks and elections, broken."""
+"""Locks, broken."""
 
 # ruff: noqa: ARG001, ARG005 - what is patched keeps its signature
 
@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from aiolibkv import Candidate, CannotLockError, LockLostError, Registration
+from aiolibkv import CannotLockError, LockLostError
 from aiolibkv.backends.memory import MemoryDriver
 from aiolibkv.backends.memory.space import Space
 from aiolibkv.store import Acquired, Driver, Lease, Store
 from aiolibkv.store.leases import Session, Sessions
 from aiolibkv.store.locks import Locks, Mutex, StoreHeldLock, StoreLock
-from aiolibkv.testing.conformance.coordinating import Coordinating
 from aiolibkv.testing.conformance.locking import Guarding, Locking, Losing
 from mutants.broken.registry import mutant
 
@@ -251,44 +250,3 @@ def misuse_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
             pass
 
     patch.setattr(StoreLock, "release", anyway)
-
-
-@mutant(Coordinating)
-def candidates_lead_from_the_start(patch: pytest.MonkeyPatch) -> None:
-    """Every candidate believes that it leads."""
-    patch.setattr(Candidate, "is_leader", property(lambda self: True))
-
-
-@mutant(Coordinating)
-def who_resigns_goes_on(patch: pytest.MonkeyPatch) -> None:
-    """The body of a lock that another task releases is not told."""
-    release = StoreLock.release
-
-    async def quietly(self: StoreLock) -> None:
-        body, self._body = self._body, None
-        try:
-            await release(self)
-        finally:
-            self._body = body
-
-    patch.setattr(StoreLock, "release", quietly)
-
-
-@mutant(Coordinating)
-def stopped_leaders_stay(patch: pytest.MonkeyPatch) -> None:
-    """A candidate that resigns keeps the lock."""
-
-    async def stay(self: Candidate) -> None:
-        """Do nothing."""
-
-    patch.setattr(Candidate, "resign", stay)
-
-
-@mutant(Coordinating)
-def registrations_do_not_heal(patch: pytest.MonkeyPatch) -> None:
-    """A registration that was deleted stays deleted."""
-
-    async def leave(self: Registration) -> None:
-        """Do nothing."""
-
-    patch.setattr(Registration, "_register_again", leave)

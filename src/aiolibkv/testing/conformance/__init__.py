@@ -28,10 +28,12 @@ from aiolibkv.testing.conformance.cancelling import Cancelling
 from aiolibkv.testing.conformance.closing import Closing, Errors
 from aiolibkv.testing.conformance.coordinating import Coordinating
 from aiolibkv.testing.conformance.directories import DeletingTrees, Directories
+from aiolibkv.testing.conformance.electing import Electing
 from aiolibkv.testing.conformance.keys import Keys, Values
 from aiolibkv.testing.conformance.libkv import Libkv
 from aiolibkv.testing.conformance.lifetimes import KeepingAlive, Lifetimes
 from aiolibkv.testing.conformance.locking import Guarding, Locking, Losing
+from aiolibkv.testing.conformance.mirroring import Mirroring
 from aiolibkv.testing.conformance.rooting import Rooting, SelfDescription
 from aiolibkv.testing.conformance.suite import CutOff, StoreFactory, factory_of
 from aiolibkv.testing.conformance.watching import Watching
@@ -43,6 +45,8 @@ class ConformanceSuite(
     Losing,
     Guarding,
     Locking,
+    Electing,
+    Mirroring,
     Coordinating,
     KeepingAlive,
     Lifetimes,

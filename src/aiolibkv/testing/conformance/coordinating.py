@@ -1,26 +1,16 @@
-"""Election, discovery and update, which see a store only as its users do."""
+"""Service discovery and update, which see a store only as its users do."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 
 import pytest
 
-from aiolibkv import (
-    AsyncStore,
-    Candidate,
-    Discovery,
-    Follower,
-    Instance,
-    InvalidKeyError,
-    KeyNotFoundError,
-    LockLostError,
-    StoreClosedError,
-    update,
-)
+from aiolibkv import AsyncStore, Discovery, Instance, InvalidKeyError, KeyNotFoundError, LockLostError, update
 from aiolibkv.testing.conformance.suite import Stores, Suite
-from aiolibkv.testing.scale import scaled
+from aiolibkv.testing.scale import eventually, scaled
 
 _TTL = 15.0
 
@@ -35,83 +25,17 @@ class Coordinating(Suite):
         await asyncio.gather(*(update(each, "counter", add) for each in (store, other) for _ in range(20)))
         assert (await store.get("counter")).value == b"40"
 
-    async def test_candidates_lead_one_after_the_other(self, store: AsyncStore, other: AsyncStore) -> None:
-        one, two = Candidate(store, "leader", "one", ttl=_TTL), Candidate(other, "leader", "two", ttl=_TTL)
-        follower = Follower(other, "leader")
-        async with asyncio.timeout(scaled(20)), follower.follow_election() as leaders:
-            assert await anext(leaders) is None
-            first, second = one.run_for_election(), two.run_for_election()
-            assert await anext(first) is False
-            assert await anext(first) is True
-            assert await anext(second) is False
-            assert (one.is_leader, two.is_leader) == (True, False)
-            assert await anext(leaders) == "one"
-            await one.resign()
-            assert await anext(first) is False
-            assert await anext(second) is True
-            while await anext(leaders) != "two":
-                pass
-            assert follower.leader == "two"
-            await two.stop()
-            with pytest.raises(StopAsyncIteration):
-                await anext(second)
-            assert await anext(first) is True
-            await one.stop()
-            while await anext(leaders) is not None:
-                pass
-        assert await store.list("") == []
-
-    async def test_a_leader_that_is_deposed_is_told(self, store: AsyncStore, other: AsyncStore) -> None:
-        candidate = Candidate(store, "leader", "one", ttl=_TTL)
-        async with asyncio.timeout(scaled(20)):
-            election = candidate.run_for_election()
-            assert [await anext(election), await anext(election)] == [False, True]
-            await other.delete("leader")
-            assert await anext(election) is False
-            assert await anext(election) is True
-        await candidate.stop()
+    async def test_update_gives_a_lifetime_and_takes_a_guard(self, store: AsyncStore, other: AsyncStore) -> None:
+        async with asyncio.timeout(scaled(20)), store.new_lock("lock", ttl=_TTL) as held:
+            await update(store, "guarded", lambda _: b"1", guard=held)
+            await other.put("permanent", b"1")
+            await update(store, "permanent", lambda value: (value or b"") + b"2", ttl=0.5)
+            async with other.watch("permanent") as watch:
+                while await anext(watch) is not None:
+                    pass
         with pytest.raises(LockLostError):
-            async with Candidate(store, "leader", "one", ttl=_TTL).lead() as held:
-                assert (await other.get("leader")).value == b"one"
-                await other.put("leader", b"usurper")
-                await asyncio.get_running_loop().create_future()
-        assert not held.is_held
-
-    @pytest.mark.parametrize("how", ["resign", "stop"])
-    async def test_who_gives_up_the_leadership_leads_no_more(
-        self, store: AsyncStore, other: AsyncStore, how: str
-    ) -> None:
-        """What the leader does ends before another one begins."""
-        one, two = Candidate(store, "leader", "one", ttl=_TTL), Candidate(other, "leader", "two", ttl=_TTL)
-        leading: list[str] = []
-
-        async def lead(candidate: Candidate) -> None:
-            async with candidate.lead():
-                leading.append(candidate.node)
-                try:
-                    await asyncio.get_running_loop().create_future()
-                finally:
-                    leading.remove(candidate.node)
-
-        async def give_up(candidate: Candidate) -> None:
-            await (candidate.resign() if how == "resign" else candidate.stop())
-
-        tasks = []
-        try:
-            async with asyncio.timeout(scaled(20)):
-                for candidate in (one, two):
-                    tasks.append(asyncio.ensure_future(lead(candidate)))
-                    while leading != [candidate.node]:
-                        await asyncio.sleep(0.01)
-                    await give_up(candidate)
-                    assert not candidate.is_leader
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-        for task in tasks:
-            with pytest.raises(LockLostError):
-                task.result()
+            await update(store, "guarded", lambda _: b"2", guard=held)
+        assert (await other.get("guarded")).value == b"1"
 
     async def test_instances_come_and_go(self, store: AsyncStore, other: AsyncStore) -> None:
         here, there = Discovery(store, "services"), Discovery(other, "/services/")
@@ -177,19 +101,6 @@ class Coordinating(Suite):
         with pytest.raises(InvalidKeyError):
             discovery.register("web", "h:1", id=name)
 
-    async def test_an_election_ends_with_its_store(self, stores: Stores) -> None:
-        store = await stores.open()
-        candidate = Candidate(store, "leader", "one", ttl=_TTL)
-        election = candidate.run_for_election()
-        async with asyncio.timeout(scaled(20)):
-            assert await anext(election) is False
-            assert await anext(election) is True
-            await store.close()
-            assert await anext(election) is False
-            with pytest.raises(StoreClosedError):
-                await anext(election)
-            await candidate.stop()
-
     async def test_a_registration_may_outlive_its_store(self, stores: Stores, other: AsyncStore) -> None:
         store = await stores.open()
         registration = Discovery(store, "services").register("web", "h:1", id="a", ttl=_TTL)
@@ -198,28 +109,69 @@ class Coordinating(Suite):
         await registration.__aexit__(None, None, None)
         assert not await other.exists("services/web/a")
 
-    async def test_many_followers_see_each_leader(self, store: AsyncStore, other: AsyncStore) -> None:
-        """Three candidates, each stopped while it leads: always one leader, and a new one each time."""
-        candidates = [
-            Candidate(each, "leader", node, ttl=_TTL) for each, node in ((store, "a"), (other, "b"), (store, "c"))
-        ]
-        elections = [candidate.run_for_election() for candidate in candidates]
-        seen: list[str | None] = []
+    async def test_what_a_watch_of_instances_gives_is_its_users(self, store: AsyncStore) -> None:
+        discovery = Discovery(store, "services")
+        async with asyncio.timeout(scaled(20)), discovery.watch("web") as watch:
+            assert await anext(watch) == []
+            async with discovery.register("web", "h:1", ttl=_TTL):
+                instances = await anext(watch)
+                assert isinstance(instances, list)
+                instances.clear()
+            assert await anext(watch) == []
 
-        async def campaign(number: int) -> None:
-            async for elected in elections[number]:
-                if elected:
-                    assert [candidate.is_leader for candidate in candidates].count(True) == 1
-                    while seen[-1:] != [candidates[number].node]:
-                        await asyncio.sleep(0.01)
-                    await candidates[number].stop()
+    async def test_an_unreadable_registration_is_told_once(
+        self, store: AsyncStore, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        discovery = Discovery(store, "services")
+        await store.put("services/web/bad", b"no JSON")
+        async with asyncio.timeout(scaled(20)), discovery.watch("web") as watch:
+            assert await anext(watch) == []
+            for number in range(3):
+                await store.put(f"services/web/{number}", b'{"service": "web", "id": "%d", "address": "h"}' % number)
+                assert len(await anext(watch)) == number + 1
+                assert len(await discovery.instances("web")) == number + 1
+        told = [record for record in caplog.records if record.levelno >= logging.WARNING and "bad" in record.message]
+        assert len(told) == 1
 
-        async def follow() -> None:
-            async for leader in Follower(other, "leader").follow_election():
-                seen.append(leader)
-                if leader is None and len({name for name in seen if name}) == len(candidates):
-                    return
+    async def test_a_registration_is_entered_once_at_a_time(self, store: AsyncStore) -> None:
+        discovery = Discovery(store, "services")
+        registration = discovery.register("web", "h:1", id="a", ttl=_TTL)
+        async with asyncio.timeout(scaled(20)):
+            async with registration:
+                with pytest.raises(RuntimeError):
+                    await registration.__aenter__()
+                assert await discovery.instances("web") == [registration.instance]
+            assert await discovery.instances("web") == []
+            async with registration:
+                assert await discovery.instances("web") == [registration.instance]
+            assert await discovery.instances("web") == []
 
-        async with asyncio.timeout(scaled(30)):
-            await asyncio.gather(follow(), *(campaign(number) for number in range(len(candidates))))
-        assert sorted(name for name in seen if name) == ["a", "b", "c"]
+    async def test_instances_are_hashable_and_of_texts(self, store: AsyncStore) -> None:
+        assert len({Instance("web", "a", "h:1", {"zone": "x"}), Instance("web", "a", "h:1", {"zone": "x"})}) == 1
+        discovery = Discovery(store, "services")
+        with pytest.raises(TypeError):
+            discovery.register("web", 8080)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            discovery.register("web", "h:1", id=1)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            discovery.register("web", "h:1", metadata={"weight": 1})  # type: ignore[dict-item]
+
+    async def test_an_entered_discovery_reads_a_mirror(self, store: AsyncStore, other: AsyncStore) -> None:
+        here, there = Discovery(store, "services"), Discovery(other, "services")
+        async with asyncio.timeout(scaled(20)), here:
+            assert here.mirror is not None
+            assert await here.instances("web") == []
+            assert await here.services() == []
+            async with there.register("web", "h:1", ttl=_TTL) as web, there.register("db", "h:2", ttl=_TTL) as db:
+                await here.mirror.wait_for((await other.get(db.key)).last_index)
+                assert await here.instances("web") == [web.instance]
+                assert await here.instances("db") == [db.instance]
+                assert await here.services() == ["db", "web"]
+                instances = await here.instances("web")
+                assert isinstance(instances, list)
+                instances.clear()
+                assert await here.instances("web") == [web.instance]
+            await eventually(lambda: not here.mirror or not len(here.mirror.snapshot), within=10, message="they go")
+            assert await here.instances("web") == []
+        assert not here.mirror
+        assert await here.instances("web") == []
