@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from typing import Self
@@ -22,6 +23,11 @@ class Rewriting:
         server: where they are passed on to.
         change: what is made of the answers.
         refuse: answers requests that are not passed on; None for those that are.
+        hold: tells of requests that are never answered.
+        path: before that of the server's API.
+
+    Attributes:
+        held: how many requests were not answered.
     """
 
     def __init__(
@@ -30,7 +36,12 @@ class Rewriting:
         change: Change = lambda _, status, body: (status, body),
         *,
         refuse: Callable[[web.Request], tuple[int, str] | None] = lambda _: None,
+        hold: Callable[[web.Request], bool] = lambda _: False,
+        path: str = "",
     ) -> None:
+        self.held = 0
+        self._hold = hold
+        self._path = path
         self._server = server
         self._change = change
         self._refuse = refuse
@@ -39,7 +50,7 @@ class Rewriting:
         self._client = ClientSession(skip_auto_headers=("Accept-Encoding",), timeout=ClientTimeout(None))
         application = web.Application(client_max_size=2**22)
         application.router.add_route("*", "/{tail:.*}", self._answer)
-        self._runner = web.AppRunner(application, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(application, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.endpoint = f"127.0.0.1:{self._runner.addresses[0][1]}"
@@ -51,9 +62,12 @@ class Rewriting:
 
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.read()
+        if self._hold(request):
+            self.held += 1
+            await asyncio.get_running_loop().create_future()
         if (refusal := self._refuse(request)) is not None:
             return web.Response(status=refusal[0], text=refusal[1])
-        url = URL(f"http://{self._server.endpoint}{request.raw_path}", encoded=True)
+        url = URL(f"http://{self._server.endpoint}{request.raw_path.removeprefix(self._path)}", encoded=True)
         headers = {name: value for name, value in request.headers.items() if name == "X-Consul-Token"}
         async with self._client.request(request.method, url, data=body, headers=headers) as answer:
             headers = {name: value for name, value in answer.headers.items() if name.startswith("X-")}

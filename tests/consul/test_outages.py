@@ -323,7 +323,7 @@ async def test_a_server_whose_disk_is_full(make: Make, disk: Path) -> None:
     """It cannot lead any more, and leads again as soon as there is space."""
     async with (
         ConsulServer(extra_args=[f"-data-dir={disk}"]) as server,
-        make(server.endpoint, request_timeout=1) as store,
+        make(server.endpoint, request_timeout=2) as store,
         store.watch_tree("") as watch,
     ):
         assert await anext(watch) == []

@@ -202,6 +202,7 @@ class Script:
     """A connection whose answers the test gives, in any order."""
 
     endpoint = "server"
+    timeout = 5.0
     leader = None
     tokens_replaced = 0
 
@@ -228,11 +229,11 @@ class Script:
 
 
 def _value(value: bytes, index: int) -> Answer:
-    return Answer(200, index, value, ENDPOINT)
+    return Answer(200, str(index), value, ENDPOINT)
 
 
 def _gone(index: int) -> Answer:
-    return Answer(404, index, b"", ENDPOINT)
+    return Answer(404, str(index), b"", ENDPOINT)
 
 
 class Watcher:

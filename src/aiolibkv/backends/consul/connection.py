@@ -11,44 +11,47 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
-from types import SimpleNamespace
 from typing import NamedTuple
 from urllib.parse import unquote
 
 import aiohttp
 from yarl import URL
 
+from aiolibkv.backends.consul.connector import Attempt, Connector, UnconnectedError, attempt_under_way
 from aiolibkv.backends.consul.credentials import TokenSource, user_headers
 from aiolibkv.backends.consul.encoding import (
     Answer,
     MalformedError,
     denies,
     kv_target,
-    parse_index,
     read_mode,
     start_of,
 )
 from aiolibkv.backends.consul.failures import TxnFailedError, failure_of, lacks_right
+from aiolibkv.backends.consul.scope import Scope
 from aiolibkv.backends.consul.transactions import MAX_TXN_OPERATIONS, Transaction, looking
 from aiolibkv.config import Config
 from aiolibkv.errors import NotReachableError, StoreError
 from aiolibkv.keys import RESERVED
 from aiolibkv.store import Endpoint, Endpoints
-from aiolibkv.store.tls import ssl_context
+from aiolibkv.store.names import Names
+from aiolibkv.store.tls import Tls
 
 CALLS_AT_ONCE = 32
 """Connections for calls. A server allows 200 to a client by default, and another store may share them."""
 
-CONNECTING_TIME = 1.0
-"""Seconds for TCP and TLS to one server."""
+_SHARE_OF_ONE_OF_SEVERAL = 0.3
+"""Of request_timeout, after which one of several servers that has not answered counts as mute, at first."""
 
-PATIENCE = 1.5
-"""Seconds without an answer after which a server counts as mute, at first."""
+_MOST_TIMEOUTS = 16
+_INDEX = "X-Consul-Index"
 
 LARGEST_ANSWER = 128 * 1024 * 1024
 """Bytes; what goes on beyond that is not read to its end."""
+
+
+_READ = frozenset({HTTPStatus.OK, HTTPStatus.NOT_FOUND})
 
 
 class MuteError(NotReachableError):
@@ -76,29 +79,7 @@ class _Request(NamedTuple):
 
     def has_index(self, status: int) -> bool:
         """Tell whether an answer of this status tells an index, as all reads of keys do, found or not."""
-        return (
-            self.method == "GET" and self.target.startswith("kv/") and status in {HTTPStatus.OK, HTTPStatus.NOT_FOUND}
-        )
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """One sending of a request.
-
-    Attributes:
-        on_sending: called when a connection was found and the request may leave.
-        sent: whether that happened.
-    """
-
-    on_sending: Callable[[], None] | None
-    sent: bool = False
-
-
-async def _on_sending(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
-    attempt: _Attempt = context.trace_request_ctx
-    attempt.sent = True
-    if attempt.on_sending is not None:
-        attempt.on_sending()
+        return status in _READ and self.method == "GET" and self.target.startswith("kv/")
 
 
 async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -109,8 +90,6 @@ async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
     """
     try:
         return await handler(request)
-    except aiohttp.ClientConnectorError:
-        raise
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
         raise _LostError from error
 
@@ -120,6 +99,10 @@ class Connection:
 
     Attributes:
         leader: who leads the servers, as last heard by whoever listens to them.
+        scope: what is added to each request.
+        timeout: seconds for a call.
+        patience: seconds without an answer after which a server counts as mute, at first; None when there is no other
+            one to be asked instead.
     """
 
     def __init__(self, config: Config, endpoints: Endpoints) -> None:
@@ -131,18 +114,22 @@ class Connection:
         self.leader: str | None = None
         self._endpoints = endpoints
         self._token = TokenSource(config.token)
-        self._ssl = ssl_context(config)
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
-        self._scheme = "http" if self._ssl is None else "https"
-        tracing = aiohttp.TraceConfig()
-        tracing.on_connection_create_end.append(_on_sending)
-        tracing.on_connection_reuseconn.append(_on_sending)
+        self._names = Names()
+        tls = Tls(config)
+        self._scheme = "http" if tls.context() is None else "https"
+        self._bases: dict[Endpoint, str] = {}
+        self._timeouts: dict[float | None, aiohttp.ClientTimeout] = {}
+        self.scope = Scope(config)
+        self.timeout = config.request_timeout
+        self.patience = config.request_timeout * _SHARE_OF_ONE_OF_SEVERAL if len(endpoints) > 1 else None
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=True if self._ssl is None else self._ssl),
+            connector=Connector(
+                self._names, tls, config.connection_timeout, has_alternatives=self.patience is not None
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=user_headers(config),
             middlewares=(_send_once,),
-            trace_configs=[tracing],
             # Consul compresses for those who accept it, which makes reads of 100 KB nearly three times
             # slower.
             skip_auto_headers=("Accept-Encoding", "User-Agent", "Content-Type"),
@@ -156,11 +143,6 @@ class Connection:
         return self._endpoints.current
 
     @property
-    def has_alternatives(self) -> bool:
-        """Whether there is more than one server."""
-        return len(self._endpoints) > 1
-
-    @property
     def tokens_replaced(self) -> int:
         """How often the token was replaced; what two requests tell belongs together as long as it was not."""
         return self._token.replaced
@@ -171,6 +153,7 @@ class Connection:
 
     async def close(self) -> None:
         """Drop all connections."""
+        self._names.close()
         await self._session.close()
 
     async def read(self, target: str) -> Answer:
@@ -180,7 +163,7 @@ class Connection:
     async def repeatable(self, method: str, target: str, body: bytes | None = None) -> Answer:
         """Make a request that may be sent any number of times; a mute server is given up for the next one.
 
-        Its patience doubles, so that an answer which takes long gets its time.
+        The patience doubles, so that an answer which takes long gets its time.
 
         Args:
             method: of HTTP.
@@ -191,12 +174,12 @@ class Connection:
             NotReachableError: the connection broke, or the server cannot serve now.
             StoreError: the server refused.
         """
-        for patience in _growing_patience():
+        patience = self.patience
+        while True:
             try:
                 return await self.request(method, target, body, patience=patience)
             except MuteError:
-                continue
-        raise AssertionError("patience has no end")
+                patience = patience and patience * 2
 
     async def check_access(self, *paths: str) -> None:
         """Make sure that keys may be read, where the server would leave them out without a word.
@@ -219,7 +202,7 @@ class Connection:
         Returns:
             What the server says of each; of the others nothing when some may not be read.
         """
-        transaction = Transaction([looking(path) for path in paths])
+        transaction = Transaction([looking(path) for path in paths], self.scope.fields)
         answer = await self.repeatable("PUT", f"txn?{mode}", transaction.body)
         with self.understanding(answer):
             try:
@@ -313,22 +296,27 @@ class Connection:
 
     async def _send(self, request: _Request, headers: dict[str, str]) -> Answer:
         endpoint = self.endpoint
-        attempt = _Attempt(request.on_sending)
+        attempt = Attempt(endpoint, request.on_sending)
+        attempt_under_way.set(attempt)
         try:
             async with self._session.request(
                 request.method,
-                URL(f"{self._scheme}://{endpoint}/v1/{request.target}", encoded=True),
+                URL(self._url(endpoint, request.target), encoded=True),
                 data=request.body,
                 headers=headers,
                 allow_redirects=False,
-                trace_request_ctx=attempt,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECTING_TIME, sock_read=request.patience),
+                timeout=self._patience(request.patience),
             ) as response:
-                needed = request.has_index(response.status)
-                index = parse_index(response.headers.get("X-Consul-Index"), needed=needed)
-                return Answer(response.status, index, await _body_of(response), endpoint)
+                answer = Answer(response.status, response.headers.get(_INDEX), await _body_of(response), endpoint)
+                if request.has_index(answer.status):
+                    answer.check_index()
+                return answer
         except MalformedError as error:
             raise self._misunderstood(endpoint, error) from error
+        except UnconnectedError as error:
+            self.failed(endpoint)
+            error.reason.endpoint = str(endpoint)
+            raise error.reason from error.__cause__
         except (_LostError, aiohttp.ClientError, TimeoutError) as error:
             cause = error.__cause__ if isinstance(error, _LostError) else error
         self.failed(endpoint)
@@ -338,18 +326,30 @@ class Connection:
         # An error about a response holds the request's headers, and so the token.
         raise failure from None if isinstance(cause, aiohttp.ClientResponseError) else cause
 
+    def _url(self, endpoint: Endpoint, target: str) -> str:
+        base = self._bases.get(endpoint)
+        if base is None:
+            # aiohttp keeps connections by host, so that each Unix socket needs a name of its own.
+            host = f"{len(self._bases)}.localhost" if endpoint.is_unix else str(endpoint)
+            base = self._bases[endpoint] = f"{self._scheme}://{host}{self.scope.root}"
+        query = self.scope.node_query if target.startswith("catalog/") else self.scope.query
+        return f"{base}{target}{query if '?' in target else query.replace('&', '?', 1)}" if query else base + target
+
+    def _patience(self, seconds: float | None) -> aiohttp.ClientTimeout:
+        timeout = self._timeouts.get(seconds)
+        if timeout is None:
+            timeout = aiohttp.ClientTimeout(total=None, sock_read=seconds)
+            if len(self._timeouts) < _MOST_TIMEOUTS:
+                self._timeouts[seconds] = timeout
+        return timeout
+
 
 async def _body_of(response: aiohttp.ClientResponse) -> bytes:
+    if response.content_length is not None and response.content_length <= LARGEST_ANSWER:
+        return await response.read()
     body = bytearray()
     async for part in response.content.iter_any():
         body += part
         if len(body) > LARGEST_ANSWER:
             raise StoreError(f"an answer of more than {LARGEST_ANSWER} bytes", maybe_applied=True)
     return bytes(body)
-
-
-def _growing_patience() -> Iterator[float]:
-    patience = PATIENCE
-    while True:
-        yield patience
-        patience *= 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import uniform
 from typing import ClassVar
 
-from aiolibkv.backends.consul.connection import PATIENCE, Connection
+from aiolibkv.backends.consul.connection import Connection
 from aiolibkv.backends.consul.encoding import (
     LOCK_FLAGS,
     MAX_VALUE_BYTES,
@@ -26,6 +26,7 @@ from aiolibkv.backends.consul.encoding import (
 )
 from aiolibkv.backends.consul.failures import TxnFailedError
 from aiolibkv.backends.consul.polls import Polls
+from aiolibkv.backends.consul.scope import Scope
 from aiolibkv.backends.consul.sessions import (
     LONGEST_TTL,
     SHORTEST_TTL,
@@ -104,6 +105,7 @@ class ConsulDriver(Driver[ConsulLease]):
 
     name: ClassVar[str] = "consul"
     longest_ttl: ClassVar[float] = LONGEST_TTL
+    option_names: ClassVar[frozenset[str]] = Scope.options
     capabilities = Capabilities(
         distributed=True,
         durable=True,
@@ -126,15 +128,19 @@ class ConsulDriver(Driver[ConsulLease]):
         """Make a store.
 
         Args:
-            endpoints: "host:port" of agents of one datacenter; the port is 8500 when not given.
+            endpoints: "host:port" of agents of one datacenter, the port is 8500 when not given; or
+                "unix:/path/of/socket".
             config: settings. Consul knows tokens; a user and a password are for a proxy before it, as by
-                CONSUL_HTTP_AUTH.
+                CONSUL_HTTP_AUTH. Options: ``dc``, another datacenter than that of the agents; ``namespace`` and
+                ``partition`` of Consul Enterprise; ``http_path``, a path that what stands before Consul puts before
+                its own.
 
         Raises:
-            ValueError: there is no endpoint, or one cannot be read.
+            ValueError: there is no endpoint, or one cannot be read; an option cannot be.
         """
         super().__init__(endpoints, config)
-        self._servers = Endpoints(self.endpoints, _DEFAULT_PORT)
+        Scope(self.config)
+        self._servers = Endpoints(self.endpoints, _DEFAULT_PORT, unix=True)
         self._tasks = Tasks()
         self._opened: Connection | None = None
 
@@ -241,7 +247,7 @@ class ConsulDriver(Driver[ConsulLease]):
     ) -> int:
         nonce = new_nonce()
         session = None if lease is None else lease.session
-        transaction = Transaction(replacing(path, expected, writing(path, value, nonce, session), guard))
+        transaction = self._transaction(replacing(path, expected, writing(path, value, nonce, session), guard))
         if transaction.is_too_large:
             if lease is not None or guard is not None:
                 raise CallNotSupportedError("a value of this size has neither a lifetime nor a guard on Consul")
@@ -257,7 +263,7 @@ class ConsulDriver(Driver[ConsulLease]):
         session instead, which holds no other key of this name.
         """
         session = lease.session
-        transaction = Transaction(replacing(path, 0, writing(path, value, LOCK_FLAGS, session), None))
+        transaction = self._transaction(replacing(path, 0, writing(path, value, LOCK_FLAGS, session), None))
         if transaction.is_too_large:
             raise CallNotSupportedError("a lock cannot have a value of this size on Consul")
         write = _Write(path, transaction, 0, None)
@@ -266,7 +272,7 @@ class ConsulDriver(Driver[ConsulLease]):
 
     async def delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
         condition = Operation("get", path) if expected is None else checking(path, expected)
-        transaction = Transaction([*guarding(guard), condition, Operation("delete", path)])
+        transaction = self._transaction([*guarding(guard), condition, Operation("delete", path)])
         write = _Write(path, transaction, expected, guard, deletes=True)
         await self._certainly(call, write, lambda _: False)
 
@@ -356,6 +362,9 @@ class ConsulDriver(Driver[ConsulLease]):
             except NotReachableError:
                 await _pause()
 
+    def _transaction(self, operations: Sequence[Operation]) -> Transaction:
+        return Transaction(operations, self._connection.scope.fields)
+
     async def _transact(self, call: Call, transaction: Transaction) -> Sequence[Entry]:
         """Send a writing transaction once.
 
@@ -368,9 +377,9 @@ class ConsulDriver(Driver[ConsulLease]):
 
     async def _change(self, call: Call, target: str, body: bytes) -> Answer:
         """Send a change once, and tell the call whether it may have been applied."""
-        patience = PATIENCE if self._connection.has_alternatives else None
+        connection = self._connection
         try:
-            return await self._connection.request("PUT", target, body, patience=patience, on_sending=call.writing)
+            return await connection.request("PUT", target, body, patience=connection.patience, on_sending=call.writing)
         except StoreError as error:
             if not error.maybe_applied:
                 call.settled()
@@ -471,7 +480,7 @@ class ConsulDriver(Driver[ConsulLease]):
         if len(operations) > MAX_TXN_OPERATIONS:
             raise CallNotSupportedError("the keys have too many first characters for one transaction of Consul")
         try:
-            entries = await self._transact(call, Transaction(operations))
+            entries = await self._transact(call, self._transaction(operations))
         except TxnFailedError as failed:
             call.settled()
             raise failed.refusal(guard) from None

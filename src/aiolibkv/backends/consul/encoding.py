@@ -38,21 +38,26 @@ _BETWEEN_ITEMS = re.compile(rb'\}\s*,\s*(?=\{\s*"[A-Za-z])')
 """What separates the objects of an array: inside a text no quote that is not escaped is followed by a letter."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """An HTTP answer.
 
     Attributes:
         status: of HTTP.
-        index: X-Consul-Index; 0 when there is none.
+        header: X-Consul-Index as it came, if it did.
         body: as it came.
         endpoint: whose it is.
     """
 
     status: int
-    index: int
+    header: str | None
     body: bytes
     endpoint: Endpoint
+
+    @property
+    def index(self) -> int:
+        """X-Consul-Index of an answer of which it was checked."""
+        return int(self.header or 0)
 
     @property
     def found(self) -> bool:
@@ -63,6 +68,18 @@ class Answer:
     def text(self) -> str:
         """The beginning of the body, for errors."""
         return self.body[:_SHOWN].decode(errors="replace").strip()
+
+    def check_index(self) -> None:
+        """Make sure that there is an index, as in every answer to a read of keys.
+
+        Raises:
+            MalformedError: there is none.
+        """
+        header = self.header
+        if header is None and failures.is_page(self.text):
+            raise MalformedError(f"{self.status} with {failures.shown(self.text)}")
+        if header is None or not header.isdecimal() or not 0 < len(header) <= _LONGEST_INDEX or not int(header):
+            raise MalformedError(f"X-Consul-Index is {header!r:.40}")
 
 
 class Entry(NamedTuple):
@@ -116,19 +133,6 @@ def read_mode(*, consistent: bool) -> str:
     The server's default is neither: a deposed leader may still answer.
     """
     return "consistent" if consistent else "stale"
-
-
-def parse_index(header: str | None, *, needed: bool) -> int:
-    """Return X-Consul-Index; 0 when there is none.
-
-    Raises:
-        MalformedError: it is no index, or there is none though every answer of this kind has one.
-    """
-    if header is None and not needed:
-        return 0
-    if header is None or not header.isdecimal() or not 0 < len(header) <= _LONGEST_INDEX or int(header) < needed:
-        raise MalformedError(f"X-Consul-Index is {header!r:.40}")
-    return int(header)
 
 
 def parse_pair(item: dict[str, Any]) -> KVPair:
@@ -229,10 +233,19 @@ def parse_renewal(answer: Answer, session: str) -> bool:
 
 
 @reading()
-def check_destroyed(answer: Answer) -> None:
-    """Make sure that a session is gone; one that the server did not know counts."""
+def parse_info(answer: Answer, session: str) -> bool:
+    """Tell whether there is a session, of a read of it."""
+    found = [_session(item["ID"]) for item in json.loads(answer.body) or ()]
+    if found not in ([], [session]):
+        raise ValueError("it is not about the session")
+    return bool(found)
+
+
+@reading()
+def check_done(answer: Answer) -> None:
+    """Make sure that what was asked for was done; the end of a session that the server did not know counts."""
     if json.loads(answer.body) is not True:
-        raise ValueError("it does not tell that the session is gone")
+        raise ValueError("it does not tell that it was done")
 
 
 @reading()

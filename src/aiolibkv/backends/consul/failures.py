@@ -118,7 +118,7 @@ def failure_of(status: int, text: str, subject: str) -> StoreError | None:
     """
     if status in _READ_BY_CALLERS or cause_of(text).startswith((_BAD_TTL, _NO_NODE)):
         return None
-    said = _shown(text)
+    said = shown(text)
     if status in _REFUSED or denies(text):
         return AccessDeniedError(f"access to {subject} denied: {said}")
     if cause_of(text).lower().startswith(_BAD_NAME):
@@ -127,20 +127,21 @@ def failure_of(status: int, text: str, subject: str) -> StoreError | None:
         return ValueTooLargeError(f"the server takes less: {said}")
     if text.startswith(_NO_TLS):
         return NotReachableError(f"the server wants TLS: {said}", maybe_applied=False)
-    if status == HTTPStatus.BAD_REQUEST and not _is_page(text):
+    if status == HTTPStatus.BAD_REQUEST and not is_page(text):
         return StoreError(f"the server answered {status}: {said}")
     # Consul answers so when it is in trouble; or what answers is not Consul.
     undone = status in _UNDONE or text.startswith(_UNSENT) or any(phrase in text for phrase in _NOTHING_DONE)
     return NotReachableError(f"the server answered {status}: {said}", maybe_applied=not undone)
 
 
-def _is_page(text: str) -> bool:
+def is_page(text: str) -> bool:
+    """Tell whether an answer is an HTML page, which Consul's API never sends."""
     return text.startswith("<")
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Return a server's words for an error, of a page its title."""
-    if not _is_page(text):
+    if not is_page(text):
         return text
     title = _TITLE.search(text)
     name = f" ({title[1]})" if title else ""

@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 
-from aiolibkv.backends.consul.connection import PATIENCE, Connection, MuteError
+from aiolibkv.backends.consul.connection import Connection, MuteError
 from aiolibkv.backends.consul.encoding import duration, kv_target, parse_tree, start_of
 from aiolibkv.config import Config
 from aiolibkv.errors import AccessDeniedError, NotReachableError, RequestTimeoutError, StoreError
@@ -35,12 +35,14 @@ _ABANDONED_TIME = 35.0
 """Seconds for which a server may keep a query that was given up (20 to 35 were seen, with a mute leader)."""
 
 _LISTENING_INTERVAL = 1.0
+_SHARE_FOR_LISTENING = 0.3
+"""Of request_timeout, after which a server that was asked who leads counts as mute, at first."""
 _NO_LEADER = '""'
 
 _SHORTEST_WAIT = 1.0
 _LONGEST_WAIT = 10.0
-_WAIT_MARGIN = 2.0
-"""Seconds beyond the wait and the sixteenth of it that the server adds at random."""
+_LONGER = 17 / 16
+"""The server adds up to a sixteenth of the wait at random; and then the answer has request_timeout to arrive."""
 
 _READING_TIME = 30.0
 """Seconds for a read to begin; a mute server is noticed earlier, by whoever listens to it."""
@@ -172,7 +174,7 @@ class Poll:
         while self._filled or self._waiting:
             wait = min(max(clock() - began, _SHORTEST_WAIT), _LONGEST_WAIT)
             query = f"&index={max(1, self._index)}&wait={duration(wait)}"
-            if await self._read(query, wait * 17 / 16 + _WAIT_MARGIN):
+            if await self._read(query, wait * _LONGER + self._connection.timeout):
                 pause = _FIRST_PAUSE
                 if not self._state:
                     # Whoever has waited for a key to go leaves now: the next query would be for nobody.
@@ -328,16 +330,23 @@ class Polls:
         another server, the polls begin anew, because a query that waits for a deposed leader's answer waits
         for long.
         """
+        clock = asyncio.get_running_loop().time
+        patience = first = self._timeout * _SHARE_FOR_LISTENING
         while self._polls:
-            endpoint = self._connection.endpoint
+            endpoint, began = self._connection.endpoint, clock()
             try:
-                answer = await self._connection.request("GET", "status/leader", patience=PATIENCE, counted=False)
+                answer = await self._connection.request("GET", "status/leader", patience=patience, counted=False)
                 if answer.text == _NO_LEADER:
                     raise NotReachableError("no leader is known", endpoint=str(endpoint))
             except StoreError as error:
+                if isinstance(error, MuteError):
+                    # It may be slow at everything, and then its polls need as much time.
+                    patience = min(patience * 2, self._timeout)
                 self._connection.failed(endpoint)
                 self._lost(endpoint, error)
             else:
+                if clock() < began + first / 2:
+                    patience = first
                 self._found(answer.text)
             await asyncio.sleep(_LISTENING_INTERVAL)
         self._listening = False

@@ -8,23 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from dataclasses import dataclass
 from http import HTTPStatus
 from uuid import uuid4
 
-from aiolibkv.backends.consul.connection import PATIENCE, Connection
+from aiolibkv.backends.consul.connection import Connection
 from aiolibkv.backends.consul.encoding import (
-    check_destroyed,
+    check_done,
     duration,
     find_session,
+    parse_info,
     parse_renewal,
     parse_session,
     reading,
 )
-from aiolibkv.backends.consul.failures import shortest_ttl
-from aiolibkv.errors import NotReachableError, StoreError
+from aiolibkv.backends.consul.failures import lacks_node, shortest_ttl
+from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store import Lease, Lifetime
 from aiolibkv.store.tasks import Tasks
+
+NODE = "aiolibkv"
+"""The node that sessions are bound to, where the token may: one without checks, of which no server is part.
+
+A session ends with its node. The node of the agent that was asked for it goes 7 to 15 s after a server died (Autopilot
+on 1.8.7), and with it each session of all clients of that server, whatever its TTL. This one stays when nobody uses
+it: to remove it would end the sessions of whoever just began to.
+"""
 
 SHORTEST_TTL = 10.0
 LONGEST_TTL = 86400.0
@@ -32,6 +42,8 @@ LASTS_UP_TO = 2.0
 """Times its TTL that a session may last."""
 _EXPIRING_TIME = 1.0
 """Seconds for the servers to remove what expired."""
+
+_log = logging.getLogger("aiolibkv")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -92,6 +104,7 @@ class Sessions:
     def __init__(self, connection: Connection, tasks: Tasks) -> None:
         self._connection = connection
         self._tasks = tasks
+        self._is_on_own_node = True
 
     async def create(self, lease: ConsulLease) -> None:
         """Create the session of a lease, or find the one that was created before.
@@ -108,10 +121,21 @@ class Sessions:
                 raise
 
     async def renew(self, lease: ConsulLease) -> bool:
-        """Renew the session; False when there is none any more."""
-        answer = await self._connection.repeatable("PUT", f"session/renew/{lease.session}")
-        with self._connection.understanding(answer):
-            return parse_renewal(answer, lease.session)
+        """Renew the session; False when there is none any more.
+
+        A leader whose disk hangs answers renewals without asking the other servers, who may have another leader by now
+        (seen on 1.8.7). It does not answer a consistent read, so that a renewal counts only together with one through
+        the same server.
+        """
+        renewal = await self._connection.repeatable("PUT", f"session/renew/{lease.session}")
+        with self._connection.understanding(renewal):
+            if not parse_renewal(renewal, lease.session):
+                return False
+        reading = await self._connection.read(f"session/info/{lease.session}?consistent")
+        if reading.endpoint != renewal.endpoint:
+            raise NotReachableError("the server that renewed the session is not heard", endpoint=str(renewal.endpoint))
+        with self._connection.understanding(reading):
+            return parse_info(reading, lease.session)
 
     async def destroy(self, lease: ConsulLease) -> None:
         """End the session, if there is one, and its keys with it."""
@@ -123,7 +147,7 @@ class Sessions:
         if lease.session or (lease.asked and await self._find(lease)):
             answer = await self._connection.repeatable("PUT", f"session/destroy/{lease.session}")
             with self._connection.understanding(answer):
-                check_destroyed(answer)
+                check_done(answer)
 
     async def _create_to_the_end(self, lease: ConsulLease) -> None:
         """Create the session, and have the request answered though the caller is cancelled.
@@ -134,7 +158,7 @@ class Sessions:
         await asyncio.shield(lease.creation)
 
     async def _create(self, lease: ConsulLease) -> None:
-        patience = PATIENCE if self._connection.has_alternatives else None
+        is_registered = False
         while True:
             settings = {
                 "Name": lease.name,
@@ -144,13 +168,26 @@ class Sessions:
                 # With the default, the session would end as soon as the agent is thought to be dead.
                 "NodeChecks": [],
             }
-            answer = await self._connection.request(
-                "PUT",
-                "session/create",
-                json.dumps(settings).encode(),
-                patience=patience,
-                on_sending=lease.ask,
-            )
+            if self._is_on_own_node:
+                settings["Node"] = NODE
+            try:
+                answer = await self._connection.request(
+                    "PUT",
+                    "session/create",
+                    json.dumps(settings).encode(),
+                    patience=self._connection.patience,
+                    on_sending=lease.ask,
+                )
+                if lacks_node(answer.text) and self._is_on_own_node and not is_registered:
+                    is_registered = True
+                    await self._register()
+                    continue
+            except AccessDeniedError as error:
+                if not self._is_on_own_node:
+                    raise
+                _log.info("consul: sessions are bound to the agent that is asked for them, since %s", error)
+                self._is_on_own_node = False
+                continue
             if answer.status == HTTPStatus.OK:
                 with self._connection.understanding(answer):
                     lease.session = parse_session(answer)
@@ -160,6 +197,13 @@ class Sessions:
             if shortest is None or shortest <= lease.session_ttl:
                 raise StoreError(f"the server gives no session: {answer.text}")
             lease.last(shortest)
+
+    async def _register(self) -> None:
+        """Make the node that sessions are bound to, for all stores of the datacenter."""
+        node = {"Node": NODE, "Address": "127.0.0.1"}
+        answer = await self._connection.repeatable("PUT", "catalog/register", json.dumps(node).encode())
+        with self._connection.understanding(answer):
+            check_done(answer)
 
     async def _find(self, lease: ConsulLease) -> bool:
         answer = await self._connection.read("session/list?consistent")
