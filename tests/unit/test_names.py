@@ -193,8 +193,21 @@ async def test_closing_ends_the_waiting(resolver: Resolver) -> None:
     names.close()
     with pytest.raises(StoreClosedError):
         await waiting
-    with pytest.raises(StoreClosedError):
-        await names.addresses(SERVER, 60)
+    # As a store does that could not connect and is entered again.
+    again = asyncio.create_task(names.addresses(SERVER, 60))
+    resolver.go_on.set()
+    assert await again == [address("10.0.0.1"), address("10.0.0.2")]
+    names.close()
+
+
+@pytest.mark.asyncio
+async def test_names_that_there_are_and_names_that_there_are_not() -> None:
+    found = await Names().addresses(Endpoint("localhost", 7), scaled(5))
+    assert {each.host for each in found} <= {"127.0.0.1", "::1"}
+    assert {each.sockaddr[1] for each in found} == {7}
+    for name in ("aiolibkv.invalid", "a" * 300, "\udc80"):
+        with pytest.raises(NotReachableError, match="could not be looked up"):
+            await Names().addresses(Endpoint(name, 7), scaled(5))
 
 
 def test_a_stalled_look_up_keeps_neither_run_nor_the_process_from_ending() -> None:

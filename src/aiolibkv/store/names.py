@@ -66,7 +66,6 @@ class Names:
     def __init__(self) -> None:
         self._names: dict[Endpoint, _Name] = {}
         self._failures = 0
-        self._is_closed = False
 
     async def addresses(self, endpoint: Endpoint, limit: float) -> Sequence[Address]:
         """Look up where a server can be reached: every address is worth an attempt, those that failed last come last.
@@ -80,25 +79,23 @@ class Names:
 
         Raises:
             NotReachableError: there are no addresses.
-            StoreClosedError: this was closed.
+            StoreClosedError: this was closed meanwhile.
         """
         if (literal := _literal(endpoint)) is not None:
             return (literal,)
-        if self._is_closed:
-            raise StoreClosedError
         name = self._names.setdefault(endpoint, _Name())
         answer = name.looking_up or self._look_up(endpoint, name)
         patience = limit
         if name.addresses:
             patience = 0.0 if name.is_stalled else limit * _SHARE_WHEN_KNOWN
         await asyncio.wait([answer], timeout=patience)
-        if self._is_closed:
-            raise StoreClosedError
         if answer.done():
             found = answer.result()
         else:
             name.is_stalled = True
             found = TimeoutError(f"no answer within {patience:.3g} s")
+        if isinstance(found, StoreClosedError):
+            raise StoreClosedError
         if isinstance(found, Exception):
             if not name.addresses:
                 reason = f"{endpoint.host} could not be looked up: {found}"
@@ -113,11 +110,11 @@ class Names:
             name.failed[address] = self._failures
 
     def close(self) -> None:
-        """End the waiting for look-ups."""
-        self._is_closed = True
+        """End the waiting for look-ups. A store that could not connect and is entered again may look up again."""
         for name in self._names.values():
-            if name.looking_up is not None and not name.looking_up.done():
+            if name.looking_up is not None:
                 name.looking_up.set_result(StoreClosedError())
+                name.looking_up = None
 
     def _look_up(self, endpoint: Endpoint, name: _Name) -> asyncio.Future[Sequence[Address] | Exception]:
         loop = asyncio.get_running_loop()
@@ -135,12 +132,13 @@ class Names:
         answer: asyncio.Future[Sequence[Address] | Exception],
         found: Sequence[Address] | Exception,
     ) -> None:
+        if name.looking_up is not answer:
+            return  # closed meanwhile
         name.looking_up, name.is_stalled = None, False
         if not isinstance(found, Exception):
             name.addresses = found
             name.failed = {address: count for address, count in name.failed.items() if address in found}
-        if not answer.done():
-            answer.set_result(found)
+        answer.set_result(found)
 
 
 def _literal(endpoint: Endpoint) -> Address | None:
