@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from aiolibkv import AsyncStore, HeldLock, StoreError
+from aiolibkv import AsyncStore, HeldLock, KVPair, Lock, StoreError, Watch
 from aiolibkv.testing.scale import scaled
 from faults.single import NETWORKED, Ground
 
@@ -21,17 +21,20 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork"),
 ]
 
-Inherited = tuple[AsyncStore, HeldLock]
+Inherited = tuple[AsyncStore, Lock, HeldLock, Watch[KVPair | None]]
 
 
 async def _texts(inherited: Inherited) -> Sequence[str]:
     """Return what whoever uses the parent's store in the child is told."""
-    store, held = inherited
+    store, lock, held, watch = inherited
     calls = [
         lambda: store.get("key"),
         lambda: store.put("key", b"child", guard=held),
         lambda: store.new_lock("other").acquire(),
         lambda: anext(store.watch_tree("")),
+        lambda: anext(watch),
+        lock.release,
+        held.wait_lost,
         store.close,
     ]
     texts = []
@@ -75,7 +78,9 @@ async def test_a_fork_with_an_open_store(ground: Ground) -> None:
         lock = store.new_lock("lock", ttl=15)
         held = await lock.acquire()
         here, there = multiprocessing.Pipe()
-        child = multiprocessing.get_context("fork").Process(target=_child, args=(ground, prefix, (store, held), there))
+        child = multiprocessing.get_context("fork").Process(
+            target=_child, args=(ground, prefix, (store, lock, held, watch), there)
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # there are threads, which the child does not have
             child.start()
@@ -84,7 +89,7 @@ async def test_a_fork_with_an_open_store(ground: Ground) -> None:
         await asyncio.to_thread(child.join, scaled(10))
         assert child.exitcode == 0
         assert seen == b"parent"
-        assert len(texts) == 5
+        assert len(texts) == 8
         assert [text for text in texts if "fork" not in text] == []
         # Neither the child's calls nor its end have harmed what it inherited.
         assert held.is_held

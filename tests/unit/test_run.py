@@ -265,3 +265,16 @@ async def test_closing_is_bounded_and_outlasts_cancellation() -> None:
 async def test_bad_endpoints_and_options_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown option 'speed'"):
         FaultyStore(config=Config(options={"speed": 1}))
+
+
+async def test_what_belongs_to_another_event_loop_is_not_waited_for() -> None:
+    async with FaultyStore() as store, store.watch("key") as watch:
+        await anext(watch)
+        lock = store.new_lock("lock")
+        held = await lock.acquire()
+        for call in (watch.__anext__, watch.aclose, lock.release, held.wait_lost, store.new_lock("other").acquire):
+            with pytest.raises(StoreError, match="another event loop"):
+                await asyncio.to_thread(asyncio.run, asyncio.wait_for(call(), scaled(5)))
+        assert held.is_held
+        await store.put("key", b"")
+        assert (await anext(watch)) is not None

@@ -201,7 +201,7 @@ class Calls:
         if self.is_closed or not self._is_open:
             raise self.located(StoreClosedError("" if self.is_closed else _NOT_OPEN))
         if self._forks != _Forks.number or asyncio.get_running_loop() is not self._loop:
-            self._check_home()
+            self.check_home()
 
     async def open(self) -> None:
         """Connect, again and again until connection_timeout is over.
@@ -288,7 +288,7 @@ class Calls:
         if not self._is_entered:
             self.is_closed = True
             return
-        self._check_home()
+        self.check_home()
         if self._closing is None:
             self.is_closed = True
             now = asyncio.get_running_loop().time()
@@ -312,7 +312,8 @@ class Calls:
         except TimeoutError:
             _log.debug("%s: the connection was dropped, not closed", self.driver.name)
 
-    def _check_home(self) -> None:
+    def check_home(self) -> None:
+        """Raise StoreError in another event loop than the store was opened in, or after a fork."""
         if self._forks != _Forks.number:
             raise self.located(StoreError("the store was opened before a fork; open one in the new process"))
         if asyncio.get_running_loop() is not self._loop:

@@ -228,6 +228,7 @@ class StoreHeldLock:
 
     async def wait_lost(self) -> None:
         """Return when the lock is not held any more."""
+        self.calls.check_home()
         await self._over.wait()
 
     async def release(self) -> None:
@@ -343,6 +344,7 @@ class StoreLock:
         """Free the lock; see ``aiolibkv.Lock``. A body that holds it in another task is cancelled, as by a loss."""
         if self._held is None:
             raise self._calls.located(CannotLockError("the lock was not acquired"), self._path)
+        self._calls.check_home()
         if self._held.is_held:
             held, self._held = self._held, None
             if self._body is not None and self._body[0] is not asyncio.current_task():

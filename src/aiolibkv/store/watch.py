@@ -171,15 +171,23 @@ class Feed:
 class StoreWatch(Generic[T]):
     """The watch of every backend; see ``aiolibkv.Watch``."""
 
-    def __init__(self, feed: Feed, start: Callable[[Feed], asyncio.Task[None]], item: Callable[[Snapshot], T]) -> None:
+    def __init__(
+        self,
+        feed: Feed,
+        start: Callable[[Feed], asyncio.Task[None]],
+        item: Callable[[Snapshot], T],
+        check: Callable[[], None],
+    ) -> None:
         """Make a watch that has not started.
 
         Args:
             feed: what the backend fills.
             start: checks that the store is open and starts the task that fills the feed.
             item: makes what is yielded of a state.
+            check: raises an error where a watch that has started cannot be used.
         """
         self._feed = feed
+        self._check = check
         self._start = start
         self._item = item
         self._task: asyncio.Task[None] | None = None
@@ -220,6 +228,8 @@ class StoreWatch(Generic[T]):
 
     async def aclose(self) -> None:
         """Release the watch; a pending or later ``anext`` ends the iteration."""
+        if self._task is not None:
+            self._check()
         self._closed = True
         self._feed.interrupt()
         if self._task is not None:
@@ -227,7 +237,9 @@ class StoreWatch(Generic[T]):
             await asyncio.wait({self._task})
 
     def _ensure_started(self) -> None:
-        if self._task is None and not self._closed:
+        if self._task is not None:
+            self._check()
+        elif not self._closed:
             self._task = self._start(self._feed)
             weakref.finalize(self, _cancel, self._task).atexit = False
 

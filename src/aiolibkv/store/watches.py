@@ -29,19 +29,22 @@ class Watches:
         """Make a watch of a key."""
         name = self._calls.paths.name(path)
         feed = Feed(path, tree=False, name=self._calls.paths.visible)
-        return StoreWatch(feed, self._start, lambda snapshot: snapshot.get(name))
+        return StoreWatch(feed, self._start, lambda snapshot: snapshot.get(name), self._calls.check_home)
 
     def watch_tree(self, path: str) -> StoreWatch[Snapshot]:
         """Watch what is below a directory."""
         feed = Feed(path, tree=True, name=self._calls.paths.visible)
-        return StoreWatch(feed, self._start, lambda snapshot: snapshot)
+        return StoreWatch(feed, self._start, lambda snapshot: snapshot, self._calls.check_home)
 
     def watch_under(self, lease: Lease, path: str) -> tuple[Feed, StoreWatch[KVPair | None]]:
         """Make a watch of any path, the library's own included, for who has a lease; LeaseLost ends it."""
         feed = Feed(path, tree=False, name=lambda name: name)
         follow = self._calls.driver.follow_under
         return feed, StoreWatch(
-            feed, lambda feed: self._keep_up(feed, lambda: follow(lease, feed)), lambda snapshot: snapshot.get(path)
+            feed,
+            lambda feed: self._keep_up(feed, lambda: follow(lease, feed)),
+            lambda snapshot: snapshot.get(path),
+            self._calls.check_home,
         )
 
     def fail_all(self) -> None:
