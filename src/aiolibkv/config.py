@@ -7,10 +7,12 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ssl import SSLContext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aiolibkv.events import Event
 from aiolibkv.keys import normalize_directory
+
+if TYPE_CHECKING:
+    from aiolibkv.events import Event
 
 Token = str | Callable[[], str | Awaitable[str]]
 File = str | os.PathLike[str]

@@ -135,6 +135,7 @@ def test_importing_is_cheap_and_starts_nothing() -> None:
     threads, *modules = run("-W", "error", "-c", code).stdout.split()
     foreign = {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
     assert (threads, foreign) == ("0", {"aiolibkv"})
+    assert not {"aiolibkv.events", "aiolibkv.store", "aiolibkv.urls", "importlib.metadata", "pathlib"} & set(modules)
     # It was 25 beside asyncio's; the standard library's for distributions and e-mail alone are 50 more.
     assert len(modules) < 50, sorted(modules)
 
