@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from random import Random
@@ -89,6 +90,16 @@ async def test_cancelled_requests_use_up_no_window() -> None:
             assert state(channel) == (0, 0, 0)
         assert await channel.call(ECHO, large, ()) == large
         assert server.cancelled > 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_small_requests_do_not_wait_for_the_answers_to_others(host: str) -> None:
+    async with echo_server(Manners()) as (endpoint, _), channel_to(endpoint.replace("127.0.0.1", host)) as channel:
+        await channel.call(ECHO, b"", ())
+        assert channel._connection is not None
+        assert channel._connection._transport is not None
+        sock = channel._connection._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def test_who_waits_for_a_stream_is_served_in_order_and_may_give_up() -> None:

@@ -210,6 +210,13 @@ async def test_names_that_there_are_and_names_that_there_are_not() -> None:
             await Names().addresses(Endpoint(name, 7), scaled(5))
 
 
+@pytest.mark.parametrize("address", [Address(socket.AF_INET, ("127.0.0.1", 1)), Address(socket.AF_UNIX, "/socket")])
+def test_a_socket_sends_what_is_small_at_once(address: Address) -> None:
+    with address.make_socket() as made:
+        assert not made.getblocking()
+        assert address.family == socket.AF_UNIX or made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_stalled_look_up_keeps_neither_run_nor_the_process_from_ending() -> None:
     code = """
 import asyncio, socket, threading, time

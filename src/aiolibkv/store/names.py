@@ -37,6 +37,18 @@ class Address(NamedTuple):
         """The IP address, or the path of a Unix socket."""
         return str(self.sockaddr if isinstance(self.sockaddr, str) else self.sockaddr[0])
 
+    def make_socket(self) -> socket.socket:
+        """Return a socket that is not connected yet, does not block, and sends what is small at once."""
+        made = socket.socket(self.family, socket.SOCK_STREAM)
+        try:
+            made.setblocking(False)
+            if self.family != socket.AF_UNIX:
+                made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
 
 @dataclass
 class _Name:

@@ -503,9 +503,8 @@ async def connect(endpoint: Endpoint, names: Names, tls: ssl.SSLContext | None, 
 
 async def _connect(host: str, address: Address, tls: ssl.SSLContext | None) -> Connection:
     loop = asyncio.get_running_loop()
-    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    sock = address.make_socket()
     try:
-        sock.setblocking(False)
         await loop.sock_connect(sock, address.sockaddr)
     except OSError as error:
         sock.close()

@@ -443,9 +443,8 @@ class Connection(asyncio.Protocol):
 
 
 async def _connected_socket(address: Address) -> socket.socket:
-    connecting = socket.socket(address.family, socket.SOCK_STREAM)
+    connecting = address.make_socket()
     try:
-        connecting.setblocking(False)
         connecting.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         await asyncio.get_running_loop().sock_connect(connecting, address.sockaddr)
     except BaseException:
