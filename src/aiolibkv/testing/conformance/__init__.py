@@ -26,12 +26,14 @@ with ``pytest_plugins = ["aiolibkv.testing.plugin"]`` in the topmost conftest.py
 from aiolibkv.testing.conformance.calls import Calls, CompareAndSwap
 from aiolibkv.testing.conformance.cancelling import Cancelling
 from aiolibkv.testing.conformance.closing import Closing, Errors
+from aiolibkv.testing.conformance.committing import Committing
 from aiolibkv.testing.conformance.coordinating import Coordinating
 from aiolibkv.testing.conformance.directories import DeletingTrees, Directories
 from aiolibkv.testing.conformance.electing import Electing
 from aiolibkv.testing.conformance.keys import Keys, Values
 from aiolibkv.testing.conformance.libkv import Libkv
 from aiolibkv.testing.conformance.lifetimes import KeepingAlive, Lifetimes
+from aiolibkv.testing.conformance.listing import Listing
 from aiolibkv.testing.conformance.locking import Guarding, Locking, Losing
 from aiolibkv.testing.conformance.mirroring import Mirroring
 from aiolibkv.testing.conformance.rooting import Rooting, SelfDescription
@@ -68,4 +70,4 @@ class ConformanceSuite(
     """All parts of the suite."""
 
 
-__all__ = ["ConformanceSuite", "CutOff", "StoreFactory", "factory_of"]
+__all__ = ["Committing", "ConformanceSuite", "CutOff", "Listing", "StoreFactory", "factory_of"]
