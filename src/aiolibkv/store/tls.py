@@ -58,7 +58,7 @@ class Tls:
             signature = self._look()
             if signature == self._signature:
                 return
-            context = ssl_context(self._config)
+            context = _make_context(self._config)
         except ValueError as error:
             if self._context is None:
                 raise
@@ -66,7 +66,6 @@ class Tls:
                 _log.warning("certificates have changed and cannot be used; the last good ones stay in use: %s", error)
             self._is_outdated = True
             return
-        assert context is not None, "TLS is on"
         self._offer(context)
         self._context, self._signature, self._is_outdated = context, signature, False
 
@@ -88,26 +87,17 @@ class Tls:
         return tuple(signature)
 
 
-def ssl_context(config: Config) -> ssl.SSLContext | None:
-    """Return what TLS needs, None for plain TCP. It reads files.
-
-    Raises:
-        ValueError: a file cannot be read or used; names the field and the file.
-    """
-    if not config.tls:
-        return None
-    if isinstance(config.tls, ssl.SSLContext):
-        return config.tls
+def _make_context(config: Config) -> ssl.SSLContext:
     if config.ca_file is not None:
-        read_file("ca_file", config.ca_file)
+        _check_readable("ca_file", config.ca_file)
     try:
         # Without a file these are the system's.
         context = ssl.create_default_context(cafile=config.ca_file)
     except (OSError, ValueError) as error:
         raise ValueError(f"ca_file {str(config.ca_file)!r} cannot be used: {error}") from error
     if config.cert_file is not None and config.key_file is not None:
-        read_file("cert_file", config.cert_file)
-        read_file("key_file", config.key_file)
+        _check_readable("cert_file", config.cert_file)
+        _check_readable("key_file", config.key_file)
         try:
             # An encrypted key would have the terminal asked for its password.
             context.load_cert_chain(config.cert_file, config.key_file, password=lambda: b"")
@@ -117,14 +107,10 @@ def ssl_context(config: Config) -> ssl.SSLContext | None:
     return context
 
 
-def read_file(field: str, file: File) -> bytes:
-    """Read a file that a field of Config names.
-
-    Raises:
-        ValueError: it cannot be read; names the field and the file.
-    """
+def _check_readable(field: str, file: File) -> None:
+    # What the ssl module says of a file names neither the field nor the file.
     try:
-        return Path(file).read_bytes()
+        Path(file).read_bytes()
     except (OSError, ValueError) as error:
         raise _unreadable(field, file, error) from error
 
