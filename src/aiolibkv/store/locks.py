@@ -321,6 +321,7 @@ class StoreLock:
         self._calls = locks.calls
         self._path = path
         self._value = value
+        self._asked_ttl = ttl
         self._ttl = max(ttl, SHORTEST_TTL)
         name = blake2b(path.encode(), digest_size=16).hexdigest()
         self._line = f"{locks.calls.paths.hidden}/waiters/{name}"
@@ -548,7 +549,7 @@ class StoreLock:
         if not session.is_good:
             # So long without a renewal: it would be lost at once, though a new session may hold it.
             raise LeaseLost
-        self._locks.tell_ttl(path, self._ttl, lease.ttl)
+        self._locks.tell_ttl(path, self._asked_ttl, lease.ttl)
         return StoreHeldLock(
             self._locks,
             path,

@@ -24,6 +24,7 @@ from aiolibkv.store.leases import Sessions
 from aiolibkv.store.lifetimes import Lifetimes
 from aiolibkv.store.locks import Locks, StoreHeldLock, StoreLock
 from aiolibkv.store.scan import StoreScan
+from aiolibkv.store.telling import tell_calls
 from aiolibkv.store.watches import Watches
 from aiolibkv.types import ANY, Any_, Bytes, Capabilities, Check, Delete, KVPair, Operation, Put, Snapshot
 
@@ -51,6 +52,7 @@ class Store(Generic[D]):
         self._lifetimes = Lifetimes(self._calls, self._sessions)
         self._watches = Watches(self._calls)
         self._locks = Locks(self._calls, self._sessions, self._watches)
+        tell_calls(self, self._calls)
 
     def __repr__(self) -> str:
         where = " ".join(part for part in (self.driver.name, ", ".join(self.driver.endpoints)) if part)
