@@ -14,6 +14,7 @@ from aiohttp import web
 
 from aiolibkv import Config, NotReachableError, StoreError, open_store
 from aiolibkv.backends.consul.scope import Scope
+from aiolibkv.events import Connected, Disconnected
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers import Certificates, ConsulServer
@@ -188,3 +189,24 @@ async def test_what_only_consul_enterprise_has(server: ConsulServer) -> None:
     for wrong in ("", 1):
         with pytest.raises(ValueError, match="option namespace"):
             Scope(Config(options={"namespace": wrong}))
+
+
+async def test_which_server_is_heard_is_told(make: Make, server: ConsulServer, proxy: FaultProxy) -> None:
+    """Each once, and why no more."""
+    told: list[tuple[str, str]] = []
+
+    def note(event: object) -> None:
+        if isinstance(event, Connected):
+            told.append(("connected", event.endpoint))
+        elif isinstance(event, Disconnected):
+            told.append((event.reason, event.endpoint))
+
+    async with make(proxy.endpoint, server.endpoint, listener=note) as store:
+        await store.put("key", b"")
+        proxy.refuse()
+        proxy.reset()
+        for _ in range(3):
+            await store.get("key")
+    assert [endpoint for _, endpoint in told] == [proxy.endpoint] * 2 + [server.endpoint] * 2
+    assert [reason for reason, _ in told][::3] == ["connected", "the store is closed"]
+    assert told[1][0].startswith("the connection failed")

@@ -35,6 +35,7 @@ from aiolibkv.config import Config
 from aiolibkv.errors import NotReachableError, StoreError
 from aiolibkv.keys import RESERVED
 from aiolibkv.store import Endpoint, Endpoints
+from aiolibkv.store.driver import Observer
 from aiolibkv.store.names import Names
 from aiolibkv.store.tls import Tls
 
@@ -105,14 +106,21 @@ class Connection:
             one to be asked instead.
     """
 
-    def __init__(self, config: Config, endpoints: Endpoints) -> None:
+    def __init__(self, config: Config, endpoints: Endpoints, observer: Observer) -> None:
         """Prepare; no I/O.
+
+        Args:
+            config: the store's.
+            endpoints: its servers.
+            observer: told which server is heard, and why it is no more.
 
         Raises:
             ValueError: a file of a certificate cannot be read, or the token or the user cannot be one.
         """
         self.leader: str | None = None
         self._endpoints = endpoints
+        self._observer = observer
+        self._heard: Endpoint | None = None
         self._token = TokenSource(config.token)
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
         self._names = Names()
@@ -147,12 +155,25 @@ class Connection:
         """How often the token was replaced; what two requests tell belongs together as long as it was not."""
         return self._token.replaced
 
-    def failed(self, endpoint: Endpoint) -> None:
-        """Move on from a server."""
+    def failed(self, endpoint: Endpoint, reason: str) -> None:
+        """Move on from a server, and tell why."""
         self._endpoints.failed(endpoint)
+        if endpoint == self._heard:
+            self._heard = None
+            self._observer.disconnected(str(endpoint), reason)
+
+    def _hear(self, endpoint: Endpoint) -> None:
+        """Take note that a server answered as Consul does."""
+        if endpoint != self._heard and endpoint == self.endpoint:
+            if self._heard is not None:
+                self._observer.disconnected(str(self._heard), f"{endpoint} is used instead")
+            self._heard = endpoint
+            self._observer.connected(str(endpoint))
 
     async def close(self) -> None:
         """Drop all connections."""
+        if self._heard is not None:
+            self.failed(self._heard, "the store is closed")
         self._names.close()
         await self._session.close()
 
@@ -224,8 +245,9 @@ class Connection:
             raise self._misunderstood(answer.endpoint, error) from error
 
     def _misunderstood(self, endpoint: Endpoint, error: MalformedError) -> NotReachableError:
-        self.failed(endpoint)
-        return NotReachableError(f"the answer is not Consul's: {error}", endpoint=str(endpoint), maybe_applied=True)
+        failure = NotReachableError(f"the answer is not Consul's: {error}", endpoint=str(endpoint), maybe_applied=True)
+        self.failed(endpoint, failure.message)
+        return failure
 
     async def request(
         self,
@@ -274,6 +296,7 @@ class Connection:
         request = _Request("GET", kv_target(path, "raw&consistent"), None, patience, None)
         answer = await self._admit(request, await self._token.headers(), counted=True)
         if answer.status == HTTPStatus.FORBIDDEN and lacks_right(answer.text):
+            self._hear(answer.endpoint)
             return
         if self._token.renewable and denies(answer):
             answer = await self.request(request.method, request.target, patience=patience)
@@ -281,10 +304,12 @@ class Connection:
 
     def _checked(self, request: _Request, answer: Answer) -> Answer:
         failure = failure_of(answer.status, answer.text, request.subject)
+        if isinstance(failure, NotReachableError):
+            self.failed(answer.endpoint, failure.message)
+        else:
+            self._hear(answer.endpoint)
         if failure is None:
             return answer
-        if isinstance(failure, NotReachableError):
-            self.failed(answer.endpoint)
         failure.endpoint = str(answer.endpoint)
         raise failure
 
@@ -314,14 +339,14 @@ class Connection:
         except MalformedError as error:
             raise self._misunderstood(endpoint, error) from error
         except UnconnectedError as error:
-            self.failed(endpoint)
+            self.failed(endpoint, error.reason.message)
             error.reason.endpoint = str(endpoint)
             raise error.reason from error.__cause__
         except (_LostError, aiohttp.ClientError, TimeoutError) as error:
             cause = error.__cause__ if isinstance(error, _LostError) else error
-        self.failed(endpoint)
         mute = attempt.sent and isinstance(cause, TimeoutError)
         reason = f"no answer within {request.patience:g} s" if mute else f"the connection failed: {cause}"
+        self.failed(endpoint, reason)
         failure = (MuteError if mute else NotReachableError)(reason, endpoint=str(endpoint), maybe_applied=attempt.sent)
         # An error about a response holds the request's headers, and so the token.
         raise failure from None if isinstance(cause, aiohttp.ClientResponseError) else cause

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from random import uniform
+from collections.abc import Sequence
 from typing import ClassVar
 
 from aiolibkv.backends.consul.connection import Connection
 from aiolibkv.backends.consul.encoding import (
-    LOCK_FLAGS,
     MAX_VALUE_BYTES,
-    Answer,
-    Entry,
     deletion_units,
     is_folder,
     kv_target,
-    new_nonce,
-    parse_entries,
     parse_names,
-    parse_tree,
     read_mode,
     start_of,
 )
-from aiolibkv.backends.consul.failures import TxnFailedError
+from aiolibkv.backends.consul.listing import Listings
 from aiolibkv.backends.consul.polls import Polls
 from aiolibkv.backends.consul.scope import Scope
 from aiolibkv.backends.consul.sessions import (
@@ -36,57 +28,38 @@ from aiolibkv.backends.consul.sessions import (
     overshoot,
 )
 from aiolibkv.backends.consul.transactions import (
+    MAX_COMMIT_BYTES,
+    MAX_STEPS,
     MAX_TXN_OPERATIONS,
     Operation,
-    Transaction,
-    checking,
     guarding,
-    replacing,
-    writing,
 )
+from aiolibkv.backends.consul.writes import Writer
 from aiolibkv.config import Config
 from aiolibkv.errors import (
-    AccessDeniedError,
     CallNotSupportedError,
-    KeyExistsError,
-    KeyModifiedError,
-    KeyNotFoundError,
     NotReachableError,
-    StoreError,
 )
 from aiolibkv.keys import RESERVED
-from aiolibkv.store import Acquired, Call, Driver, Endpoints, Feed, Guard, Lifetime, Listing, Removed, Step
+from aiolibkv.store import (
+    Acquired,
+    Call,
+    Driver,
+    Endpoints,
+    Feed,
+    Guard,
+    Lifetime,
+    Listing,
+    Names,
+    Page,
+    Removed,
+    Step,
+    Write,
+)
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.types import Capabilities, KVPair
 
 _DEFAULT_PORT = 8500
-_LONGEST_PAUSE = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class _Write:
-    """A transaction that changes one key.
-
-    Attributes:
-        path: the key.
-        transaction: what is sent.
-        expected: the index that it requires, as for ``_put``.
-        guard: the lock that it requires.
-        deletes: whether the key is gone afterwards.
-    """
-
-    path: str
-    transaction: Transaction
-    expected: int | None
-    guard: Guard | None
-    deletes: bool = False
-
-    def refusal(self, failed: TxnFailedError) -> Exception:
-        """Return the error for its failure."""
-        error = failed.refusal(self.guard)
-        if self.deletes and isinstance(error, KeyModifiedError) and failed.failures[0].missing:
-            return KeyNotFoundError()
-        return error
 
 
 class ConsulDriver(Driver[ConsulLease]):
@@ -119,8 +92,8 @@ class ConsulDriver(Driver[ConsulLease]):
         ttl_survives_client=True,
         min_ttl=SHORTEST_TTL,
         max_value_bytes=MAX_VALUE_BYTES,
-        max_operations=20,
-        max_commit_bytes=256 * 1024,
+        max_operations=MAX_STEPS,
+        max_commit_bytes=MAX_COMMIT_BYTES,
         ttl_overshoot=overshoot,
     )
 
@@ -147,8 +120,10 @@ class ConsulDriver(Driver[ConsulLease]):
     # -- the connection --------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        self._opened = Connection(self.config, self._servers)
+        self._opened = Connection(self.config, self._servers, self)
         self._sessions = Sessions(self._opened, self._tasks)
+        self._listings = Listings(self._opened)
+        self._writer = Writer(self._opened)
         self._polls = Polls(self._opened, self._tasks, self.config)
         share = self.config.connection_timeout / len(self._servers)
         reason = NotReachableError()
@@ -162,7 +137,7 @@ class ConsulDriver(Driver[ConsulLease]):
                 reason = error
             except TimeoutError:
                 reason = NotReachableError(f"no answer within {share:g} s", endpoint=str(self._opened.endpoint))
-                self._opened.failed(self._opened.endpoint)
+                self._opened.failed(self._opened.endpoint, reason.message)
         reason.maybe_applied = False
         raise reason
 
@@ -195,45 +170,29 @@ class ConsulDriver(Driver[ConsulLease]):
         return False
 
     async def list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
-        while True:
-            replaced = self._connection.tokens_replaced
-            target = kv_target(start_of(directory), f"recurse&{read_mode(consistent=consistent)}")
-            answer = await self._connection.read(target)
-            with self._connection.understanding(answer):
-                pairs = await parse_tree(answer)
-            if pairs:
-                return Listing(pairs, exists=True)
-            if not consistent:
-                consistent = True
-                continue
-            exists = await self._is_key(directory)
-            if replaced == self._connection.tokens_replaced:
-                return Listing([], exists)
+        return await self._listings.pairs(directory, consistent=consistent)
 
-    async def _is_key(self, directory: str) -> bool:
-        """Tell whether a directory with nothing below is itself a key, and make sure that it may be read.
+    async def get_many(self, call: Call, paths: Sequence[str], *, consistent: bool) -> Sequence[KVPair | None]:
+        return await self._listings.get_many(paths, consistent=consistent)
 
-        The server leaves out what may not be read. A directory whose own name may not be read is taken for
-        none.
-        """
-        start = start_of(directory)
-        if not directory:
-            await self._connection.check_access(start)
-            return False
-        said = await self._connection.look([start, directory], read_mode(consistent=True))
-        if said.is_denied(0):
-            said.raise_if_denied()
-        return not said.is_denied(1) and said.tells_of_key(1)
+    async def keys(self, call: Call, directory: str, *, consistent: bool) -> Names:
+        return await self._listings.paths(directory, consistent=consistent)
 
-    async def commit(
-        self, call: Call, steps: Sequence[Step], *, lease: ConsulLease | None = None, guard: Guard | None = None
-    ) -> Sequence[int]:
-        raise CallNotSupportedError
+    async def children(self, call: Call, directory: str, *, consistent: bool) -> Names:
+        return await self._listings.children(directory, consistent=consistent)
+
+    async def page(self, call: Call, directory: str, after: str, limit: int) -> Page:
+        return await self._listings.page(directory, after, limit)
 
     async def follow(self, feed: Feed) -> None:
         await self._polls.follow(feed)
 
     # -- writing ---------------------------------------------------------------------------------------------
+
+    async def commit(
+        self, call: Call, steps: Sequence[Step], *, lease: ConsulLease | None = None, guard: Guard | None = None
+    ) -> Sequence[int]:
+        return await self._writer.commit(call, steps, lease=lease, guard=guard)
 
     async def put(
         self,
@@ -245,187 +204,13 @@ class ConsulDriver(Driver[ConsulLease]):
         lease: ConsulLease | None,
         guard: Guard | None,
     ) -> int:
-        nonce = new_nonce()
-        session = None if lease is None else lease.session
-        transaction = self._transaction(replacing(path, expected, writing(path, value, nonce, session), guard))
-        if transaction.is_too_large:
-            if lease is not None or guard is not None:
-                raise CallNotSupportedError("a value of this size has neither a lifetime nor a guard on Consul")
-            return await self._put_large(call, path, value, nonce, expected)
-
-        write = _Write(path, transaction, expected, guard)
-        return await self._certainly(call, write, lambda entry: entry.flags == nonce)
+        return await self._writer.put(call, Write(path, value, expected), lease=lease, guard=guard)
 
     async def acquire(self, call: Call, path: str, value: bytes, lease: ConsulLease, *, line: str | None) -> Acquired:
-        """Create a lock's key; see Driver.
+        return await self._writer.acquire(call, path, value, lease)
 
-        Its flags are those by which Consul's own clients know a lock, and refuse other keys; it is recognised by its
-        session instead, which holds no other key of this name.
-        """
-        session = lease.session
-        transaction = self._transaction(replacing(path, 0, writing(path, value, LOCK_FLAGS, session), None))
-        if transaction.is_too_large:
-            raise CallNotSupportedError("a lock cannot have a value of this size on Consul")
-        write = _Write(path, transaction, 0, None)
-        index = await self._certainly(call, write, lambda entry: entry.session == session)
-        return Acquired(index, index)
-
-    async def delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
-        condition = Operation("get", path) if expected is None else checking(path, expected)
-        transaction = self._transaction([*guarding(guard), condition, Operation("delete", path)])
-        write = _Write(path, transaction, expected, guard, deletes=True)
-        await self._certainly(call, write, lambda _: False)
-
-    async def _certainly(self, call: Call, write: _Write, is_own: Callable[[Entry], bool]) -> int:
-        """Carry out a write, and find out what became of it when its answer is lost.
-
-        Args:
-            call: what is carried out.
-            write: the transaction.
-            is_own: tells whether what is there was written by it.
-
-        Returns:
-            The key's new index; 0 for a deletion.
-        """
-        try:
-            return await self._write_once(call, write)
-        except TxnFailedError as failed:
-            call.settled()
-            raise write.refusal(failed) from None
-        except NotReachableError as error:
-            if not call.maybe_applied:
-                raise
-            return await self._resolve(call, write, is_own, error)
-
-    async def _resolve(
-        self, call: Call, write: _Write, is_own: Callable[[Entry], bool], lost: NotReachableError
-    ) -> int:
-        """Find out what became of a write whose answer was lost.
-
-        As long as the key is at the expected index, the write was not applied and may be sent again: it cannot be
-        applied twice, since that index never comes again. No other write is repeated; it might be applied now,
-        somebody else's after it, and then the first one, late.
-        """
-        refused: Exception | None = None
-        while True:
-            entry, _ = await self._look(write.path, lost)
-            if entry is not None and is_own(entry):
-                return entry.pair.last_index
-            if not write.expected or entry is None or entry.pair.last_index != write.expected:
-                raise lost from lost.__cause__
-            if refused is not None:
-                call.settled()
-                raise refused
-            try:
-                return await self._write_once(call, write)
-            except TxnFailedError as failed:
-                refused = write.refusal(failed)
-                if isinstance(refused, AccessDeniedError):
-                    # The first one may have been let in before the right to it was taken away.
-                    raise lost from refused
-            except StoreError as error:
-                # What became of the repetition says nothing of the first one.
-                call.writing()
-                if not isinstance(error, NotReachableError):
-                    raise lost from error
-                await _pause()
-
-    async def _write_once(self, call: Call, write: _Write) -> int:
-        entries = await self._transact(call, write.transaction)
-        if write.deletes:
-            return 0
-        if not entries:
-            raise NotReachableError("the answer is not Consul's: it does not tell what was written")
-        return entries[-1].pair.last_index
-
-    async def _look(self, path: str, lost: NotReachableError | None) -> tuple[Entry | None, int]:
-        """Read a key to see what became of a write, as soon as a server can be reached again.
-
-        Args:
-            path: the key.
-            lost: what the write failed with, which is told when the key cannot be read; None when it was applied.
-        """
-        try:
-            return await self._read_entry(path)
-        except StoreError:
-            if lost is not None:
-                raise lost from lost.__cause__
-            raise
-
-    async def _read_entry(self, path: str) -> tuple[Entry | None, int]:
-        """Read a key; returns it, and the index of the answer."""
-        while True:
-            try:
-                answer = await self._connection.read(kv_target(path, "consistent"))
-                with self._connection.understanding(answer):
-                    return next(iter(parse_entries(answer)), None), answer.index
-            except NotReachableError:
-                await _pause()
-
-    def _transaction(self, operations: Sequence[Operation]) -> Transaction:
-        return Transaction(operations, self._connection.scope.fields)
-
-    async def _transact(self, call: Call, transaction: Transaction) -> Sequence[Entry]:
-        """Send a writing transaction once.
-
-        Raises:
-            TxnFailedError: it was refused; the call is not told.
-        """
-        answer = await self._change(call, "txn?consistent", transaction.body)
-        with self._connection.understanding(answer):
-            return transaction.parse(answer)
-
-    async def _change(self, call: Call, target: str, body: bytes) -> Answer:
-        """Send a change once, and tell the call whether it may have been applied."""
-        connection = self._connection
-        try:
-            return await connection.request("PUT", target, body, patience=connection.patience, on_sending=call.writing)
-        except StoreError as error:
-            if not error.maybe_applied:
-                call.settled()
-            raise
-
-    async def _put_large(self, call: Call, path: str, value: bytes, nonce: int, expected: int | None) -> int:
-        """Write a value that does not fit into a transaction; three round trips, two to create.
-
-        The write itself is one request, conditional on what was read before: a compare-and-swap at the index
-        read, or by the session that holds the key, which is released by it. The server does not say the new
-        index, so it is read. If the key was written again in between, an index is returned at which it cannot
-        be any more.
-        """
-        while True:
-            condition = "cas=0" if expected == 0 else await self._condition(path, expected)
-            lost: NotReachableError | None = None
-            try:
-                answer = await self._change(call, kv_target(path, f"{condition}&flags={nonce}"), value)
-            except NotReachableError as error:
-                if not call.maybe_applied:
-                    raise
-                lost = error
-            else:
-                if answer.body.strip() != b"true":
-                    call.settled()
-                    if expected == 0:
-                        raise KeyExistsError
-                    continue
-            entry, index = await self._look(path, lost)
-            if entry is not None and entry.flags == nonce:
-                return entry.pair.last_index
-            if lost is not None:
-                raise lost from lost.__cause__
-            return index - 1
-
-    async def _condition(self, path: str, expected: int | None) -> str:
-        """Return the query parameter by which a plain request replaces just what is there."""
-        entry, _ = await self._read_entry(path)
-        index = entry.pair.last_index if entry is not None else 0
-        if expected and index != expected:
-            raise KeyModifiedError
-        if entry is None or not entry.session:
-            return f"cas={index}"
-        if expected:
-            raise CallNotSupportedError("a value of this size cannot replace a key with a lifetime on Consul")
-        return f"release={entry.session}"
+    async def release(self, call: Call, path: str, index: int, place: str | None, lease: ConsulLease) -> None:
+        await self._writer.release(call, path, index, place)
 
     async def delete_tree(self, call: Call, directory: str, *, guard: Guard | None) -> Removed:
         """Delete a tree in one transaction; see Driver.
@@ -442,7 +227,7 @@ class ConsulDriver(Driver[ConsulLease]):
         deleted = await self._delete_units(call, start, [(start, True)], guard)
         if not deleted:
             call.settled()
-        return Removed(deleted, not deleted and await self._is_key(directory))
+        return Removed(deleted, not deleted and await self._listings.is_key(directory))
 
     async def _delete_root(self, call: Call, guard: Guard | None) -> int:
         start = start_of(self.config.prefix)
@@ -479,11 +264,7 @@ class ConsulDriver(Driver[ConsulLease]):
             return 0
         if len(operations) > MAX_TXN_OPERATIONS:
             raise CallNotSupportedError("the keys have too many first characters for one transaction of Consul")
-        try:
-            entries = await self._transact(call, self._transaction(operations))
-        except TxnFailedError as failed:
-            call.settled()
-            raise failed.refusal(guard) from None
+        entries = await self._writer.transact(call, operations, guard)
         starts = tuple(unit for unit, whole in units if whole)
         single = {unit for unit, whole in units if not whole}
         keys = {entry.pair.key for entry in entries}
@@ -510,7 +291,3 @@ def _modes(*, consistent: bool) -> Sequence[str]:
     A server that was just started has not read all of its log yet, and does not find what it has.
     """
     return [read_mode(consistent=mode) for mode in ([True] if consistent else [False, True])]
-
-
-async def _pause() -> None:
-    await asyncio.sleep(uniform(_LONGEST_PAUSE / 4, _LONGEST_PAUSE))

@@ -276,11 +276,11 @@ def deletion_units(names: Iterable[str], kept: str) -> list[tuple[str, bool]]:
 
     Args:
         names: first segments of what is there, those of directories with a trailing slash.
-        kept: the first segment to be kept, with a trailing slash.
+        kept: the first segment to be kept, with a trailing slash; a key of that name is kept as well.
     """
     units: dict[tuple[str, bool], None] = {}
     for name in names:
-        if name != kept:
+        if name not in {kept, kept.removesuffix("/")}:
             length = next((at for at in range(1, len(name) + 1) if not kept.startswith(name[:at])), None)
             units[(name, False) if length is None else (name[:length], True)] = None
     return list(units)

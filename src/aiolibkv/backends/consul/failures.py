@@ -16,8 +16,6 @@ from typing import NamedTuple
 from aiolibkv.errors import (
     AccessDeniedError,
     InvalidKeyError,
-    KeyExistsError,
-    KeyModifiedError,
     LockLostError,
     NotReachableError,
     StoreError,
@@ -174,6 +172,11 @@ class Failure(NamedTuple):
         """Whether the key is at another index."""
         return self.reason.startswith("failed index check")
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a key that must not exist."""
+        return self.reason.endswith(" exists")
+
 
 class TxnFailedError(Exception):
     """A transaction was refused as a whole; nothing was applied.
@@ -209,8 +212,8 @@ class TxnFailedError(Exception):
                 return failure.modified
         raise StoreError(f"the server refused: {self.failures[0].reason}")
 
-    def refusal(self, guard: Guard | None) -> Exception:
-        """Return the error for it.
+    def refusal(self, guard: Guard | None) -> Exception | None:
+        """Return the error for it, if that does not depend on what an operation was for.
 
         Args:
             guard: the lock that the first operation checks, if it does.
@@ -218,18 +221,14 @@ class TxnFailedError(Exception):
         for failure in self.failures:
             if failure.denied:
                 return self._denial(failure)
-        first = self.failures[0]
-        if guard is not None and first.position == 0:
-            return LockLostError()
-        if first.reason.startswith("invalid session"):
-            return LeaseLost()
-        if first.reason.endswith("due to lock delay"):
-            return NotReachableError(f"the key cannot be taken yet: {first.reason}")
-        if first.reason.endswith(" exists"):
-            return KeyExistsError()
-        if first.missing or first.modified:
-            return KeyModifiedError()
-        return StoreError(f"the server refused: {first.reason}")
+        if guard is not None and any(failure.position == 0 for failure in self.failures):
+            return LockLostError(key=guard.path)
+        for failure in self.failures:
+            if failure.reason.startswith("invalid session"):
+                return LeaseLost()
+            if failure.reason.endswith("due to lock delay"):
+                return NotReachableError(f"the key cannot be taken yet: {failure.reason}")
+        return None
 
     def _denial(self, failure: Failure) -> AccessDeniedError:
         return AccessDeniedError(f"access to {self.paths[failure.position]!r} denied: {failure.reason}")

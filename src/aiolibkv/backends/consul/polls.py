@@ -342,7 +342,7 @@ class Polls:
                 if isinstance(error, MuteError):
                     # It may be slow at everything, and then its polls need as much time.
                     patience = min(patience * 2, self._timeout)
-                self._connection.failed(endpoint)
+                self._connection.failed(endpoint, error.message)
                 self._lost(endpoint, error)
             else:
                 if clock() < began + first / 2:

@@ -6,18 +6,26 @@ import json
 from binascii import b2a_base64
 from collections.abc import Sequence
 from http import HTTPStatus
-from json.encoder import encode_basestring_ascii
+from json.encoder import encode_basestring
 from typing import NamedTuple
 
 from aiolibkv.backends.consul.encoding import Answer, Entry, parse_entry, reading, text_of
 from aiolibkv.backends.consul.failures import Failure, TxnFailedError
-from aiolibkv.store import Guard
+from aiolibkv.errors import KeyExistsError, KeyModifiedError, KeyNotFoundError, StoreError
+from aiolibkv.store import Guard, Removal, Step, Write
 
 MAX_TXN_BYTES = 512 * 1024
 """The server's default ``txn_max_req_len``: of the body, in which values are base64."""
 
 MAX_TXN_OPERATIONS = 64
 """Up to 1.13; 128 since."""
+
+MAX_STEPS = (MAX_TXN_OPERATIONS - 1) // 3
+"""Of a commit: a guard, and three operations for each key that is written at an index."""
+
+MAX_COMMIT_BYTES = 288 * 1024
+"""Keys and values of a commit that fit into a transaction in any case: a key stands there three times and may be twice
+as long, a value a third longer."""
 
 
 class Operation(NamedTuple):
@@ -58,24 +66,6 @@ def guarding(guard: Guard | None) -> list[Operation]:
     return [] if guard is None else [checking(guard.path, guard.token)]
 
 
-def replacing(path: str, expected: int | None, setting: Operation, guard: Guard | None) -> list[Operation]:
-    """Return what writes a key, detached from what it was.
-
-    Args:
-        path: the key.
-        expected: None whatever is there; 0 only when there is nothing; else only when the key is at this index.
-        setting: what writes it.
-        guard: what else has to hold.
-    """
-    operations = guarding(guard)
-    if expected is not None:
-        operations.append(checking(path, expected))
-    if expected != 0:
-        operations.append(Operation("delete", path))
-    operations.append(setting)
-    return operations
-
-
 class Transaction:
     """Operations that are carried out together or not at all.
 
@@ -92,7 +82,7 @@ class Transaction:
         """
         self._paths = [operation.path for operation in operations]
         encoded = [
-            f'{{"KV":{{"Verb":"{verb}","Key":{encode_basestring_ascii(path)}{fields}{scope}}}}}'
+            f'{{"KV":{{"Verb":"{verb}","Key":{encode_basestring(path)}{fields}{scope}}}}}'
             for verb, path, fields in operations
         ]
         self.body = f"[{','.join(encoded)}]".encode()
@@ -119,3 +109,82 @@ class Transaction:
                     raise ValueError("a refusal of what was not asked for")
                 raise TxnFailedError(failures, self._paths)
             return [parse_entry(result["KV"]) for result in content["Results"]]
+
+
+class Commit:
+    """Steps that are carried out in one transaction.
+
+    Attributes:
+        transaction: what is sent.
+        changes: the steps that write or delete, those that write first.
+    """
+
+    def __init__(
+        self, steps: Sequence[Step], *, flags: int, session: str | None, guard: Guard | None, scope: str
+    ) -> None:
+        """Make the transaction.
+
+        A key that is written is deleted before, which detaches it from a session.
+
+        Args:
+            steps: each of another key.
+            flags: of the keys that are written.
+            session: that they are bound to, if any.
+            guard: what else has to hold.
+            scope: as for Transaction.
+        """
+        self._steps = steps
+        self._guard = guard
+        operations = guarding(guard)
+        self._owners: list[Step | None] = [None] * len(operations)
+        for step in steps:
+            made = _operations(step, flags, session)
+            operations += made
+            self._owners += [step] * len(made)
+        self.transaction = Transaction(operations, scope)
+        written = [step for step in steps if isinstance(step, Write)]
+        removed = [step for step in steps if isinstance(step, Removal)]
+        self.changes: Sequence[Write | Removal] = [*written, *removed]
+
+    def indexes(self, entries: Sequence[Entry]) -> list[int]:
+        """Return the index of each step's key, 0 of those that are not written.
+
+        Raises:
+            MalformedError: the answer does not tell.
+        """
+        found = {entry.pair.key: entry.pair.last_index for entry in entries}
+        with reading():
+            return [found[step.path] if isinstance(step, Write) else 0 for step in self._steps]
+
+    def written_at(self, index: int) -> list[int]:
+        """Return what ``indexes`` would, from the index of one of the keys: all of them are written at the same."""
+        return [index if isinstance(step, Write) else 0 for step in self._steps]
+
+    def refusal(self, failed: TxnFailedError) -> Exception:
+        """Return the error for its failure."""
+        general = failed.refusal(self._guard)
+        if general is not None:
+            return general
+        failure = failed.failures[0]
+        step = self._owners[failure.position]
+        assert step is not None, "the guard holds"
+        if failure.exists:
+            return KeyExistsError(key=step.path)
+        if failure.missing and (isinstance(step, Removal) or step.expected is None):
+            return KeyNotFoundError(key=step.path)
+        if failure.missing or failure.modified:
+            return KeyModifiedError(key=step.path)
+        return StoreError(f"the server refused: {failure.reason}", key=step.path)
+
+
+def _operations(step: Step, flags: int, session: str | None) -> list[Operation]:
+    deleting = Operation("delete", step.path)
+    if isinstance(step, Write):
+        setting = writing(step.path, step.value, flags, session)
+        if step.expected is None:
+            return [deleting, setting]
+        if step.expected == 0:
+            return [checking(step.path, 0), setting]
+        return [checking(step.path, step.expected), deleting, setting]
+    condition = Operation("get", step.path) if step.expected is None else checking(step.path, step.expected)
+    return [condition, deleting] if isinstance(step, Removal) else [condition]
