@@ -1,7 +1,17 @@
 """One asyncio key/value interface over etcd, Consul, ZooKeeper and embedded stores, with one set of guarantees."""
 
 from aiolibkv.config import Config
-from aiolibkv.coordination import Candidate, Discovery, Election, Follower, Instance, Mirror, Registration, update
+from aiolibkv.coordination import (
+    Candidate,
+    Discovery,
+    Election,
+    Follower,
+    Instance,
+    Mirror,
+    Namespace,
+    Registration,
+    update,
+)
 from aiolibkv.errors import (
     AccessDeniedError,
     BackendNotSupportedError,
@@ -51,6 +61,7 @@ __all__ = [
     "Lock",
     "LockLostError",
     "Mirror",
+    "Namespace",
     "NotReachableError",
     "PreviousNotSpecifiedError",
     "Put",

@@ -65,7 +65,7 @@ AccessDeniedError BackendNotSupportedError CallNotSupportedError CannotLockError
 KeyModifiedError KeyNotFoundError LockLostError NotReachableError PreviousNotSpecifiedError RequestTimeoutError
 StoreClosedError StoreError ValueTooLargeError
 AsyncStore Candidate Capabilities Change Check Config Delete Discovery Election Follower HeldLock Instance KVPair Lock
-Mirror Put Registration Scan Snapshot
+Mirror Namespace Put Registration Scan Snapshot
 Watch
 """
 
@@ -97,7 +97,7 @@ def calls() -> Iterator[tuple[str, Callable[..., object], str]]:
         item = getattr(aiolibkv, name)
         if inspect.isfunction(item):
             yield name, item, inspect.getdoc(item) or ""
-        elif inspect.isclass(item):
+        elif inspect.isclass(item) and item is not aiolibkv.Namespace:  # whose calls are AsyncStore's
             for member, value in vars(item).items():
                 if not member.startswith("_") and inspect.isfunction(value):
                     yield f"{name}.{member}", value, inspect.getdoc(value) or ""

@@ -3,7 +3,18 @@
 from aiolibkv.coordination.discovery import Discovery
 from aiolibkv.coordination.election import Candidate, Election, Follower
 from aiolibkv.coordination.mirror import Mirror
+from aiolibkv.coordination.namespace import Namespace
 from aiolibkv.coordination.registration import Instance, Registration
 from aiolibkv.coordination.update import update
 
-__all__ = ["Candidate", "Discovery", "Election", "Follower", "Instance", "Mirror", "Registration", "update"]
+__all__ = [
+    "Candidate",
+    "Discovery",
+    "Election",
+    "Follower",
+    "Instance",
+    "Mirror",
+    "Namespace",
+    "Registration",
+    "update",
+]
