@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from aiolibkv import AccessDeniedError, Config, KeyNotFoundError, KVPair, NotReachableError, StoreError
-from aiolibkv.backends.sqlite.files import LockFile
+from aiolibkv.backends.sqlite.locks import LockFile
 from aiolibkv.testing.scale import eventually, scaled
 from disks import enlarge, small_disk
-from sqlite.workers import enter_as_nobody, open_in_child, open_sqlite, worker, write_beyond_a_limit
+from sqlite.workers import enter_as_nobody, fork_and_use, open_sqlite, worker, write_beyond_a_limit
 from stores import SqliteStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
@@ -171,7 +171,7 @@ async def test_a_process_that_keeps_the_write_lock(database: Path) -> None:
     try:
         async with open_sqlite(database, request_timeout=0.3, connection_timeout=0.3) as store:
             pair = await store.put("key", b"before")
-            lock = LockFile(Path(f"{database}-shared/lock"))
+            lock = LockFile(Path(f"{database}-shared/lock"), database.stat())
             assert lock.try_lock()
             results = await asyncio.gather(
                 store.put("key", b"late"), store.put("other", b"late"), return_exceptions=True
@@ -200,7 +200,7 @@ async def test_a_cancelled_write_that_waited_for_its_turn_is_not_applied(databas
     lock = None
     async with open_sqlite(database) as store:
         pair = await store.put("key", b"before")
-        lock = LockFile(Path(f"{database}-shared/lock"))
+        lock = LockFile(Path(f"{database}-shared/lock"), database.stat())
         try:
             assert lock.try_lock()
             pending = asyncio.create_task(store.put("key", b"cancelled"))
@@ -214,24 +214,43 @@ async def test_a_cancelled_write_that_waited_for_its_turn_is_not_applied(databas
         assert await store.get("key") == pair
 
 
-async def test_a_database_that_was_removed(database: Path) -> None:
-    async with open_sqlite(database) as store, store.watch("key") as watch:
+async def test_a_database_that_was_removed(database: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is not made again by who had it open, but used again when there is one."""
+    async with open_sqlite(database, request_timeout=0.5) as store, store.watch("key") as watch:
         pair = await store.put("key", b"")
         while await anext(watch) != pair:
             pass
-        database.unlink()
-        with pytest.raises(StoreError, match="removed or replaced") as caught:
+        for file in (database, Path(f"{database}-wal"), Path(f"{database}-shm")):
+            file.unlink()
+        with pytest.raises(NotReachableError, match=r"store\.db was removed") as caught:
             await store.put("key", b"nowhere")
         assert caught.value.maybe_applied is False
         await eventually(lambda: watch.is_stale, within=5, message="the watch knows that it is cut off")
+        with pytest.raises(NotReachableError, match=r"store\.db was removed"):
+            await store.get("key")
+        assert not database.exists()
+        async with open_sqlite(database) as other:
+            assert await anext(watch) is None
+            pair = await other.put("key", b"")
+            assert await anext(watch) == pair
+        assert await store.get("key") == pair
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "store.db was removed" in warnings[0]
 
 
 async def test_a_fork_with_an_open_database(database: Path) -> None:
-    """SQLite would believe to have its parent's locks in a child; a new store there says so."""
-    with worker(open_in_child, database) as other:
-        kind, text = await other.receive()
-    assert kind is StoreError
-    assert "forked" in text
+    """SQLite would believe to have its parent's locks in a child; both stores say so there, and the parent goes on."""
+    with worker(fork_and_use, database) as other:
+        for expected in ("before a fork", "was forked"):
+            kind, text = await other.receive()
+            assert kind is StoreError
+            assert expected in text
+            assert str(database) in text
+        assert await other.receive() == (None, "it was entered")
+        pair = await other.receive()
+        async with open_sqlite(database) as store:
+            assert await store.get("key") == pair
 
 
 @pytest.mark.parametrize("endpoints", [[], ["a.db", "b.db"], [""], ["a\0b"], [":memory:"]])

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 from aiolibkv import KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLostError, NotReachableError
 from aiolibkv.backends.sqlite import inotify, reader, signals, transaction
 from aiolibkv.backends.sqlite.files import Files
-from aiolibkv.backends.sqlite.transaction import Transaction
+from aiolibkv.backends.sqlite.transaction import Step, Transaction, token
 from aiolibkv.store import Call, Guard
 from aiolibkv.testing.scale import eventually, scaled
 from sqlite.workers import open_sqlite
@@ -61,7 +61,7 @@ async def test_nothing_is_left_beside_a_closed_database(database: Path) -> None:
             await anext(watch)
         assert len(list(database.with_name("store.db-shared").glob("owner-*"))) == 2
     assert {file.name for file in database.parent.iterdir()} == {"store.db", "store.db-shared"}
-    assert {file.name for file in Path(f"{database}-shared").iterdir()} == {"lock", "next", "notify"}
+    assert {file.name for file in Path(f"{database}-shared").iterdir()} == {"lock", "next", "commits-aiolibkv"}
     assert rows(database, "SELECT * FROM aiolibkv") == []
 
 
@@ -79,9 +79,9 @@ async def test_a_path_through_a_link_is_the_same_database(database: Path, tmp_pa
 async def test_durability(database: Path, durability: str | None, level: int) -> None:
     async with open_sqlite(database, options={"durability": durability} if durability else {}) as store:
         await store.put("key", b"")
-        assert store.driver._writing is not None
-        assert store.driver._writing._connection is not None
-        assert store.driver._writing._connection.execute("PRAGMA synchronous").fetchone()[0] == level
+        connection = store.driver._current.writer._connection
+        assert connection is not None
+        assert connection.execute("PRAGMA synchronous").fetchone()[0] == level
 
 
 async def test_many_writes_are_committed_at_once(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,15 +124,15 @@ async def test_a_step_that_fails_leaves_those_committed_with_it_alone(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unlike a refusal, a failure rolls the transaction back; the others are carried out again."""
-    put = Transaction.put
+    carry_out = Transaction.carry_out
 
-    def failing(self: Transaction, path: str, value: bytes, **conditions: Any) -> int:
-        index = put(self, path, value, **conditions)
-        if path == "bad":
+    def failing(self: Transaction, steps: Sequence[Step], **conditions: Any) -> list[int]:
+        indexes = carry_out(self, steps, **conditions)
+        if steps[0].path == "bad":
             raise sqlite3.OperationalError("made to fail")
-        return index
+        return indexes
 
-    monkeypatch.setattr(Transaction, "put", failing)
+    monkeypatch.setattr(Transaction, "carry_out", failing)
     async with open_sqlite(database) as store:
         results = await asyncio.gather(*(store.put(key, b"") for key in ("a", "bad", "b")), return_exceptions=True)
         assert "made to fail" in str(results[1])
@@ -142,7 +142,7 @@ async def test_a_step_that_fails_leaves_those_committed_with_it_alone(
 async def test_a_guard_is_checked_with_the_write(database: Path) -> None:
     """Without the client's own knowledge of a loss, which would come first."""
     async with open_sqlite(database) as store, open_sqlite(database) as other:
-        holds = Guard("lock", (await other.put("lock", b"")).last_index)
+        holds = Guard("lock", token((await other.put("lock", b"")).last_index, None))
         kept = await store.put("kept", b"1")
 
         def writes(guard: Guard) -> list[Callable[[Call], Awaitable[object]]]:
@@ -165,7 +165,7 @@ async def test_a_guard_is_checked_with_the_write(database: Path) -> None:
                 await store._calls.run(write)
         assert [pair.key for pair in await store.list("")] == ["kept", "tree/key"]
         assert await store.get("kept") == kept
-        for write in writes(Guard("lock", (await other.put("lock", b"")).last_index)):
+        for write in writes(Guard("lock", token((await other.put("lock", b"")).last_index, None))):
             await store._calls.run(write)
         assert [pair.key for pair in await store.list("")] == ["created", "lock", "new"]
 
@@ -194,8 +194,7 @@ async def test_a_watch_that_the_log_does_not_reach_back_to_lists_again(
             assert len(await anext(watch)) == 2
             assert await anext(single) is not None
             with monkeypatch.context() as patch:
-                assert other.driver._reading is not None
-                patch.setattr(other.driver._reading, "log", _unreachable)
+                patch.setattr(other.driver._current.reader, "log", _unreachable)
                 await store.delete("dir/gone")
                 await eventually(lambda: watch.is_stale, within=5, message="the watch is cut off")
                 for number in range(500):
@@ -215,9 +214,9 @@ async def test_a_watch_that_begins_while_the_log_is_read_for_one_that_ended(
 ) -> None:
     """What was written between its list and where the reading of the log has come to is not passed over."""
     async with open_sqlite(database) as store, open_sqlite(database) as other:
-        assert other.driver._reading is not None
-        state, blob = other.driver._reading.state, other.driver._reading._blob
-        listed, may_attach, reading, may_read = (asyncio.Event() for _ in range(4))
+        reading = other.driver._current.reader
+        state, blob = reading.state, reading._blob
+        listed, may_attach, is_reading, may_read = (asyncio.Event() for _ in range(4))
 
         async def slow_state(path: str, **how: Any) -> Any:
             found = await state(path, **how)
@@ -227,27 +226,26 @@ async def test_a_watch_that_begins_while_the_log_is_read_for_one_that_ended(
             return found
 
         async def slow_blob(*of: Any) -> bytes:
-            if not reading.is_set():
-                reading.set()
+            if not is_reading.is_set():
+                is_reading.set()
                 await may_read.wait()
             return await blob(*of)
 
         first = other.watch("first")
         assert await anext(first) is None
-        monkeypatch.setattr(other.driver._reading, "state", slow_state)
+        monkeypatch.setattr(reading, "state", slow_state)
         async with other.watch_tree("dir") as watch:
             await listed.wait()
             pair = await store.put("dir/key", b"")
             small = await store.put("first", b"")
             assert await anext(first) == small
-            monkeypatch.setattr(other.driver._reading, "_blob", slow_blob)
+            monkeypatch.setattr(reading, "_blob", slow_blob)
             await store.put("first", bytes(100_000))
-            await reading.wait()
+            await is_reading.wait()
             await first.aclose()
             may_attach.set()
             assert list(await anext(watch)) == []
-            assert other.driver._tail is not None
-            tail = other.driver._tail
+            tail = other.driver._current._tail
             await eventually(lambda: tail._attached, within=5, message="the watch is fed")
             may_read.set()
             async with asyncio.timeout(scaled(5)):
@@ -320,7 +318,7 @@ async def test_a_commit_that_nobody_told_of_is_found(database: Path, monkeypatch
     async with open_sqlite(database) as store, open_sqlite(database) as other, other.watch("key") as watch:
         assert await anext(watch) is None
         with monkeypatch.context() as patch:
-            patch.setattr(Files, "notify", lambda _: None)
+            patch.setattr(Files, "note", lambda *_: None)
             pair = await store.put("key", b"")
             async with asyncio.timeout(scaled(5)):
                 assert await anext(watch) == pair
@@ -355,16 +353,16 @@ async def test_a_list_is_one_snapshot_though_it_is_read_in_pages(database: Path)
 
 async def test_a_list_that_had_to_wait_shows_what_has_expired_no_more(database: Path) -> None:
     async with open_sqlite(database) as store, AsyncExitStack() as others:
-        assert store.driver._reading is not None
         for _ in range(reader._SNAPSHOTS):
-            await others.enter_async_context(store.driver._reading._snapshot())
+            await others.enter_async_context(store.driver._current.reader._snapshot())
+        large = await store.put("dir/large", bytes(10_000))
         await store.put("dir/short", b"", ttl=0.1)
         listing = asyncio.ensure_future(store.list("dir"))
         await asyncio.sleep(0)
         later = await store.put("dir/later", b"")
         await eventually(lambda: _gone(store, "dir/short"), within=5, message="the key has expired")
         await others.aclose()
-        assert list(await listing) == [later]
+        assert list(await listing) == [large, later]
 
 
 async def test_a_task_that_only_reads_lets_others_run(database: Path) -> None:

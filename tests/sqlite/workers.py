@@ -157,6 +157,20 @@ async def hold(pipe: Connection, store: AsyncStore, key: str) -> None:
     await asyncio.Event().wait()
 
 
+async def put_once(pipe: Connection, store: AsyncStore, key: str, value: bytes) -> None:
+    """Put a key, report it, and end in good order."""
+    pipe.send(await store.put(key, value))
+
+
+async def acquire_and_put(pipe: Connection, store: AsyncStore, lock: str, key: str) -> None:
+    """Report when a lock was acquired, what is in the store then, and what was put under its guard."""
+    held = await store.new_lock(lock).acquire()
+    acquired = time.monotonic()
+    pairs = list(await store.list(""))
+    pipe.send((acquired, pairs, await store.put(key, b"by the other", guard=held)))
+    await asyncio.to_thread(pipe.recv)
+
+
 async def put_on_demand(pipe: Connection, store: AsyncStore, key: str) -> None:
     """Put the time at which it is put, whenever asked."""
     pipe.send("ready")
@@ -171,16 +185,29 @@ async def enter_as_nobody(pipe: Connection, _: AsyncStore, path: str) -> None:
     pipe.send(await _failure(Path(path)))
 
 
-async def open_in_child(pipe: Connection, store: SqliteStore) -> None:
-    """Report how entering a store of the same database fails in a child."""
+async def fork_and_use(pipe: Connection, store: SqliteStore) -> None:
+    """Report how it fails in a child to use the store, to open its database again, and to open another one."""
     await store.put("key", b"")
     child = os.fork()
     if not child:
         try:
-            pipe.send(asyncio.run(_failure(Path(store.driver.endpoints[0]))))
+            database = Path(store.driver.endpoints[0])
+            pipe.send(asyncio.run(_failure_of_get(store)))
+            pipe.send(asyncio.run(_failure(database)))
+            pipe.send(asyncio.run(_failure(database.with_name("another.db"))))
         finally:
             os._exit(0)
     await asyncio.to_thread(os.waitpid, child, 0)
+    pipe.send(await store.put("key", b"by the parent"))
+    await asyncio.to_thread(pipe.recv)
+
+
+async def _failure_of_get(store: SqliteStore) -> tuple[type[StoreError] | None, str]:
+    try:
+        await store.get("key")
+    except StoreError as error:
+        return type(error), str(error)
+    return None, "it was read"
 
 
 async def write_beyond_a_limit(pipe: Connection, store: AsyncStore) -> None:

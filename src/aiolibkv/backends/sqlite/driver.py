@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from aiolibkv.backends.sqlite.clock import Clock
+from aiolibkv.backends.sqlite.database import Database
 from aiolibkv.backends.sqlite.failures import meaning
-from aiolibkv.backends.sqlite.files import Files
-from aiolibkv.backends.sqlite.presence import Presence
-from aiolibkv.backends.sqlite.reader import Reader
+from aiolibkv.backends.sqlite.files import ReplacedError
 from aiolibkv.backends.sqlite.schema import Tables
-from aiolibkv.backends.sqlite.signals import Signals
-from aiolibkv.backends.sqlite.transaction import Transaction
-from aiolibkv.backends.sqlite.watching import Tail
-from aiolibkv.backends.sqlite.writer import Writer
+from aiolibkv.backends.sqlite.transaction import Transaction, token
 from aiolibkv.config import Config
-from aiolibkv.errors import CallNotSupportedError, RequestTimeoutError, StoreError
+from aiolibkv.errors import KeyExistsError, NotReachableError, RequestTimeoutError, StoreClosedError, StoreError
 from aiolibkv.store import (
+    UNSEEN,
+    Acquired,
     Call,
     Driver,
     Feed,
     Guard,
     Lease,
+    LeaseLost,
     Lifetime,
     Listing,
     OwnCall,
@@ -35,16 +33,27 @@ from aiolibkv.store import (
     Step,
     Tasks,
     Unseen,
+    Write,
 )
 from aiolibkv.types import Capabilities, KVPair
 
+_log = logging.getLogger("aiolibkv")
+
 _MAX_VALUE_BYTES = 16 * 1024 * 1024
 """A value is written twice, to its row and to the log: this much took 0.4 s on an ordinary disk, its reading 0.25 s."""
+
+_MAX_OPERATIONS = 1000
+"""Of one commit: so many took 8 ms."""
 
 T = TypeVar("T")
 
 _DURABILITIES = ("full", "normal")
 _SESSION_BITS = 62
+_PART = 0.9
+"""Of connection_timeout, after which the reason is told that the database cannot be opened."""
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
 
 
 @dataclass(eq=False)
@@ -52,6 +61,8 @@ class SqliteLease(Lease):
     """A lease; one with a session has a row of its own, which is renewed, without one it is the key's expiry."""
 
     session: int | None = None
+    database: Database | None = None
+    """The opening of the files in which the session was begun: in another one it is not what it was."""
 
 
 class SqliteDriver(Driver[SqliteLease]):
@@ -73,6 +84,7 @@ class SqliteDriver(Driver[SqliteLease]):
 
     name: ClassVar[str] = "sqlite"
     endpoint_is_path: ClassVar[bool] = True
+    keeps_line: ClassVar[bool] = True
     option_names: ClassVar[frozenset[str]] = frozenset({"durability"})
     capabilities = Capabilities(
         distributed=False,
@@ -87,8 +99,8 @@ class SqliteDriver(Driver[SqliteLease]):
         ttl_survives_client=True,
         min_ttl=0,
         max_value_bytes=_MAX_VALUE_BYTES,
-        max_operations=20,
-        max_commit_bytes=256 * 1024,
+        max_operations=_MAX_OPERATIONS,
+        max_commit_bytes=_MAX_VALUE_BYTES,
         ttl_overshoot=lambda _: 0.0,
     )
 
@@ -115,49 +127,29 @@ class SqliteDriver(Driver[SqliteLease]):
         self._tables = Tables(self.config.bucket)
         self._path_of_database = Path(self.endpoints[0]).absolute()
         self._tasks = Tasks()
-        self._writing: Writer | None = None
-        self._reading: Reader | None = None
-        self._signals: Signals | None = None
-        self._tail: Tail | None = None
+        self._database: Database | None = None
+        self._unclosed: set[Database] = set()
+        self._reason: StoreError = NotReachableError()
 
     async def connect(self) -> None:
-        files = self._open_files()
-        clock = Clock()
-        self._writing = Writer(files, self._tables, clock, self._durability, self._written)
-        await self._writing.start(self.config.connection_timeout * 0.9)
-        self._reading = reader = Reader(files, self._tables, clock)
-        self._tail = tail = Tail(reader, files, lambda: self._in_time(self._expire))
-        presence = Presence(reader, files, lambda owners: self._in_time(lambda call: self._end(call, owners)))
-        self._signals = signals = Signals(files, tail.wake, presence.suspect)
-        self._tasks.start(tail.run(signals))
-        self._tasks.start(presence.run(signals))
+        await self._open_database(create=True)
 
     async def disconnect(self) -> None:
         await self._tasks.close()
-        if self._tail is not None:
-            await self._tail.close()
-            self._tail = None
-        if self._signals is not None:
-            self._signals.close()
-            self._signals = None
-        reader, self._reading = self._reading, None
-        writer, self._writing = self._writing, None
-        if writer is not None:
-            await writer.stop(reader.connections() if reader is not None else ())
+        self._database = None
+        await self._close_databases(StoreClosedError())
 
     def read_at_once(self, path: str) -> KVPair | Unseen | None:
-        assert self._reading is not None, "open"
-        return self._reading.glance(path)
+        return UNSEEN if self._database is None else self._database.reader.glance(path)
 
     async def get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
-        return await self._reader.get(path)
+        return await self._current.reader.get(path)
 
     async def exists(self, call: Call, path: str, *, consistent: bool) -> bool:
-        return await self._reader.exists(path)
+        return await self._current.reader.exists(path)
 
     async def list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
-        state = await self._reader.state(directory, tree=True, paged=call.extend)
-        return Listing(state.pairs, state.exists)
+        return await self._current.reader.pairs_below(directory, call.extend)
 
     async def put(
         self,
@@ -169,17 +161,29 @@ class SqliteDriver(Driver[SqliteLease]):
         lease: SqliteLease | None,
         guard: Guard | None,
     ) -> int:
-        ttl = session = None
-        if lease is not None:
-            ttl, session = (lease.ttl if lease.session is None else None), lease.session
+        return (await self.commit(call, [Write(path, value, expected)], lease=lease, guard=guard))[0]
 
-        def put(transaction: Transaction) -> int:
-            return transaction.put(path, value, expected=expected, ttl=ttl, session=session, guard=guard)
+    async def commit(
+        self, call: Call, steps: Sequence[Step], *, lease: SqliteLease | None = None, guard: Guard | None = None
+    ) -> Sequence[int]:
+        database = self._current
+        ttl, session = _lifetime(lease, database)
+        size = sum(len(step.value) for step in steps if isinstance(step, Write))
+        return await database.writer.write(
+            call, lambda transaction: transaction.carry_out(steps, ttl=ttl, session=session, guard=guard), size
+        )
 
-        return await self._writer.write(call, put, len(value))
+    async def acquire(self, call: Call, path: str, value: bytes, lease: SqliteLease, *, line: str | None) -> Acquired:
+        database = self._current
+        ttl, session = _lifetime(lease, database)
 
-    async def delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
-        await self._writer.write(call, lambda transaction: transaction.delete(path, expected=expected, guard=guard))
+        def acquire(transaction: Transaction) -> Acquired:
+            if line is not None and transaction.has_keys_below(line):
+                raise KeyExistsError(key=line)
+            index = transaction.carry_out([Write(path, value, 0)], ttl=ttl, session=session)[0]
+            return Acquired(index, token(index, session))
+
+        return await database.writer.write(call, acquire, len(value))
 
     async def delete_tree(self, call: Call, directory: str, *, guard: Guard | None) -> Removed:
         hidden = self.hidden
@@ -187,12 +191,18 @@ class SqliteDriver(Driver[SqliteLease]):
         def delete(transaction: Transaction) -> Removed:
             return Removed(*transaction.delete_tree(directory, hidden, guard=guard))
 
-        return await self._writer.write(call, delete)
+        return await self._current.writer.write(call, delete)
 
     async def follow(self, feed: Feed) -> None:
-        assert self._tail is not None, "open"
-        assert self._signals is not None, "open"
-        await self._tail.follow(feed, self._signals)
+        await self._current.follow(feed)
+
+    async def follow_under(self, lease: SqliteLease, feed: Feed) -> None:
+        if lease.database is None or lease.database is not self._database:
+            raise LeaseLost
+        try:
+            await lease.database.follow(feed)
+        except ReplacedError as error:
+            raise LeaseLost from error
 
     def new_lease(self, lifetime: Lifetime) -> SqliteLease:
         session = secrets.randbits(_SESSION_BITS) + 1 if lifetime.keep_alive else None
@@ -201,24 +211,25 @@ class SqliteDriver(Driver[SqliteLease]):
     async def grant(self, call: Call, lease: SqliteLease) -> None:
         session = lease.session
         if session is not None:
-            own = self._writer.own
-            await self._writer.write(call, lambda transaction: transaction.begin_session(session, own(), lease.ttl))
+            database = self._current
+            own = database.writer.own
+            await database.writer.write(call, lambda transaction: transaction.begin_session(session, own(), lease.ttl))
+            lease.database = database
 
     async def renew(self, call: Call, lease: SqliteLease) -> bool:
         session = lease.session
         assert session is not None, "only keep_alive leases are renewed"
-        return await self._writer.write(call, lambda transaction: transaction.renew_session(session, lease.ttl))
+        if lease.database is None or lease.database is not self._database:
+            return False
+        return await lease.database.writer.write(
+            call, lambda transaction: transaction.renew_session(session, lease.ttl)
+        )
 
     async def revoke(self, call: Call, lease: SqliteLease) -> None:
         session = lease.session
         # A lease without a session is nothing but the expiry in its key's row: it ended when that was overwritten.
         if session is not None:
-            await self._writer.write(call, lambda transaction: transaction.end_session(session))
-
-    async def commit(
-        self, call: Call, steps: Sequence[Step], *, lease: SqliteLease | None = None, guard: Guard | None = None
-    ) -> Sequence[int]:
-        raise CallNotSupportedError
+            await self._current.writer.write(call, lambda transaction: transaction.end_session(session))
 
     async def _in_time(self, work: Callable[[Call], Awaitable[T]]) -> T:
         """Do something of the store's own within request_timeout."""
@@ -229,31 +240,70 @@ class SqliteDriver(Driver[SqliteLease]):
             raise RequestTimeoutError from error
 
     @property
-    def _writer(self) -> Writer:
-        assert self._writing is not None, "open"
-        return self._writing
+    def _current(self) -> Database:
+        if self._database is None:
+            raise type(self._reason)(self._reason.message)
+        return self._database
 
-    @property
-    def _reader(self) -> Reader:
-        assert self._reading is not None, "open"
-        return self._reading
-
-    def _open_files(self) -> Files:
-        path = Path(os.path.realpath(self._path_of_database))
+    async def _open_database(self, *, create: bool, former: str = "") -> None:
+        path = self._path_of_database
         try:
-            if path.is_dir():
-                raise StoreError("the path of the database is a directory")
-            return Files(path, self._tables.pairs_name)
+            database = Database(path, self._tables, self._durability, create=create, replaced=self._replaced)
         except OSError as error:
             raise meaning(error, path) from error
+        self._unclosed.add(database)
+        await database.open(
+            self.config.connection_timeout * _PART,
+            former,
+            expire=lambda: self._in_time(self._expire),
+            end=lambda owners: self._in_time(lambda call: self._end(call, owners)),
+        )
+        self._database = database
+        self.connected(str(path))
 
-    def _written(self) -> None:
-        if self._tail is not None and self._signals is not None and not self._signals.are_prompt:
-            self._tail.wake()
+    async def _close_databases(self, reason: StoreError) -> None:
+        for database in list(self._unclosed):
+            await database.close(reason)
+            self._unclosed.discard(database)
+
+    def _replaced(self, database: Database, error: ReplacedError) -> None:
+        if database is self._database:
+            _log.warning("%s: %s; the database is opened again, and locks are lost", self.name, error)
+            self._database, self._reason = None, error
+            self.disconnected(str(self._path_of_database), error.message)
+            self._tasks.start(self._reopen(database.owner_name))
+
+    async def _reopen(self, former: str) -> None:
+        """Open the database again, with whatever files there are now."""
+        pause = _FIRST_PAUSE
+        while True:
+            await self._close_databases(self._reason)
+            try:
+                await self._open_database(create=False, former=former)
+            except StoreError as failure:
+                if not isinstance(failure.__cause__, FileNotFoundError) and failure.message != self._reason.message:
+                    _log.warning("%s: the database cannot be opened again yet: %s", self.name, failure)
+                    self._reason = NotReachableError(failure.message)
+            else:
+                break
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        _log.info("%s: the database %s is open again", self.name, self._path_of_database)
 
     async def _expire(self, call: Call) -> None:
         # Every transaction deletes what has expired first.
-        await self._writer.write(call, lambda _: None)
+        await self._current.writer.write(call, lambda _: None)
 
     async def _end(self, call: Call, owners: Sequence[str]) -> None:
-        await self._writer.write(call, lambda transaction: transaction.end_sessions_of(owners))
+        await self._current.writer.write(call, lambda transaction: transaction.end_sessions_of(owners))
+
+
+def _lifetime(lease: SqliteLease | None, database: Database) -> tuple[float | None, int | None]:
+    """Return the ttl of keys under a lease or else their session."""
+    if lease is None:
+        return None, None
+    if lease.session is None:
+        return lease.ttl, None
+    if lease.database is not database:
+        raise LeaseLost
+    return None, lease.session

@@ -62,13 +62,17 @@ def _of_sqlite(error: sqlite3.Error, path: Path) -> StoreError:
 
 def _of_system(error: BaseException) -> StoreError:
     if isinstance(error, OSError):
+        if isinstance(error, BlockingIOError):
+            return NotReachableError(LOCKED)
         if error.errno in _FORBIDDEN:
-            return AccessDeniedError(f"the database's directory may not be written: {error.strerror}")
+            return AccessDeniedError(
+                f"{error.filename or 'a file beside the database'} may not be written: {error.strerror}"
+            )
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return StoreError("the disk is full")
         if error.errno == errno.ENOENT:
-            return StoreError("the database's directory does not exist")
-        return StoreError(f"the files beside the database failed: {error.strerror or error}")
+            return StoreError(f"{error.filename or 'a file beside the database'} does not exist")
+        return StoreError(f"the files beside the database failed: {error}")
     return StoreError(f"the write failed: {error!r}")
 
 

@@ -1,148 +1,52 @@
-"""The files beside a database, in ``<database>-shared``: locks, the notify file, and a file for each living owner.
+"""The files of a database, as one store has them open, and whether they are still those of their names.
 
-Locks are flock's: the kernel frees them when their process dies, however it dies, and they belong to one open file, so
-that two stores of one process exclude each other too. A process identifier would say neither.
+Beside the database are SQLite's ``-wal`` and ``-shm``, and a directory ``<database>-shared`` with locks, a file for
+each living owner, and for each bucket a note of the last commit: it wakes those who watch it, and who finds another
+state in the database than the note says knows that the database was restored, or that its writer died before the note.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
-import sys
-import time
-from collections.abc import Callable
+import struct
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from aiolibkv.errors import NotReachableError, StoreClosedError, StoreError
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from aiolibkv.backends.sqlite.anchors import DEAD_MAN, SHARED, Anchor
+from aiolibkv.backends.sqlite.locks import LockFile, WriteLock, match_mode
+from aiolibkv.backends.sqlite.placement import check_placement
+from aiolibkv.errors import NotReachableError, StoreError
 
 OWNER = "owner-"
 
-_FIRST_PAUSE = 0.0002
-_LONGEST_PAUSE = 0.005
-_EAGER_TIME = 0.05
-"""Seconds for which a lock is asked for at the shortest interval."""
+_log = logging.getLogger("aiolibkv")
+
+_NOTE = struct.Struct("<qQ")
+"""The newest rev of a bucket, and the inode of the database."""
+
+_INODES = struct.Struct("<QQQ")
+"""Those of the database, of -wal and of -shm, in the file of the write lock."""
+
+_IMPOSSIBLE_REV = 2**62
 
 
-class LockFile:
-    """An exclusive advisory lock on a file."""
+class Note(NamedTuple):
+    """What was noted of the last commit.
 
-    def __init__(self, path: Path, *, create: bool = True) -> None:
-        """Open the file, and create it if asked.
-
-        Raises:
-            OSError: it cannot be opened.
-        """
-        self._path = path
-        flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
-        self._descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o666)
-
-    @property
-    def name(self) -> str:
-        """Return the file's name, without its directory."""
-        return self._path.name
-
-    def try_lock(self) -> bool:
-        """Take the lock unless somebody has it."""
-        try:
-            if sys.platform == "win32":
-                msvcrt.locking(self._descriptor, msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
-
-    def unlock(self) -> None:
-        """Free the lock."""
-        if sys.platform == "win32":
-            msvcrt.locking(self._descriptor, msvcrt.LK_UNLCK, 1)
-        else:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-
-    def is_linked(self) -> bool:
-        """Tell whether the file is still the one of its name."""
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), self._path.stat())
-        except FileNotFoundError:
-            return False
-
-    def touch(self) -> None:
-        """Write to the file, for those who watch it."""
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        os.write(self._descriptor, b"\0")
-
-    def remove(self) -> None:
-        """Remove the file's name."""
-        self._path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Close the file, which frees the lock."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-class WriteLock:
-    """The lock around write transactions, checkpoints and closing, fair between the stores that want it.
-
-    SQLite before 3.51.3 may corrupt a database when two connections checkpoint and commit at once; under this lock
-    they do not. It is asked for again and again rather than waited for, since nothing could interrupt that wait. It
-    is fair because of a second lock, which only the next one in line has: who frees the lock and wants it again
-    stands behind everybody who asks for that one.
+    Attributes:
+        rev: its newest one; 0 when nothing was noted.
+        is_of_database: whether the file of the database was the one of today.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._next = LockFile(directory / "next")
-        try:
-            self._current = LockFile(directory / "lock")
-        except BaseException:
-            self._next.close()
-            raise
+    rev: int
+    is_of_database: bool
 
-    def acquire(self, patience: float, stopping: Callable[[], bool]) -> None:
-        """Take the lock.
 
-        Args:
-            patience: seconds.
-            stopping: asked while it waits.
-
-        Raises:
-            NotReachableError: others had it all the time.
-            StoreClosedError: stopping was true.
-        """
-        began = time.monotonic()
-        self._wait(self._next, began, patience, stopping)
-        try:
-            self._wait(self._current, began, patience, stopping)
-        finally:
-            self._next.unlock()
-
-    def release(self) -> None:
-        """Free the lock."""
-        self._current.unlock()
-
-    def close(self) -> None:
-        """Close the files."""
-        self._next.close()
-        self._current.close()
-
-    @staticmethod
-    def _wait(lock: LockFile, began: float, patience: float, stopping: Callable[[], bool]) -> None:
-        pause = _FIRST_PAUSE
-        while not lock.try_lock():
-            if stopping():
-                raise StoreClosedError
-            waited = time.monotonic() - began
-            if waited > patience:
-                raise NotReachableError("another process keeps the database's write lock")
-            if waited > _EAGER_TIME:
-                pause = min(pause * 2, _LONGEST_PAUSE)
-            time.sleep(pause)
+class ReplacedError(NotReachableError):
+    """The files are not those that were opened: this heals by opening the database again."""
 
 
 class Files:
@@ -150,68 +54,160 @@ class Files:
 
     Attributes:
         path: the database, absolute and without symbolic links, so that all its users find the same files beside it.
-        directory: where the others are.
+        directory: where the locks are.
+        wal_size: bytes of -wal when the files were last looked at.
     """
 
-    def __init__(self, path: Path, bucket: str) -> None:
+    def __init__(self, given: Path, bucket: str, *, create: bool) -> None:
         """Create what is missing of the files beside the database, and open them.
 
         Args:
-            path: see above.
+            given: the path by which the database is known.
             bucket: the one that the store uses; an owner's sessions are in its own bucket, and only there.
+            create: whether to create the database as well.
 
         Raises:
             OSError: that failed.
-            StoreError: the process was forked while a store had the database open.
+            StoreError: the database is where it cannot be shared, or the process was forked while a store had it open.
         """
-        self.path = path
+        self._given = given
+        self.path = path = Path(os.path.realpath(given))
         self.directory = path.with_name(f"{path.name}-shared")
+        self.wal_size = 0
+        self._wal, self._shm = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+        self._of_sqlite = (path, self._wal, self._shm)
         self._refuse_inherited()
-        self.directory.mkdir(exist_ok=True)
-        self.write_lock = WriteLock(self.directory)
+        if path.is_dir():
+            raise StoreError("the path of the database is a directory")
+        if create:
+            _create(path)
+        self._status = path.stat()
+        check_placement(path)
+        if not self.directory.exists():
+            self.directory.mkdir()
+            match_mode(self.directory, self._status)
+        # SQLite does not tell upper from lower case in the names of tables.
+        self._bucket = bucket.lower()
+        self._owner: LockFile | None = None
+        self._owner_name = ""
+        self._known: dict[str, tuple[int, int] | None] = {}
+        self._anchors: list[Anchor] = []
+        self.write_lock = WriteLock(self.directory, self._status)
         try:
-            self._notify = LockFile(self.directory / "notify")
+            self._note = LockFile(self.note_path, self._status)
         except BaseException:
             self.write_lock.close()
             raise
-        self._owner: LockFile | None = None
-        self._owner_name = ""
-        # SQLite does not tell upper from lower case in the names of tables.
-        self._owner_prefix = f"{OWNER}{bucket.lower()}-"
-        self._identity: tuple[int, int] | None = None
         _open.add(self)
 
     @property
-    def notify_path(self) -> Path:
+    def note_path(self) -> Path:
         """Return the file that is written after each commit."""
-        return self.directory / "notify"
+        return self.directory / f"commits-{self._bucket}"
 
     @property
     def owner_name(self) -> str:
         """Return the name that ``own`` has made, "" before."""
         return self._owner_name
 
+    # -- which files they are --------------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Look whether the database may be opened; the write lock must be held.
+
+        Raises:
+            ReplacedError: somebody has it open with other files, which were removed or replaced; he will notice.
+            OSError: a file cannot be opened.
+        """
+        if not self.write_lock.is_intact():
+            raise ReplacedError(f"{self.write_lock.path} was removed or replaced")
+        database = Anchor(self.path, SHARED)
+        self._anchors.append(database)
+        is_used = database.is_locked_elsewhere()
+        for path in (self._shm, self._wal):
+            if is_used and not path.exists():
+                raise ReplacedError(f"{path} was removed while others have the database open")
+        if self._shm.exists():
+            memory = Anchor(self._shm, DEAD_MAN)
+            self._anchors.append(memory)
+            is_used = is_used or memory.is_locked_elsewhere()
+        self._compare_with_former(is_used=is_used)
+
     def identify(self) -> None:
-        """Remember which file the database is, once it exists."""
-        self._identity = _identity(self.path)
+        """Remember which files SQLite has opened, and lock them; the write lock must be held.
 
-    def check_identity(self) -> None:
-        """Raise StoreError when the database's file is not the one that was opened: writes would go nowhere."""
-        if self._identity != _identity(self.path):
-            raise StoreError("the database file was removed or replaced while it was open")
+        Raises:
+            ReplacedError: they are being replaced.
+            OSError: they cannot be opened.
+        """
+        watched = (self._given, *self._of_sqlite, self.write_lock.path, self.note_path)
+        self._known = {str(path): _identity(str(path)) for path in watched}
+        if len(self._anchors) == 1:
+            self._anchors.append(Anchor(self._shm, DEAD_MAN))
+        for anchor, path in zip(self._anchors, (self.path, self._shm), strict=True):
+            if not anchor.is_of(path):
+                raise ReplacedError(f"{path} was replaced while it was opened")
+            anchor.lock()
+        with suppress(OSError):
+            self.write_lock.write(_INODES.pack(*self._inodes()))
 
-    def notify(self) -> None:
-        """Wake the watches of other stores; those who miss it look for themselves before long."""
-        try:
-            self._notify.touch()
-        except OSError:
-            pass
+    def _compare_with_former(self, *, is_used: bool) -> None:
+        """Compare the files with those that were opened last."""
+        content = self.write_lock.read(_INODES.size)
+        if len(content) < _INODES.size:
+            return
+        former, current = _INODES.unpack(content), self._inodes()
+        if is_used and former != current:
+            raise ReplacedError(f"{self.path} or a file beside it was replaced while others have the former one open")
+        if former[0] != current[0] and former[1] == current[1] != 0:
+            _log.warning("%s is removed: it belongs to another file than %s", self._wal, self.path)
+            while self._anchors[1:]:
+                self._anchors.pop().close()
+            for path in (self._wal, self._shm):
+                path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise ReplacedError when a file is not the one that was opened: what is written to it would be lost."""
+        for path, identity in self._known.items():
+            try:
+                status = os.stat(path)  # noqa: PTH116 - before each commit: faster than Path's
+            except FileNotFoundError:
+                raise ReplacedError(f"{path} was removed while the database was open") from None
+            except OSError as error:
+                raise ReplacedError(f"{path} is out of reach: {error.strerror}") from error
+            if (status.st_dev, status.st_ino) != identity:
+                raise ReplacedError(f"{path} was replaced while the database was open")
+            if path == str(self._wal):
+                self.wal_size = status.st_size
+
+    def is_log_lost(self) -> bool:
+        """Tell whether -wal was removed, and nobody has opened the database since: then we have all that is in it."""
+        return not self._wal.exists() and self._known.get(str(self.path)) == _identity(str(self.path))
+
+    # -- the note of the last commit -------------------------------------------------------------------------------
+
+    def noted(self) -> Note:
+        """Return the last commit that was noted."""
+        content = self._note.read(_NOTE.size)
+        rev, database = _NOTE.unpack(content) if len(content) == _NOTE.size else (0, 0)
+        return Note(rev if 0 <= rev < _IMPOSSIBLE_REV else 0, is_of_database=database == self._inodes()[0])
+
+    def note(self, rev: int) -> None:
+        """Note a commit, which wakes the watches of other stores; those who miss it look before long."""
+        with suppress(OSError):
+            self._note.write(_NOTE.pack(rev, self._inodes()[0]))
+
+    def _inodes(self) -> tuple[int, ...]:
+        identities = (self._known.get(str(path)) or _identity(str(path)) for path in self._of_sqlite)
+        return tuple(0 if identity is None else identity[1] for identity in identities)
+
+    # -- owners ----------------------------------------------------------------------------------------------------
 
     def own(self) -> str:
         """Return the name of a file that is locked as long as this store lives; made at the first call."""
         while self._owner is None:
-            name = self._owner_prefix + secrets.token_hex(8)
-            file = LockFile(self.directory / name)
+            name = f"{OWNER}{self._bucket}-{secrets.token_hex(8)}"
+            file = LockFile(self.directory / name, self._status)
             # Between its creation and its lock somebody may have taken it for a dead owner's and removed it.
             if file.try_lock() and file.is_linked():
                 self._owner, self._owner_name = file, name
@@ -228,7 +224,7 @@ class Files:
         if owner == self._owner_name:
             return None
         try:
-            file = LockFile(self.directory / owner, create=False)
+            file = LockFile(self.directory / owner)
         except FileNotFoundError:
             return None
         if file.try_lock():
@@ -238,7 +234,7 @@ class Files:
 
     def owners(self) -> list[str]:
         """Return the names of the files of this bucket's owners."""
-        return [file.name for file in self.directory.glob(f"{self._owner_prefix}*")]
+        return [file.name for file in self.directory.glob(f"{OWNER}{self._bucket}-*")]
 
     def disown(self, *, remove: bool) -> None:
         """Give up the file that ``own`` made; without removing it, the others bury what this store had."""
@@ -248,34 +244,53 @@ class Files:
             self._owner.close()
             self._owner = None
 
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """Let SQLite's next close be the last one, which empties -wal and removes it; the write lock must be held."""
+        for anchor in self._anchors:
+            anchor.unlock()
+
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, after SQLite's connections."""
         _open.discard(self)
         self.disown(remove=False)
-        self._notify.close()
+        for anchor in self._anchors:
+            anchor.close()
+        self._anchors.clear()
+        self._note.close()
         self.write_lock.close()
 
     def leave_to_parent(self) -> None:
         """In a forked process: do not keep the parent's locks alive, and do not open what it had open."""
-        if self._identity is not None:
-            _inherited.add(self._identity)
+        identity = _identity(str(self.path))
+        for inherited in (self._known.get(str(self.path)), identity):
+            if inherited is not None:
+                _inherited.add(inherited)
+        self._anchors.clear()
         self.close()
 
     def _refuse_inherited(self) -> None:
         # SQLite keeps its locks of a file per process; after a fork it believes to have those of the parent.
-        if _inherited and self.path.exists() and _identity(self.path) in _inherited:
+        if _inherited and _identity(str(self.path)) in _inherited:
             raise StoreError(
                 "the process was forked while a store had the database open; start processes by spawn or exec"
             )
 
 
 _open: set[Files] = set()
-_inherited: set[tuple[int, int] | None] = set()
+_inherited: set[tuple[int, int]] = set()
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _create(path: Path) -> None:
+    # Only a new file may be closed again: that drops the locks which SQLite has of it in this process.
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o644))
+
+
+def _identity(path: str) -> tuple[int, int] | None:
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 - see above
     except OSError:
         return None
     return status.st_dev, status.st_ino

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,10 +14,11 @@ from typing import Any, NamedTuple
 
 from aiolibkv.backends.sqlite.clock import Clock
 from aiolibkv.backends.sqlite.failures import meaning, primary_code
-from aiolibkv.backends.sqlite.files import Files
+from aiolibkv.backends.sqlite.files import Files, ReplacedError
 from aiolibkv.backends.sqlite.schema import Tables, open_for_reading
+from aiolibkv.errors import StoreError
 from aiolibkv.keys import below as bounds
-from aiolibkv.store import UNSEEN, Unseen
+from aiolibkv.store import UNSEEN, Listing, Unseen
 from aiolibkv.types import KVPair
 
 _LARGE = 64 * 1024
@@ -27,6 +29,15 @@ _PAGE_ROWS = 256
 _PAGE_BYTES = 1024 * 1024
 _READS_AT_ONCE = 64
 """Reads without a wait, before one gives way to the other tasks."""
+
+_SHORT = 4096
+"""Bytes; a page of values that are all at most so long is read at once."""
+
+_ROWS_PER_READ = 16
+"""Rows whose reading takes as long as that of one pair alone."""
+
+_TRUSTED_TIME = 0.01
+"""Seconds for which reads that are not in a transaction do not look again whether the files are still the same."""
 
 _SNAPSHOTS = 8
 """Snapshots that are read at once, each on a connection of its own."""
@@ -65,17 +76,30 @@ class CompactedError(Exception):
 class Reader:
     """The reading side of one store, in its event loop."""
 
-    def __init__(self, files: Files, tables: Tables, clock: Clock) -> None:
+    def __init__(
+        self, files: Files, tables: Tables, clock: Clock, *, replaced: Callable[[ReplacedError], None]
+    ) -> None:
         """Open a connection.
+
+        Args:
+            files: the database and the files beside it.
+            tables: those to read.
+            clock: tells what has expired.
+            replaced: called when the files are found to be others.
 
         Raises:
             StoreError: SQLite cannot.
         """
+        self._replaced = replaced
         self._files = files
         self._tables = tables
         self._clock = clock
         self._reads = 0
+        self._opened: list[sqlite3.Connection] = []
         self._idle: list[sqlite3.Connection] = []
+        self._cursors: set[sqlite3.Cursor] = set()
+        self._end: StoreError | None = None
+        self._checked = -math.inf
         self._snapshots = asyncio.Semaphore(_SNAPSHOTS)
         pairs, log, sessions, live = tables.pairs, tables.log, tables.sessions, tables.live()
         small = f"CASE WHEN length(value) <= {_LARGE} THEN value END"
@@ -85,14 +109,18 @@ class Reader:
         self._below = (
             f"SELECT key, rev, {small}, rowid FROM {pairs} WHERE key > :first AND key < :end AND {live} ORDER BY key"
         )
-        self._after = f"SELECT rev, last, key, {small}, value IS NULL FROM {log} WHERE rev > ? ORDER BY rev LIMIT ?"
+        self._at_once = (
+            f"SELECT key, CASE WHEN length(value) <= {_SHORT} THEN value END, rev FROM {pairs}"
+            f" WHERE key > :first AND key < :end AND {live} ORDER BY key LIMIT {_PAGE_ROWS + 1}"
+        )
+        self._from = f"SELECT rev, last, key, {small}, value IS NULL FROM {log} WHERE rev >= ? ORDER BY rev LIMIT ?"
         self._newest = f"SELECT ifnull(max(rev), 0) FROM {log}"
         self._next_end = (
             f"SELECT min(at) FROM (SELECT min(expires) AS at FROM {pairs} WHERE expires IS NOT NULL"
             f" UNION ALL SELECT min(expires) FROM {sessions})"
         )
         self._owners = f"SELECT DISTINCT owner FROM {sessions}"
-        self._main = self._try(lambda: open_for_reading(files.path))
+        self._main = self._open()
         self._quickly = self._main.cursor()
 
     def glance(self, path: str) -> KVPair | Unseen | None:
@@ -100,9 +128,12 @@ class Reader:
         if self._reads >= _READS_AT_ONCE:
             return UNSEEN
         self._reads += 1
+        now = self._clock.now()
         try:
-            row = self._quickly.execute(self._quick, (self._clock.now(), path)).fetchone()
-        except sqlite3.Error:
+            if abs(now - self._checked) > _TRUSTED_TIME:
+                self._check(now)
+            row = self._quickly.execute(self._quick, (now, path)).fetchone()
+        except (sqlite3.Error, StoreError):
             return UNSEEN
         if row is None:
             return None
@@ -121,7 +152,28 @@ class Reader:
     async def exists(self, path: str) -> bool:
         """Tell whether there is a live pair."""
         await self._give_way()
-        return self._row(self._main, self._one, {"key": path, "now": self._clock.now()}) is not None
+        now = self._clock.now()
+        self._check(now)
+        return self._row(self._main, self._one, {"key": path, "now": now}) is not None
+
+    async def pairs_below(self, directory: str, paged: Callable[[], None]) -> Listing:
+        """Return the pairs strictly below a directory, at one snapshot.
+
+        Args:
+            directory: see above.
+            paged: called after each page of a long list.
+        """
+        await self._give_way()
+        now = self._clock.now()
+        self._check(now)
+        first, end = bounds(directory)
+        parameters = {"first": first, "end": end or _LAST_KEY, "now": now}
+        rows = self._try(lambda: self._main.execute(self._at_once, parameters).fetchall())
+        self._reads += len(rows) // _ROWS_PER_READ
+        if 0 < len(rows) <= _PAGE_ROWS and all(value is not None for _, value, _ in rows):
+            return Listing([KVPair(*row) for row in rows], exists=True)
+        state = await self.state(directory, tree=True, paged=paged)
+        return Listing(state.pairs, state.exists)
 
     async def state(self, path: str, *, tree: bool, paged: Callable[[], None] | None = None) -> State:
         """Return a pair, or the pairs strictly below a directory, at one snapshot.
@@ -142,22 +194,28 @@ class Reader:
             first, end = bounds(path)
             parameters = {"first": first, "end": end or _LAST_KEY, "now": now}
             cursor = self._try(lambda: connection.execute(self._below, parameters))
+            self._cursors.add(cursor)
             try:
                 return State(await self._pages(connection, cursor, paged), own is not None, index)
             finally:
-                cursor.close()
+                self._cursors.discard(cursor)
+                if self._end is None:
+                    cursor.close()
 
     async def log(self, after: int) -> list[Logged]:
         """Return the next rows of the log after a rev; none when there are none.
 
         Raises:
-            CompactedError: the next row is not there any more.
+            CompactedError: that rev is not there any more, or belongs to a history that was lost.
         """
-        rows = self._try(lambda: self._main.execute(self._after, (after, _PAGE_ROWS)).fetchall())
-        page = []
-        if rows and rows[0][0] != after + 1:
+        self._check(self._clock.now())
+        rows = self._try(lambda: self._main.execute(self._from, (after, _PAGE_ROWS + 1)).fetchall())
+        if not after and not rows:
+            return []
+        if not rows or rows[0][0] != after:
             raise CompactedError
-        for rev, last, key, small, deleted in rows:
+        page = []
+        for rev, last, key, small, deleted in rows[1:]:
             value = small
             if small is None and not deleted:
                 async with self._snapshot() as connection:
@@ -172,11 +230,20 @@ class Reader:
 
     def owners(self) -> set[str]:
         """Return the owners of sessions."""
+        self._check(self._clock.now())
         return {owner for (owner,) in self._try(lambda: self._main.execute(self._owners).fetchall())}
 
-    def connections(self) -> list[sqlite3.Connection]:
-        """Return all connections, for closing; nothing may be read any more."""
-        return [self._main, *self._idle]
+    def close(self, reason: StoreError) -> list[sqlite3.Connection]:
+        """Refuse whatever is read from now on, in reads under way as well, and return all connections, for closing.
+
+        Args:
+            reason: what is raised.
+        """
+        self._end = reason
+        for cursor in self._cursors:
+            # A connection lives on, though it was closed, while a statement of it is not at its end.
+            cursor.close()
+        return self._opened
 
     async def _give_way(self) -> None:
         # A read does not wait for anything, and a task that only reads would keep all others from running.
@@ -188,15 +255,37 @@ class Reader:
     @asynccontextmanager
     async def _snapshot(self) -> AsyncIterator[sqlite3.Connection]:
         async with self._snapshots:
-            connection = self._idle.pop() if self._idle else self._try(lambda: open_for_reading(self._files.path))
+            self._check(self._clock.now())
+            connection = self._idle.pop() if self._idle else self._open()
             try:
                 self._try(lambda: connection.execute("BEGIN"))
                 yield connection
             finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
                 # Closing is the writer's: it could be the last one, which is to be done under the write lock.
-                self._idle.append(connection)
+                if self._end is None:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    self._idle.append(connection)
+
+    def _open(self) -> sqlite3.Connection:
+        self._check(self._clock.now())
+        connection: sqlite3.Connection = self._try(lambda: open_for_reading(self._files.path))
+        self._opened.append(connection)
+        return connection
+
+    def _check(self, now: float) -> None:
+        """Raise StoreError when nothing may be read any more."""
+        self._refuse_at_end()
+        try:
+            self._files.check()
+        except ReplacedError as error:
+            self._replaced(error)
+            raise
+        self._checked = now
+
+    def _refuse_at_end(self) -> None:
+        if self._end is not None:
+            raise type(self._end)(self._end.message)
 
     async def _pages(
         self, connection: sqlite3.Connection, cursor: sqlite3.Cursor, paged: Callable[[], None] | None
@@ -230,20 +319,25 @@ class Reader:
                 while piece := blob.read(_SLICE):
                     value += piece
                     await asyncio.sleep(0)
+                    self._refuse_at_end()
         except sqlite3.Error as error:
+            self._refuse_at_end()
             if primary_code(error) == sqlite3.SQLITE_ERROR:  # no such row
                 raise CompactedError from error
             raise meaning(error, self._files.path) from error
         return bytes(value)
 
     def _row(self, connection: sqlite3.Connection, statement: str, parameters: Any) -> Any:
-        try:
-            return connection.execute(statement, parameters).fetchone()
-        except sqlite3.Error as error:
-            raise meaning(error, self._files.path) from error
+        return self._try(lambda: connection.execute(statement, parameters).fetchone())
 
     def _try(self, read: Callable[[], Any]) -> Any:
+        self._refuse_at_end()
         try:
             return read()
         except sqlite3.Error as error:
+            if primary_code(error) == sqlite3.SQLITE_ERROR:
+                # The tables that were there are not: another database was restored into this one.
+                replaced = ReplacedError(f"{self._files.path} was replaced while it was open: {error}")
+                self._replaced(replaced)
+                raise replaced from error
             raise meaning(error, self._files.path) from error

@@ -60,7 +60,7 @@ class Signals:
         self._listeners += 1
         if self._inotify is not None and self._listeners == 1:
             try:
-                self._watch = self._inotify.add(self._files.notify_path, MODIFIED)
+                self._watch = self._inotify.add(self._files.note_path, MODIFIED)
             except OSError as error:
                 self._do_without(error)
 

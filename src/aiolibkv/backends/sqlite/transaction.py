@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from aiolibkv.backends.sqlite.files import Note
 from aiolibkv.backends.sqlite.schema import Tables
 from aiolibkv.errors import KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLostError
 from aiolibkv.keys import below as bounds
-from aiolibkv.store import Guard, LeaseLost
+from aiolibkv.store import Condition, Guard, LeaseLost, Removal, Step, Write
 
 KEPT_ROWS = 10_000
 """Rows of the log that are kept for watches that lag behind; those that lag further list again."""
@@ -21,6 +23,14 @@ KEPT_BYTES = 64 * 1024 * 1024
 _EXPIRED_AT_ONCE = 1000
 _LAST_KEY = "\U0010ffff"
 """Above every key: none has a character outside the Basic Multilingual Plane."""
+
+_LEAP = 2**40
+"""How far a new history begins above the old one, at most: by chance, so that no two have the same revs."""
+
+
+def token(rev: int, session: int | None) -> int:
+    """Return what guards of a lock compare: no other acquisition has it, not even one of another history."""
+    return (session or 0) << 64 | rev
 
 
 class Transaction:
@@ -34,11 +44,15 @@ class Transaction:
         self._now = 0.0
         self._rev = 0
         self._began_at = 0
+        self._rows = 0
         self._logged_rows = 0
         self._logged_bytes = 0
         pairs, log, sessions, live = tables.pairs, tables.log, tables.sessions, tables.live()
-        self._newest = f"SELECT ifnull(max(rev), 0) FROM {log}"
-        self._current = f"SELECT rev FROM {pairs} WHERE key = :key AND {live}"
+        self._head = (
+            f"SELECT (SELECT ifnull(max(rev), 0) FROM {log}), EXISTS (SELECT 1 FROM {pairs} WHERE expires <= ?1)"
+            f" OR EXISTS (SELECT 1 FROM {sessions} WHERE expires <= ?1)"
+        )
+        self._current = f"SELECT rev, session FROM {pairs} WHERE key = :key AND {live}"
         self._write = (
             f"INSERT INTO {pairs} (key, rev, expires, session, value) VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO"
             " UPDATE SET rev = excluded.rev, expires = excluded.expires, session = excluded.session,"
@@ -61,31 +75,43 @@ class Transaction:
         )
         self._sizes = f"SELECT rev, ifnull(length(value), 0) FROM {log} ORDER BY rev DESC"
         self._floor = f"SELECT rev FROM {log} WHERE rev <= ? AND rev = last AND rev < ? ORDER BY rev DESC LIMIT 1"
+        self._drop_log = f"DELETE FROM {log}"
         self._compact = f"DELETE FROM {log} WHERE rev <= ?"
         self._live = live
 
     def begin(self) -> None:
-        """Begin; ``expire`` comes before all else."""
+        """Begin; ``look`` comes before all else."""
         self._connection.execute("BEGIN IMMEDIATE")
-        self._began_at = self._rev = self._connection.execute(self._newest).fetchone()[0]
 
-    def expire(self, now: float) -> None:
-        """Delete what has expired.
+    def look(self, now: float, noted: Note) -> None:
+        """Find out where the log ends, and delete what has expired.
 
         Args:
             now: the clock's time, for all steps.
+            noted: the last commit. If the log does not end with it, the database was restored, or its files were: a
+                new history begins.
         """
         execute = self._connection.execute
         self._now = now
-        for (path,) in execute(self._due_keys, (now,)).fetchall():
-            self._erase_key(path)
-        for (session,) in execute(self._due_sessions, (now,)).fetchall():
-            self.end_session(session)
+        self._rev, is_due = execute(self._head, (now,)).fetchone()
+        self._began_at, self._rows = self._rev, 0
+        if noted.rev != self._rev or not noted.is_of_database:
+            self._begin_history(noted.rev)
+        if is_due:
+            for (path,) in execute(self._due_keys, (now,)).fetchall():
+                self._erase_key(path)
+            for (session,) in execute(self._due_sessions, (now,)).fetchall():
+                self.end_session(session)
+
+    @property
+    def rev(self) -> int:
+        """Return the newest rev."""
+        return self._rev
 
     def commit(self) -> bool:
         """Commit, having compacted the log if it is time; tell whether keys have changed."""
         changed = self._rev != self._began_at
-        self._logged_rows += self._rev - self._began_at
+        self._logged_rows += self._rows
         if self._logged_rows * 10 >= KEPT_ROWS:
             self._logged_rows = 0
             self._shorten_log(self._rev - KEPT_ROWS)
@@ -100,42 +126,55 @@ class Transaction:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
-    def put(
+    def carry_out(
         self,
-        path: str,
-        value: bytes,
+        steps: Sequence[Step],
         *,
-        expected: int | None,
-        ttl: float | None,
-        session: int | None,
-        guard: Guard | None,
-    ) -> int:
-        """Write a pair if the conditions hold, and return its index; see ``Driver.put``."""
+        ttl: float | None = None,
+        session: int | None = None,
+        guard: Guard | None = None,
+    ) -> Sequence[int]:
+        """Carry out all steps if all conditions hold; see ``Driver.commit``.
+
+        Args:
+            steps: each of another key; together they are one change.
+            ttl: seconds that the keys written live, unless they have a session.
+            session: with which they go.
+            guard: checked first.
+        """
         self._check(guard)
-        if expected is not None:
-            current = self._index(path)
-            if expected == 0 and current is not None:
-                raise KeyExistsError
-            if expected and current != expected:
-                raise KeyModifiedError
+        for step in steps:
+            self._check_step(step)
         execute = self._connection.execute
         if session is not None and execute(self._session, (session, self._now)).fetchone() is None:
             raise LeaseLost
-        self._rev = rev = self._rev + 1
-        execute(self._write, (path, rev, None if ttl is None else self._now + ttl, session, value))
-        execute(self._append, (rev, rev, path, value))
-        self._logged_bytes += len(value)
-        return rev
+        expires = None if ttl is None else self._now + ttl
+        rev = self._rev
+        last = rev + sum(not isinstance(step, Condition) for step in steps)
+        indexes = []
+        for step in steps:
+            if isinstance(step, Write):
+                rev += 1
+                execute(self._write, (step.path, rev, expires, session, step.value))
+                execute(self._append, (rev, last, step.path, step.value))
+                self._logged_bytes += len(step.value)
+                indexes.append(rev)
+                continue
+            if isinstance(step, Removal):
+                rev += 1
+                execute(self._erase, (step.path,))
+                execute(self._append, (rev, last, step.path, None))
+            indexes.append(0)
+        self._rows += last - self._rev
+        self._rev = last
+        return indexes
 
-    def delete(self, path: str, *, expected: int | None, guard: Guard | None) -> None:
-        """Delete a pair if the conditions hold; see ``Driver.delete``."""
-        self._check(guard)
-        current = self._index(path)
-        if current is None:
-            raise KeyNotFoundError
-        if expected is not None and current != expected:
-            raise KeyModifiedError
-        self._erase_key(path)
+    def has_keys_below(self, directory: str) -> bool:
+        """Tell whether there are keys below a directory."""
+        first, end = bounds(directory)
+        rows = f"{self._of_tree} AND {self._live} LIMIT 1"
+        parameters = {"first": first, "end": end, "hidden": "", "hidden_end": "", "now": self._now}
+        return self._connection.execute(f"SELECT 1 FROM {rows}", parameters).fetchone() is not None
 
     def delete_tree(self, directory: str, hidden: str, *, guard: Guard | None) -> tuple[int, bool]:
         """Delete what is below a directory but not below the hidden one; see ``Driver.delete_tree``."""
@@ -152,7 +191,7 @@ class Transaction:
                 "now": self._now,
             },
         )
-        return deleted, not deleted and self._index(directory) is not None
+        return deleted, not deleted and self._row(directory) is not None
 
     def begin_session(self, session: int, owner: str, ttl: float) -> None:
         """Begin a session of an owner, or begin it anew."""
@@ -178,15 +217,42 @@ class Transaction:
         return self._connection.execute(self._of_owner, (owner,)).fetchone() is not None
 
     def _check(self, guard: Guard | None) -> None:
-        if guard is not None and self._index(guard.path) != guard.token:
-            raise LockLostError
+        if guard is not None:
+            row = self._row(guard.path)
+            if row is None or token(*row) != guard.token:
+                raise LockLostError
 
-    def _index(self, path: str) -> int | None:
-        row = self._connection.execute(self._current, {"key": path, "now": self._now}).fetchone()
-        return None if row is None else int(row[0])
+    def _check_step(self, step: Step) -> None:
+        expected = step.expected
+        if expected is None and isinstance(step, Write):
+            return
+        row = self._row(step.path)
+        if row is None:
+            if expected is None or isinstance(step, Removal):
+                raise KeyNotFoundError(key=step.path)
+            if expected:
+                raise KeyModifiedError(key=step.path)
+        elif expected == 0:
+            raise KeyExistsError(key=step.path)
+        elif expected is not None and expected != row[0]:
+            raise KeyModifiedError(key=step.path)
+
+    def _row(self, path: str) -> tuple[int, int | None] | None:
+        row: tuple[int, int | None] | None = self._connection.execute(
+            self._current, {"key": path, "now": self._now}
+        ).fetchone()
+        return row
+
+    def _begin_history(self, noted: int) -> None:
+        """Begin the log anew, so far above all that was that no index of a lost history comes again."""
+        self._rev = max(self._rev, noted) + 1 + secrets.randbelow(_LEAP)
+        self._rows += 1
+        self._connection.execute(self._drop_log)
+        self._connection.execute(self._append, (self._rev, self._rev, "", None))
 
     def _erase_key(self, path: str) -> None:
         self._rev += 1
+        self._rows += 1
         self._connection.execute(self._erase, (path,))
         self._connection.execute(self._append, (self._rev, self._rev, path, None))
 
@@ -199,6 +265,7 @@ class Transaction:
             execute(self._log_deletion + rows, parameters | {"rev": self._rev, "last": last})
             execute(f"DELETE FROM {rows}", parameters)
             self._rev = last
+            self._rows += count
         return count
 
     def _rev_at(self, size: int) -> int:

@@ -7,7 +7,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-from aiolibkv.backends.sqlite.files import Files
 from aiolibkv.backends.sqlite.reader import CompactedError, Logged, Reader
 from aiolibkv.backends.sqlite.signals import Signals
 from aiolibkv.errors import StoreError
@@ -44,21 +43,20 @@ class Tail:
     so what follows the cursor is all that has happened, whichever process did it.
     """
 
-    def __init__(self, reader: Reader, files: Files, expire: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, reader: Reader, expire: Callable[[], Awaitable[object]]) -> None:
         """Make a tail.
 
         Args:
             reader: reads the log.
-            files: the database.
             expire: deletes what has expired.
         """
         self._reader = reader
-        self._files = files
         self._expire = expire
         self._expiring: asyncio.Task[None] | None = None
         self._tasks = Tasks()
         self._wakeup = Wakeup()
         self._cursor = 0
+        self._end: StoreError | None = None
         self._attached: dict[Feed, asyncio.Future[None]] = {}
         self._of_key: defaultdict[str, set[Feed]] = defaultdict(set)
         self._of_directory: defaultdict[str, set[Feed]] = defaultdict(set)
@@ -74,17 +72,18 @@ class Tail:
             await self._wakeup.wait(pause)
             try:
                 if self._attached:
-                    self._files.check_identity()
                     await self._advance()
                 pause = self._pause(signals.interval)
             except CompactedError:
-                self._release(None)
+                self._begin_again()
             except StoreError as error:
                 pause = signals.interval
                 self._release(error)
 
-    async def close(self) -> None:
-        """End the deletion that may be under way."""
+    async def close(self, reason: StoreError) -> None:
+        """End the watches with an error, and the deletion that may be under way."""
+        self._end = reason
+        self._release(reason)
         await self._tasks.close()
 
     async def follow(self, feed: Feed, signals: Signals) -> None:
@@ -115,7 +114,11 @@ class Tail:
         rows: list[Logged] = []
         position = feed.index
         while position < self._cursor:
-            for row in await self._reader.log(position):
+            page = await self._reader.log(position)
+            if not page:
+                # The cursor is of a history that was lost, which the others do not know yet.
+                self._begin_again()
+            for row in page:
                 rows.append(row)
                 position = row.rev
                 if row.rev == row.last:
@@ -123,6 +126,8 @@ class Tail:
                     rows = []
 
     async def _feed(self, feed: Feed) -> None:
+        if self._end is not None:
+            raise type(self._end)(self._end.message)
         if not self._attached:
             self._cursor = max(self._cursor, feed.index)
         feeds = self._of_directory if feed.tree else self._of_key
@@ -133,7 +138,7 @@ class Tail:
         try:
             await ended
         finally:
-            del self._attached[feed]
+            self._attached.pop(feed, None)
             feeds[feed.path].discard(feed)
             if not feeds[feed.path]:
                 del feeds[feed.path]
@@ -190,9 +195,15 @@ class Tail:
         else:
             self.wake()
 
+    def _begin_again(self) -> None:
+        """Have all watches list again, and go on from there."""
+        self._release(None)
+        self._cursor = 0
+
     def _release(self, error: StoreError | None) -> None:
         """Let the watches begin again, by an error or else with a new list."""
-        for feed, ended in self._attached.items():
+        attached, self._attached = self._attached, {}
+        for feed, ended in attached.items():
             feed.apply((), max(feed.index, self._cursor))
             if ended.done():
                 continue

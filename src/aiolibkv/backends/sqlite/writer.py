@@ -10,15 +10,15 @@ import asyncio
 import logging
 import sqlite3
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 from aiolibkv.backends.sqlite.clock import Clock
 from aiolibkv.backends.sqlite.failures import meaning, primary_code
-from aiolibkv.backends.sqlite.files import Files
+from aiolibkv.backends.sqlite.files import Files, ReplacedError
 from aiolibkv.backends.sqlite.schema import Tables, open_for_writing
 from aiolibkv.backends.sqlite.transaction import Transaction
 from aiolibkv.errors import StoreClosedError, StoreError
@@ -37,15 +37,18 @@ _CLOSING_PATIENCE = 0.3
 class _Operation:
     """One write of one task."""
 
-    __slots__ = ("apply", "certain", "claimed", "future", "size", "withdrawn")
+    __slots__ = ("apply", "certain", "future", "is_taken", "size")
 
     def __init__(self, apply: Callable[[Transaction], Any], size: int, future: asyncio.Future[Any]) -> None:
         self.apply = apply
         self.size = size
         self.future = future
-        self.claimed = False
-        self.withdrawn = False
+        self.is_taken = threading.Lock()
         self.certain = False
+
+    def take(self) -> bool:
+        """Have it carried out or, in the other thread, withdrawn; only one of both can be."""
+        return self.is_taken.acquire(blocking=False)
 
 
 class _Outcome(NamedTuple):
@@ -60,7 +63,14 @@ class Writer:
     """The writing side of one store."""
 
     def __init__(
-        self, files: Files, tables: Tables, clock: Clock, durability: str, written: Callable[[], None]
+        self,
+        files: Files,
+        tables: Tables,
+        clock: Clock,
+        durability: str,
+        *,
+        written: Callable[[], None],
+        replaced: Callable[[ReplacedError], None],
     ) -> None:
         """Make a writer; ``start`` starts its thread.
 
@@ -70,28 +80,31 @@ class Writer:
             clock: set when the database is opened.
             durability: what SQLite calls "synchronous".
             written: called in the loop after each commit that changed keys.
+            replaced: called in the loop when the files are found to be others.
         """
         self._files = files
         self._tables = tables
         self._clock = clock
         self._durability = durability
         self._written = written
+        self._replaced = replaced
         self._loop = asyncio.get_running_loop()
         self._collected: list[_Operation] = []
-        self._ready = threading.Condition()
-        self._queue: deque[_Operation] = deque()
-        self._stopping = False
+        self._queue: SimpleQueue[list[_Operation]] = SimpleQueue()
+        self._left: list[_Operation] = []
+        self._stopping: StoreError | None = None
         self._to_close: list[sqlite3.Connection] = []
         self._connection: sqlite3.Connection | None = None
         self._transaction: Transaction | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._thread: threading.Thread | None = None
 
-    async def start(self, patience: float) -> None:
+    async def start(self, patience: float, former: str) -> None:
         """Open the database in the thread.
 
         Args:
             patience: seconds to wait for the write lock.
+            former: the owner that this store was when it had other files open, "" when it had not.
 
         Raises:
             StoreError: see ``open_for_writing``.
@@ -100,7 +113,7 @@ class Writer:
         opened: asyncio.Future[None] = self._loop.create_future()
         # A daemon: an interpreter that ends with a store left open is not held up; what was not committed never was.
         self._thread = threading.Thread(
-            target=self._work, args=(opened, patience), name=f"aiolibkv-{self._files.path.name}", daemon=True
+            target=self._work, args=(opened, patience, former), name=f"aiolibkv-{self._files.path.name}", daemon=True
         )
         self._thread.start()
         await opened
@@ -113,8 +126,8 @@ class Writer:
             apply: run in the thread, perhaps a second time when the first transaction was rolled back.
             size: bytes that it writes, about.
         """
-        if self._stopping:
-            raise StoreClosedError
+        if self._stopping is not None:
+            raise self._failure(self._stopping, certain=True)
         operation = _Operation(apply, size, self._loop.create_future())
         call.writing()
         if not self._collected:
@@ -123,7 +136,7 @@ class Writer:
         try:
             result: T = await operation.future
         except asyncio.CancelledError:
-            if self._withdraw(operation):
+            if operation.take():
                 call.settled()
             raise
         except (StoreError, LeaseLost):
@@ -136,21 +149,21 @@ class Writer:
         """Return the name of this store as an owner of sessions; called in the thread."""
         return self._files.own()
 
-    async def stop(self, connections: Iterable[sqlite3.Connection]) -> None:
+    async def stop(self, connections: Iterable[sqlite3.Connection], reason: StoreError) -> None:
         """End the thread, having closed the database; what is not begun is refused.
 
         Args:
             connections: further ones to close, used by nobody any more.
+            reason: why what is not begun is refused.
         """
         if self._thread is None:
             for connection in connections:
                 connection.close()
             return
-        self._hand_over()
-        with self._ready:
-            self._to_close.extend(connections)
-            self._stopping = True
-            self._ready.notify()
+        self._to_close.extend(connections)
+        self._stopping = self._stopping or reason
+        self._queue.put(self._collected)
+        self._collected = []
         done, _ = await asyncio.wait({self._ended}, timeout=_CLOSING_PATIENCE)
         if not done and self._connection is not None:
             with suppress(sqlite3.ProgrammingError):
@@ -162,16 +175,8 @@ class Writer:
 
     def _hand_over(self) -> None:
         if self._collected:
-            with self._ready:
-                self._queue.extend(self._collected)
-                self._ready.notify()
+            self._queue.put(self._collected)
             self._collected = []
-
-    def _withdraw(self, operation: _Operation) -> bool:
-        """Take an operation back; False when the thread has begun it."""
-        with self._ready:
-            operation.withdrawn = not operation.claimed
-        return operation.withdrawn
 
     def _deliver(self, outcomes: list[_Outcome], *, changed: bool) -> None:
         for operation, result, error, certain in outcomes:
@@ -187,9 +192,9 @@ class Writer:
 
     # -- in the thread ---------------------------------------------------------------------------------------------
 
-    def _work(self, opened: asyncio.Future[None], patience: float) -> None:
+    def _work(self, opened: asyncio.Future[None], patience: float, former: str) -> None:
         try:
-            failure = self._open(patience)
+            failure = self._open(patience, former)
             self._post(partial(_resolve, opened, failure))
             while failure is None and self._wait():
                 self._round()
@@ -197,16 +202,17 @@ class Writer:
             self._close()
             self._post(partial(_resolve, self._ended, None))
 
-    def _open(self, patience: float) -> Exception | None:
+    def _open(self, patience: float, former: str) -> Exception | None:
         """Open the database, and bury those who died since it was last looked at."""
         try:
-            self._files.write_lock.acquire(patience, lambda: self._stopping)
+            self._files.write_lock.acquire(patience, self._is_stopping)
             try:
+                self._files.enter()
                 self._connection = open_for_writing(self._files.path, self._tables, self._durability)
                 self._files.identify()
                 self._clock.set(self._connection)
                 self._transaction = Transaction(self._connection, self._tables)
-                self._bury(self._transaction)
+                self._bury(self._transaction, former)
             finally:
                 self._files.write_lock.release()
         except StoreError as error:
@@ -215,14 +221,14 @@ class Writer:
             return meaning(error, self._files.path)
         return None
 
-    def _bury(self, transaction: Transaction) -> None:
+    def _bury(self, transaction: Transaction, former: str) -> None:
         graves = [grave for owner in self._files.owners() if (grave := self._files.dead(owner)) is not None]
-        changed = False
         try:
             transaction.begin()
-            transaction.expire(self._clock.now())
-            transaction.end_sessions_of(grave.name for grave in graves)
-            changed = transaction.commit()
+            transaction.look(self._clock.now(), self._files.noted())
+            transaction.end_sessions_of([former, *(grave.name for grave in graves)])
+            transaction.commit()
+            self._files.note(transaction.rev)
             for grave in graves:
                 grave.remove()
         except sqlite3.Error as error:
@@ -232,21 +238,21 @@ class Writer:
         finally:
             for grave in graves:
                 grave.close()
-        if changed:
-            self._files.notify()
+
+    def _is_stopping(self) -> bool:
+        return self._stopping is not None
 
     def _wait(self) -> bool:
         """Wait for operations; False when the thread is to end."""
-        with self._ready:
-            while not self._queue and not self._stopping:
-                self._ready.wait()
-            return not self._stopping
+        if not self._left and self._stopping is None:
+            self._left = self._queue.get()
+        return self._stopping is None
 
     def _round(self) -> None:
         """Carry out what has gathered by the time that the write lock is there."""
         changed = False
         try:
-            self._files.write_lock.acquire(_PATIENCE, lambda: self._stopping)
+            self._files.write_lock.acquire(_PATIENCE, self._is_stopping)
         except (StoreError, OSError) as error:
             outcomes = self._all_failed(self._claim(), error)
         else:
@@ -254,20 +260,23 @@ class Writer:
                 outcomes, changed = self._commit(None)
             finally:
                 self._files.write_lock.release()
-        if changed:
-            self._files.notify()
         self._post(partial(self._deliver, outcomes, changed=changed))
 
     def _claim(self) -> list[_Operation]:
+        gathered = self._left
+        with suppress(Empty):
+            while True:
+                gathered += self._queue.get_nowait()
         batch: list[_Operation] = []
-        size = 0
-        with self._ready:
-            while self._queue and len(batch) < _BATCH_OPERATIONS and size < _BATCH_BYTES:
-                operation = self._queue.popleft()
-                if not operation.withdrawn:
-                    operation.claimed = True
-                    size += operation.size
-                    batch.append(operation)
+        size = taken = 0
+        for operation in gathered:
+            if len(batch) >= _BATCH_OPERATIONS or size >= _BATCH_BYTES:
+                break
+            taken += 1
+            if operation.take():
+                size += operation.size
+                batch.append(operation)
+        self._left = gathered[taken:]
         return batch
 
     def _commit(self, batch: list[_Operation] | None) -> tuple[list[_Outcome], bool]:
@@ -280,24 +289,29 @@ class Writer:
         assert transaction is not None, "open"
         committing = False
         try:
-            self._files.check_identity()
+            self._files.check()
             transaction.begin()
             batch = self._claim() if batch is None else batch
             # The clock is read when all of them are there: who has seen a key expire, and then writes, finds it gone.
-            transaction.expire(self._clock.now())
+            transaction.look(self._clock.now(), self._files.noted())
             outcomes = [_attempt(operation, transaction) for operation in batch]
             committing = True
-            return outcomes, transaction.commit()
+            changed = transaction.commit()
         except Exception as error:  # noqa: BLE001 - whatever it is, each caller is told
             with suppress(sqlite3.Error):
                 transaction.roll_back()
+            if isinstance(error, ReplacedError):
+                self._post(partial(self._replaced, error))
             # A commit for which there was no room is known to have failed; after any other failure of a commit the
             # next recovery might find it complete.
             certain = not committing or primary_code(error) == sqlite3.SQLITE_FULL
-            if batch is None or len(batch) == 1 or not certain or self._stopping:
+            if batch is None or len(batch) == 1 or not certain or self._stopping is not None:
                 return self._all_failed(self._claim() if batch is None else batch, error, certain=certain), False
-        singly = [self._commit([operation]) for operation in batch]
-        return [outcome for part, _ in singly for outcome in part], any(changed for _, changed in singly)
+            singly = [self._commit([operation]) for operation in batch]
+            return [outcome for part, _ in singly for outcome in part], any(changed for _, changed in singly)
+        if changed:
+            self._files.note(transaction.rev)
+        return outcomes, changed
 
     def _all_failed(self, batch: list[_Operation], error: Exception, *, certain: bool = True) -> list[_Outcome]:
         return [_Outcome(operation, None, self._failure(error, certain=certain), certain) for operation in batch]
@@ -309,26 +323,43 @@ class Writer:
         return failure
 
     def _close(self) -> None:
-        with self._ready:
-            self._stopping = True
-            left = [operation for operation in self._queue if not operation.withdrawn]
-            self._queue.clear()
-        self._post(partial(self._deliver, self._all_failed(left, StoreClosedError()), changed=False))
+        reason = self._stopping = self._stopping or StoreClosedError()
+        left = []
+        while self._left or not self._queue.empty():
+            left += self._claim()
+        self._post(partial(self._deliver, self._all_failed(left, reason), changed=False))
         locked = False
-        with suppress(StoreError, OSError):
-            self._files.write_lock.acquire(_CLOSING_PATIENCE, lambda: False)
-            locked = True
-        # Without the lock: who has it has the database open, so that no close of ours is the last, with its checkpoint.
+        if self._connection is not None:
+            with suppress(StoreError, OSError):
+                self._files.write_lock.acquire(_CLOSING_PATIENCE, lambda: False)
+                locked = True
         try:
             self._files.disown(remove=not self._owns_sessions())
-            for connection in (*self._to_close, self._connection):
-                if connection is not None:
-                    with suppress(sqlite3.Error):
-                        connection.close()
+            for connection in self._to_close:
+                with suppress(sqlite3.Error):
+                    connection.close()
+            # Without the lock: who has it has the database open, so that no close of ours is the last one. Nor may it
+            # be when the files are others: the last close removes what is called -wal, whoever's it is.
+            if locked and self._is_intact():
+                self._files.leave()
+            if self._connection is not None:
+                with suppress(sqlite3.Error):
+                    self._connection.close()
         finally:
             if locked:
                 self._files.write_lock.release()
             self._files.close()
+
+    def _is_intact(self) -> bool:
+        """Tell whether the files are those that were opened; what was in a -wal that was removed is saved if it can."""
+        try:
+            self._files.check()
+        except (ReplacedError, OSError):
+            if self._connection is not None and self._files.is_log_lost():
+                with suppress(sqlite3.Error):
+                    self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            return False
+        return True
 
     def _owns_sessions(self) -> bool:
         if self._transaction is None or not self._files.owner_name:
