@@ -89,10 +89,10 @@ async def test_containers_whose_monotonic_clocks_differ(database: Path) -> None:
     """A time namespace shifts the monotonic clock."""
     script = """if True:
         import asyncio, sys
-        from stores import SqliteStore
+        from aiolibkv import new_store
 
         async def main():
-            async with SqliteStore([sys.argv[1]]) as store:
+            async with new_store("sqlite", [sys.argv[1]]) as store:
                 print(await store.exists("long"), await store.new_lock("lock").try_acquire())
 
         asyncio.run(main())

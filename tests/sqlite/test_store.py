@@ -17,8 +17,8 @@ import pytest
 from aiolibkv import KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLostError, NotReachableError
 from aiolibkv.backends.sqlite import inotify, reader, signals, transaction
 from aiolibkv.backends.sqlite.files import Files
-from aiolibkv.backends.sqlite.transaction import Step, Transaction, token
-from aiolibkv.store import Call, Guard
+from aiolibkv.backends.sqlite.transaction import Transaction, token
+from aiolibkv.store import Call, Guard, Step
 from aiolibkv.testing.scale import eventually, scaled
 from sqlite.workers import open_sqlite
 
@@ -126,7 +126,7 @@ async def test_a_step_that_fails_leaves_those_committed_with_it_alone(
     """Unlike a refusal, a failure rolls the transaction back; the others are carried out again."""
     carry_out = Transaction.carry_out
 
-    def failing(self: Transaction, steps: Sequence[Step], **conditions: Any) -> list[int]:
+    def failing(self: Transaction, steps: Sequence[Step], **conditions: Any) -> Sequence[int]:
         indexes = carry_out(self, steps, **conditions)
         if steps[0].path == "bad":
             raise sqlite3.OperationalError("made to fail")
