@@ -209,6 +209,15 @@ async def test_a_slow_answer_is_waited_for_while_the_server_lives(proxy: FaultPr
         assert proxy.connections_total == 1
 
 
+async def test_a_link_that_takes_long_is_replaced_when_there_is_time_to_connect(proxy: FaultProxy) -> None:
+    async with EtcdStore([proxy.endpoint], Config(connection_timeout=scaled(6), request_timeout=scaled(8))) as store:
+        pair = await store.put("key", b"value")
+        # 0.6 s until the server says what it allows, and 1.2 s to see that it is etcd.
+        proxy.delay(0.6)
+        proxy.reset()
+        assert await store.get("key") == pair
+
+
 async def test_one_connection_for_many_calls_and_watches(proxy: FaultProxy) -> None:
     async with EtcdStore([proxy.endpoint]) as store:
         watches = [store.watch(f"key/{number}") for number in range(20)]

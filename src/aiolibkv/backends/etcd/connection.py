@@ -56,8 +56,6 @@ _WATCH = "/etcdserverpb.Watch/Watch"
 
 _log = logging.getLogger("aiolibkv")
 
-_OPENING_TIME = 1.5
-"""Seconds that an endpoint has to answer when a lost link is replaced."""
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 _CLOSING_TIME = 0.5
@@ -269,7 +267,7 @@ class Connection:
                 # Every server failed since the last answer: all callers wait here together.
                 pause = min(_FIRST_PAUSE * 2 ** min(rounds, 8), _LONGEST_PAUSE)
                 await asyncio.sleep(pause * uniform(0.5, 1.0))
-            self._link = await self._open_link(_OPENING_TIME)
+            self._link = await self._open_link(self._config.connection_timeout / len(self._endpoints))
             return self._link
         finally:
             self._opening = None
