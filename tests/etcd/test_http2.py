@@ -39,7 +39,7 @@ def state(channel: Channel) -> tuple[int, ...]:
         pytest.param(Manners({1: 0}), 3000, set(), id="no table of fields"),
         pytest.param(Manners(padding=200), 3000, set(), id="padding"),
         pytest.param(Manners(extra=17_000), 3000, set(), id="large heads"),
-        pytest.param(Manners(refuses=5), 3000, {"UNAVAILABLE sent=False"}, id="refusals"),
+        pytest.param(Manners(refuses=5), 3000, {"RESET sent=False"}, id="refusals"),
         pytest.param(Manners(leaves=25), 3000, set(), id="a connection of 25 requests"),
         pytest.param(
             Manners({frames.INITIAL_WINDOW_SIZE: 10_000, frames.MAX_CONCURRENT_STREAMS: 2}, padding=255),
@@ -370,7 +370,7 @@ BAD_ANSWERS: dict[str, tuple[str, Callable[[int], bytes]]] = {
         "UNKNOWN",
         lambda stream: frame(frames.HEADERS, END_HEADERS | END_STREAM, stream, HEAD + STATUS_0[:-2] + b"\x0299"),
     ),
-    "a reset": ("UNAVAILABLE", lambda stream: frames.number_frame(frames.RST_STREAM, stream, frames.CANCEL)),
+    "a reset": ("RESET", lambda stream: frames.number_frame(frames.RST_STREAM, stream, frames.CANCEL)),
 }
 
 

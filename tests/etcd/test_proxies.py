@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
@@ -148,3 +149,31 @@ async def see(pair: KVPair, watches: Sequence[Watch[KVPair | None]], trees: Sequ
         for tree in trees:
             while list(await anext(tree)) != [pair]:
                 pass
+
+
+async def test_calls_outlast_watches_that_are_silent_and_connections_that_have_had_their_share(
+    server: EtcdServer,
+) -> None:
+    # nginx ends a stream on which the server is silent, and a connection after 1000 requests.
+    async with (
+        Nginx([server.endpoint], grpc=True, read_timeout=0.5) as nginx,
+        EtcdStore([nginx.endpoint], ROOT) as store,
+        store.watch("open/silent") as watch,
+    ):
+        link = await store.driver._connection.link()
+        assert await anext(watch) is None
+        end = asyncio.get_running_loop().time() + 1.5
+
+        async def write(task: int) -> int:
+            for number in range(sys.maxsize):
+                await store.put(f"open/{task}", str(number).encode())
+                if number >= 60 and asyncio.get_running_loop().time() > end:
+                    return number
+            raise AssertionError
+
+        assert sum(await asyncio.gather(*(write(task) for task in range(20)))) > 1000
+        assert await store.driver._connection.link() is link
+        pair = await store.put("open/silent", b"")
+        async with asyncio.timeout(scaled(5)):
+            assert await anext(watch) == pair
+        await store.delete_tree("open")

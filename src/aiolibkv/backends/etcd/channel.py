@@ -27,6 +27,9 @@ NOT_GRPC = "NOT_GRPC"
 TOO_LARGE = "TOO_LARGE"
 """The code of an answer larger than is received."""
 
+RESET = "RESET"
+"""The code of a call that the server, or a proxy, ended while its connection goes on."""
+
 _CODES = (
     "OK",
     "CANCELLED",
@@ -65,7 +68,7 @@ class RpcFailedError(Exception):
     """A call ended without its answer.
 
     Attributes:
-        code: gRPC's name of the status, such as "UNAVAILABLE", or NOT_GRPC or TOO_LARGE.
+        code: gRPC's name of the status, such as "UNAVAILABLE", or NOT_GRPC, TOO_LARGE or RESET.
         details: the text beside it.
         sent: False when the server certainly did nothing.
     """
@@ -448,7 +451,8 @@ def _failure_at_end(fields: Fields) -> RpcFailedError | None:
 
 def _failed(failure: Failure) -> RpcFailedError:
     # Not the status of what closed the connection: another call's refusal says nothing of this one.
-    return RpcFailedError("CANCELLED" if failure.ours else "UNAVAILABLE", failure.reason, sent=failure.processed)
+    code = "CANCELLED" if failure.ours else RESET if failure.alone else "UNAVAILABLE"
+    return RpcFailedError(code, failure.reason, sent=failure.processed)
 
 
 def _text(data: bytes) -> str:

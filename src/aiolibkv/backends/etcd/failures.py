@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from aiolibkv.backends.etcd.channel import NOT_GRPC, TOO_LARGE, RpcFailedError
+from aiolibkv.backends.etcd.channel import NOT_GRPC, RESET, TOO_LARGE, RpcFailedError
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 
 
@@ -94,6 +94,8 @@ _TEXTS: dict[str, _Kind] = {
 _CODES: dict[str, _Kind] = {
     # Not etcd, but a web server, or a proxy that has nobody behind it.
     NOT_GRPC: _BROKEN,
+    # nginx ends a watch on which nothing was said for a minute; other calls go on.
+    RESET: _UNANSWERED,
     TOO_LARGE: _Kind(AnswerTooLargeError, refused=False, breaks=False),
     # Not etcd, but another service that speaks gRPC.
     "UNIMPLEMENTED": _ELSEWHERE,

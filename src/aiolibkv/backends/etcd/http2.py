@@ -52,11 +52,13 @@ class Failure(NamedTuple):
         reason: in words.
         processed: False when the server certainly did nothing.
         ours: whether the connection was closed from here.
+        alone: whether the connection goes on.
     """
 
     reason: str
     processed: bool
     ours: bool = False
+    alone: bool = False
 
 
 class Exchange(ABC):
@@ -125,6 +127,7 @@ class Connection(asyncio.Protocol):
         self._frames = FrameReader()
         self._headers = HeaderReader()
         self._out: list[bytes] = []
+        self._is_flushing = False
         self._is_paused = False
         self._owed = 0
         self._is_first = True
@@ -217,7 +220,7 @@ class Connection(asyncio.Protocol):
         if size > self._window or size > exchange.window or size > self._frame_limit or self._is_paused:
             exchange.unsent = memoryview(data)
             self._held_back[exchange] = None
-            self._loop.call_soon(self._flush)
+            self._flush_soon()
         else:
             self._window -= size
             exchange.window -= size
@@ -252,11 +255,17 @@ class Connection(asyncio.Protocol):
         return bool(going)
 
     def _send(self, data: bytes) -> None:
-        if not self._out:
-            self._loop.call_soon(self._flush)
         self._out.append(data)
+        if not self._is_flushing:
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._is_flushing:
+            self._is_flushing = True
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        self._is_flushing = False
         has_more = bool(self._held_back) and self._send_held_back()
         out, self._out = self._out, []
         if not out or self._transport is None:
@@ -264,7 +273,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(b"".join(out))
         self._flushed = self._next
         if has_more and not self._is_paused:
-            self._loop.call_soon(self._flush)
+            self._flush_soon()
 
     def _proceed(self) -> None:
         """Go on after a stream has ended."""
@@ -361,7 +370,8 @@ class Connection(asyncio.Protocol):
             processed = code != frames.REFUSED_STREAM and exchange.unsent is None
             self._held_back.pop(exchange, None)
             del self._open[stream]
-            exchange.take_failure(Failure(f"the server reset the stream, with reason {code}", processed))
+            reason = f"the server reset the stream, with reason {code}"
+            exchange.take_failure(Failure(reason, processed, alone=True))
             self._proceed()
 
     def _take_settings(self, flags: int, _stream: int, payload: bytes) -> None:
@@ -399,7 +409,7 @@ class Connection(asyncio.Protocol):
             exchange.window += more
             _check_window(exchange.window)
         if self._held_back:
-            self._loop.call_soon(self._flush)
+            self._flush_soon()
 
     def _take_goaway(self, _flags: int, _stream: int, payload: bytes) -> None:
         last, code, text = frames.read_goaway(payload)
