@@ -18,7 +18,7 @@ from aiolibkv import (
     StoreError,
 )
 from aiolibkv.backends.etcd import reading
-from aiolibkv.store import Call, Guard, LeaseLost, Lifetime, OwnCall
+from aiolibkv.store import Call, Guard, LeaseLost, Lifetime, OwnCall, Removed
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import EtcdServer
@@ -229,7 +229,9 @@ async def test_refusals_certainly_changed_nothing(direct: EtcdStore) -> None:
     await refused(KeyNotFoundError, lambda call: direct.driver.delete(call, path + "/no", expected=old, guard=None))
     await refused(KeyNotFoundError, lambda call: direct.driver.delete(call, path + "/no", expected=None, guard=None))
     await refused(LockLostError, lambda call: direct.driver.delete(call, path, expected=None, guard=guard))
-    await refused(KeyNotFoundError, lambda call: direct.driver.delete_tree(call, path + "/no", guard=None))
+    call = _call()
+    assert await direct.driver.delete_tree(call, path + "/no", guard=None) == Removed(0, exists=False)
+    assert not call.maybe_applied
     await refused(LockLostError, lambda call: direct.driver.delete_tree(call, path, guard=guard))
 
 

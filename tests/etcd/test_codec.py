@@ -43,7 +43,7 @@ DELETES = st.builds(DeleteRange, st.binary(), st.binary())
 OPERATIONS = st.one_of(
     st.builds(Operation, range=RANGES), st.builds(Operation, put=PUTS), st.builds(Operation, delete_range=DELETES)
 )
-COMPARES = st.builds(Compare, INT64, INT64, st.binary(), st.none() | INT64)
+COMPARES = st.builds(Compare, INT64, INT64, st.binary(), st.none() | INT64, st.binary())
 TXNS = st.builds(Txn, *(st.lists(each, max_size=3) for each in (COMPARES, OPERATIONS, OPERATIONS)))
 RANGE_ANSWERS = st.builds(RangeAnswer, HEADERS, st.lists(KEY_VALUES, max_size=3), st.booleans(), INT64)
 TXN_ANSWERS = st.builds(
@@ -87,6 +87,7 @@ VECTORS = [
     (Range(b"a", b"b", 1000, 5, serializable=True, count_only=True), "0a016112016218e807200538014801"),
     (Compare(target=Compare.MOD, key=b"a", mod_revision=0), "10021a01613000"),
     (Compare(target=Compare.MOD, key=b"a", mod_revision=300), "10021a016130ac02"),
+    (Compare(Compare.GREATER, Compare.MOD, b"a", 0, b"b"), "080110021a0161300082040162"),
     (WatchRequest(create=WatchCreate(b"a", b"b", 3, fragment=True)), "0a0a0a016112016218034001"),
     (WatchRequest(cancel=WatchCancel(0)), "1200"),
     (WatchRequest(cancel=WatchCancel(-1)), "120b08ffffffffffffffffff01"),

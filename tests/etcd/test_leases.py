@@ -7,6 +7,7 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import Config
+from aiolibkv.backends.etcd.codec import Range, encode
 from aiolibkv.testing.servers import EtcdServer
 from etcd.fronts import swallowing
 from stores import EtcdStore
@@ -14,6 +15,7 @@ from stores import EtcdStore
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
 
 TTL = 2
+CONSISTENT_READ = encode(Range(b".aiolibkv", count_only=True))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -26,7 +28,7 @@ async def server() -> AsyncIterator[EtcdServer]:
 async def test_a_lock_is_lost_when_keep_alives_are_answered_and_reads_are_not(server: EtcdServer) -> None:
     # As by a leader whose disk hangs, after the others have elected another one (seen with 3.4).
     root = Config(username="root", password="secret")
-    async with swallowing(server, b".aiolibkv/") as front, EtcdStore([front], root) as store:
+    async with swallowing(server, CONSISTENT_READ) as front, EtcdStore([front], root) as store:
         held = await store.new_lock("lock", ttl=TTL).acquire()
         async with asyncio.timeout(TTL):
             await held.wait_lost()

@@ -17,6 +17,7 @@ from aiolibkv.store.driver import Driver
 from aiolibkv.store.outages import Outages
 from aiolibkv.store.paths import Paths
 from aiolibkv.store.tasks import Tasks, finish, prepare
+from aiolibkv.store.tls import refuses_certificate
 
 T = TypeVar("T")
 
@@ -271,6 +272,8 @@ class Calls:
             try:
                 await self.driver.connect()
             except NotReachableError as error:
+                if refuses_certificate(error):
+                    raise
                 self.outages.failed(self, error)
             else:
                 self.outages.healed(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 from aiolibkv.config import Config, File
 
 _log = logging.getLogger("aiolibkv")
+
+_REFUSAL = re.compile("ALERT_.*(CERTIFICATE|UNKNOWN_CA)")
+"""What OpenSSL calls it when the other side does not accept a certificate, or misses one."""
 
 _Signature = tuple[tuple[int, ...], ...]
 
@@ -85,6 +89,17 @@ class Tls:
                 raise _unreadable(field, file, error) from error
             signature.append((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
         return tuple(signature)
+
+
+def refuses_certificate(error: BaseException | None) -> bool:
+    """Tell whether an error comes of a certificate that one side does not accept, which no other attempt changes."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        if isinstance(error, ssl.SSLError) and _REFUSAL.search(error.reason or ""):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _make_context(config: Config) -> ssl.SSLContext:

@@ -95,13 +95,15 @@ class DeleteRangeAnswer:
 
 @dataclass(slots=True)
 class Compare:
-    """A condition that key has this mod_revision; 0 for a key that does not exist. Result 0 means equal."""
+    """A condition on the mod_revision of a key, or of all from key up to range_end; 0 when there is none."""
 
     result: Annotated[int, 1] = 0
     target: Annotated[int, 2] = 0
     key: Annotated[bytes, 3] = b""
     mod_revision: Annotated[int | None, 6] = None
+    range_end: Annotated[bytes, 64] = b""
 
+    EQUAL, GREATER = 0, 1
     MOD = 2
 
 
@@ -324,6 +326,8 @@ def _encode_compare(message: Compare) -> bytes:
         out += _delimited(b"\x1a", message.key)
     if message.mod_revision is not None:
         out += b"\x30" + _size(message.mod_revision)
+    if message.range_end:
+        out += _delimited(b"\x82\x04", message.range_end)
     return out
 
 

@@ -4,47 +4,65 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import ClassVar
 
 from aiolibkv.backends.etcd.codec import (
-    Compare,
     DeleteRange,
     DeleteRangeAnswer,
     LeaseGrant,
     LeaseGrantAnswer,
     LeaseRevoke,
     LeaseRevokeAnswer,
-    Operation,
     Put,
     PutAnswer,
     Range,
     RangeAnswer,
-    Txn,
-    TxnAnswer,
 )
 from aiolibkv.backends.etcd.connection import Connection, shared
 from aiolibkv.backends.etcd.failures import RefusedError
-from aiolibkv.backends.etcd.reading import bounds, is_key, read_key, read_tree
+from aiolibkv.backends.etcd.keyspace import Keyspace, without
+from aiolibkv.backends.etcd.reading import Reader
+from aiolibkv.backends.etcd.transaction import Transaction, Unmet, deleted
 from aiolibkv.backends.etcd.watching import Watching
 from aiolibkv.config import Config
 from aiolibkv.errors import (
-    CallNotSupportedError,
     KeyExistsError,
     KeyModifiedError,
     KeyNotFoundError,
     LockLostError,
     NotReachableError,
+    StoreError,
 )
-from aiolibkv.store import Call, Driver, Endpoints, Feed, Guard, Lease, LeaseLost, Lifetime, Listing, Removed, Step
+from aiolibkv.store import (
+    Acquired,
+    Call,
+    Driver,
+    Endpoints,
+    Feed,
+    Guard,
+    Lease,
+    LeaseLost,
+    Lifetime,
+    Listing,
+    Removal,
+    Removed,
+    Step,
+    Write,
+)
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.types import Capabilities, KVPair
 
 _PORT = 2379
 _MAX_VALUE_BYTES = 1024 * 1024
 """etcd takes requests of 1.5 MiB unless told otherwise."""
+_MAX_COMMIT_BYTES = _MAX_VALUE_BYTES + 64 * 1024
+"""With this, and each key twice more in its conditions, a request is still below what etcd takes."""
+_MAX_OPERATIONS = 127
+"""etcd takes 128 conditions and 128 writes; a guard is a condition."""
 _SHORTEST_TTL = 2
 """Seconds; etcd 3.4 and 3.5 grant no less with their default election timeout."""
 _LONGEST_TTL = 9_000_000_000
@@ -86,7 +104,9 @@ class EtcdDriver(Driver[EtcdLease]):
     """
 
     name: ClassVar[str] = "etcd"
+    option_names: ClassVar[frozenset[str]] = frozenset({"leading_slash"})
     longest_ttl: ClassVar[float] = _LONGEST_TTL
+    keeps_line: ClassVar[bool] = True
     capabilities = Capabilities(
         distributed=True,
         durable=True,
@@ -100,8 +120,8 @@ class EtcdDriver(Driver[EtcdLease]):
         ttl_survives_client=True,
         min_ttl=_SHORTEST_TTL,
         max_value_bytes=_MAX_VALUE_BYTES,
-        max_operations=20,
-        max_commit_bytes=256 * 1024,
+        max_operations=_MAX_OPERATIONS,
+        max_commit_bytes=_MAX_COMMIT_BYTES,
         ttl_overshoot=_ttl_overshoot,
     )
 
@@ -110,7 +130,9 @@ class EtcdDriver(Driver[EtcdLease]):
 
         Args:
             endpoints: "host:port" of one or more members; the port is 2379 when not given.
-            config: settings. An SSLContext is made to offer HTTP/2, and nothing else, to its servers.
+            config: settings; with the option ``leading_slash`` (true or false) every key has a "/" in front at the
+                server, as in the layouts of many others. An SSLContext is made to offer HTTP/2, and nothing else, to
+                its servers.
 
         Raises:
             ValueError: an endpoint cannot be read, or a setting is none that etcd can use.
@@ -122,7 +144,9 @@ class EtcdDriver(Driver[EtcdLease]):
         if (self.config.username is None) != (self.config.password is None):
             raise ValueError("etcd: username and password go together")
         self._connection = Connection(servers, self.config)
-        self._watches = Watching(self._connection, self.config.request_timeout)
+        self._keyspace = Keyspace(leading_slash=_has_leading_slash(self.config))
+        self._reader = Reader(self._connection, self._keyspace)
+        self._watches = Watching(self._connection, self._keyspace, self.config.request_timeout)
         self._grants = Tasks()
 
     def hosts(self) -> str:
@@ -137,20 +161,20 @@ class EtcdDriver(Driver[EtcdLease]):
         await self._connection.close()
 
     async def get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
-        pairs = (await read_key(self._connection, path, consistent=consistent)).pairs
+        pairs = (await self._reader.key(path, consistent=consistent)).pairs
         return pairs[0] if pairs else None
 
     async def exists(self, call: Call, path: str, *, consistent: bool) -> bool:
-        request = Range(path.encode(), count_only=True, serializable=not consistent)
+        request = Range(self._keyspace.key(path), count_only=True, serializable=not consistent)
         return (await self._connection.call(request, RangeAnswer, needs_leader=consistent)).count > 0
 
     async def list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
-        read = await read_tree(self._connection, directory, consistent=consistent, page_read=call.extend)
+        read = await self._reader.tree(directory, consistent=consistent, page_read=call.extend)
         exists = not read.pairs and await self._is_key(directory, read.revision, consistent=consistent)
         return Listing(read.pairs, exists)
 
     async def _is_key(self, directory: str, revision: int, *, consistent: bool = True) -> bool:
-        return bool(directory) and await is_key(self._connection, directory, revision, consistent=consistent)
+        return bool(directory) and await self._reader.is_key(directory, revision, consistent=consistent)
 
     async def put(
         self,
@@ -162,70 +186,85 @@ class EtcdDriver(Driver[EtcdLease]):
         lease: EtcdLease | None,
         guard: Guard | None,
     ) -> int:
-        put = Put(path.encode(), value, lease.id if lease is not None else 0)
-        try:
-            if expected is None and guard is None:
-                return (await self._connection.call(put, PutAnswer, write=call)).header.revision
-            return (await self._transact(call, Operation(put=put), path, expected, guard)).header.revision
-        except RefusedError as refusal:
-            if refusal.says("requested lease not found"):
-                raise LeaseLost from refusal
-            raise
+        if expected is not None or guard is not None:
+            return (await self.commit(call, [Write(path, value, expected)], lease=lease, guard=guard))[0]
+        put = Put(self._keyspace.key(path), value, _identifier(lease))
+        with _lease_errors():
+            return (await self._connection.call(put, PutAnswer, write=call)).header.revision
 
     async def delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
-        delete = DeleteRange(path.encode())
-        if expected is None and guard is None:
-            deleted = (await self._connection.call(delete, DeleteRangeAnswer, write=call)).deleted
-        else:
-            answer = await self._transact(call, Operation(delete_range=delete), path, expected, guard)
-            deleted = _deleted(answer)
-        if not deleted:
+        if expected is not None or guard is not None:
+            await self.commit(call, [Removal(path, expected)], guard=guard)
+            return
+        request = DeleteRange(self._keyspace.key(path))
+        if not (await self._connection.call(request, DeleteRangeAnswer, write=call)).deleted:
             call.settled()
             raise KeyNotFoundError
 
     async def delete_tree(self, call: Call, directory: str, *, guard: Guard | None) -> Removed:
-        first, end = bounds(directory)
-        success = [Operation(delete_range=DeleteRange(*span)) for span in self._without_hidden(first, end)]
-        answer = await self._connection.txn(_guarded(Txn(success=success), guard), write=call)
+        keyspace = self._keyspace
+        transaction = Transaction(keyspace)
+        if guard is not None:
+            transaction.require(guard.path, guard.token)
+        hidden = keyspace.one(self.hidden), keyspace.below(self.hidden)
+        for span in without(keyspace.below(directory), *hidden):
+            transaction.delete_span(span)
+        answer = await self._connection.txn(transaction.request, write=call)
         if not answer.succeeded:
             call.settled()
             raise LockLostError
-        deleted = _deleted(answer)
-        if not deleted:
+        number = deleted(answer)
+        if not number:
             call.settled()
-        return Removed(deleted, not deleted and await self._is_key(directory, answer.header.revision))
-
-    def _without_hidden(self, first: bytes, end: bytes) -> Sequence[tuple[bytes, bytes]]:
-        """Leave the reserved subtree out of a range, which holds all of it or nothing."""
-        hidden, hidden_end = bounds(self.hidden)
-        if first <= hidden and (end == b"\x00" or hidden_end <= end):
-            return [(first, hidden), (hidden_end, end)]
-        return [(first, end)]
-
-    async def _transact(
-        self, call: Call, operation: Operation, path: str, expected: int | None, guard: Guard | None
-    ) -> TxnAnswer:
-        """Carry out a write if its conditions hold, or raise the error that says which does not."""
-        request = _guarded(Txn(success=[operation]), guard)
-        if expected is not None:
-            _require(request, path, expected)
-        answer = await self._connection.txn(request, write=call)
-        if answer.succeeded:
-            return answer
-        call.settled()
-        found = [response.range.kvs if response.range else [] for response in answer.responses]
-        if guard is not None and [kv.mod_revision for kv in found[0]] != [guard.token]:
-            raise LockLostError
-        if expected == 0:
-            raise KeyExistsError
-        if operation.delete_range is not None and not found[-1]:
-            raise KeyNotFoundError
-        raise KeyModifiedError
+        return Removed(number, not number and await self._is_key(directory, answer.header.revision))
 
     async def commit(
         self, call: Call, steps: Sequence[Step], *, lease: EtcdLease | None = None, guard: Guard | None = None
     ) -> Sequence[int]:
-        raise CallNotSupportedError
+        transaction = Transaction(self._keyspace)
+        if guard is not None:
+            transaction.require(guard.path, guard.token)
+        for step in steps:
+            if step.expected is not None or not isinstance(step, Write):
+                transaction.require(step.path, step.expected)
+        for step in steps:
+            if isinstance(step, Write):
+                transaction.put(step.path, step.value, _identifier(lease))
+            elif isinstance(step, Removal):
+                transaction.delete(step.path)
+        with _lease_errors():
+            answer = await self._connection.txn(transaction.request, write=call)
+        if not answer.succeeded:
+            call.settled()
+            raise self._refusal(transaction.unmet(answer), steps, guard)
+        return [answer.header.revision if isinstance(step, Write) else 0 for step in steps]
+
+    @staticmethod
+    def _refusal(unmet: Iterator[Unmet], steps: Sequence[Step], guard: Guard | None) -> StoreError:
+        first = next(unmet, None)
+        if first is None:
+            return NotReachableError("the answer is not etcd's: it refuses what holds")
+        if guard is not None and (first.path, first.required) == guard:
+            return LockLostError()
+        if first.required == 0:
+            return KeyExistsError(key=first.path)
+        removed = any(step.path == first.path and isinstance(step, Removal) for step in steps)
+        if not first.found and (removed or first.required is None):
+            return KeyNotFoundError(key=first.path)
+        return KeyModifiedError(key=first.path)
+
+    async def acquire(self, call: Call, path: str, value: bytes, lease: EtcdLease, *, line: str | None) -> Acquired:
+        transaction = Transaction(self._keyspace)
+        transaction.require(path, 0)
+        if line is not None:
+            transaction.require_nothing_below(line)
+        transaction.put(path, value, lease.id)
+        with _lease_errors():
+            answer = await self._connection.txn(transaction.request, write=call)
+        if not answer.succeeded:
+            call.settled()
+            raise self._refusal(transaction.unmet(answer), (), None)
+        return Acquired(answer.header.revision, answer.header.revision)
 
     async def follow(self, feed: Feed) -> None:
         await self._watches.follow(feed)
@@ -249,7 +288,7 @@ class EtcdDriver(Driver[EtcdLease]):
                 raise NotReachableError("the lease ended before its grant was answered") from refusal
 
     async def renew(self, call: Call, lease: EtcdLease) -> bool:
-        seconds = await self._connection.renew(lease.id, self.hidden.encode())
+        seconds = await self._connection.renew(lease.id, self._keyspace.key(self.hidden))
         if seconds > 0:
             lease.ttl = seconds
             return True
@@ -269,18 +308,24 @@ class EtcdDriver(Driver[EtcdLease]):
                 raise
 
 
-def _require(request: Txn, path: str, index: int) -> None:
-    """Make a transaction depend on a key's index, and have it read the key when a condition does not hold."""
-    key = path.encode()
-    request.compare.append(Compare(target=Compare.MOD, key=key, mod_revision=index))
-    request.failure.append(Operation(range=Range(key, keys_only=True)))
+@contextmanager
+def _lease_errors() -> Iterator[None]:
+    """Tell of a lease that the server does not know."""
+    try:
+        yield
+    except RefusedError as refusal:
+        if refusal.says("requested lease not found"):
+            raise LeaseLost from refusal
+        raise
 
 
-def _guarded(request: Txn, guard: Guard | None) -> Txn:
-    if guard is not None:
-        _require(request, guard.path, guard.token)
-    return request
+def _identifier(lease: EtcdLease | None) -> int:
+    return lease.id if lease is not None else 0
 
 
-def _deleted(answer: TxnAnswer) -> int:
-    return sum(response.delete_range.deleted for response in answer.responses if response.delete_range is not None)
+def _has_leading_slash(config: Config) -> bool:
+    option = config.options.get("leading_slash", False)
+    truths = {True: True, "true": True, False: False, "false": False}
+    if not isinstance(option, bool | str) or option not in truths:
+        raise ValueError(f"etcd: the option leading_slash is true or false, not {option!r}")
+    return truths[option]

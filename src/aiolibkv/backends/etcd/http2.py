@@ -106,6 +106,7 @@ class Connection(asyncio.Protocol):
         is_leaving: whether no more can be begun, while those under way go on: the server said so, or the numbers of
             streams are used up.
         failure: why it ended, None as long as it has not.
+        cause: the error that ended it, if there was one.
         greeted: done when the server has said what it allows, or the connection has ended.
         closed: done when the socket is closed.
     """
@@ -121,6 +122,7 @@ class Connection(asyncio.Protocol):
         self.is_usable = True
         self.is_leaving = False
         self.failure: str | None = None
+        self.cause: Exception | None = None
         self.greeted: asyncio.Future[None] = self._loop.create_future()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._transport: asyncio.Transport | None = None
@@ -305,6 +307,7 @@ class Connection(asyncio.Protocol):
         if self._secure and not self.greeted.done():
             # With TLS 1.3 a client learns only after its handshake that its certificate was not accepted.
             reason = f"the TLS handshake failed, or a client certificate: {reason}"
+        self.cause = exc
         self._end(reason)
         self._transport = None
         self.closed.set_result(None)
@@ -534,7 +537,7 @@ async def _connect(host: str, address: Address, tls: ssl.SSLContext | None) -> C
         connection.close("it took too long to connect")
         raise
     if connection.failure is not None:
-        raise NotConnectedError(connection.failure)
+        raise NotConnectedError(connection.failure) from connection.cause
     return connection
 
 

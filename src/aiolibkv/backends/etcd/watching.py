@@ -29,8 +29,9 @@ from aiolibkv.backends.etcd.codec import (
 )
 from aiolibkv.backends.etcd.connection import Connection
 from aiolibkv.backends.etcd.failures import explain_cancellation
+from aiolibkv.backends.etcd.keyspace import Keyspace
 from aiolibkv.backends.etcd.link import Link, LinkStream
-from aiolibkv.backends.etcd.reading import RevisionGoneError, bounds, read_key, read_tree, to_path
+from aiolibkv.backends.etcd.reading import Reader, RevisionGoneError
 from aiolibkv.backends.etcd.table import MalformedError
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store import Feed
@@ -49,14 +50,17 @@ _REFUSALS = 3
 class Watching:
     """The watches of one store."""
 
-    def __init__(self, connection: Connection, creating_time: float) -> None:
+    def __init__(self, connection: Connection, keyspace: Keyspace, creating_time: float) -> None:
         """Make an empty set of watches; nothing is sent.
 
         Args:
             connection: to the servers.
+            keyspace: what paths are called there.
             creating_time: seconds within which a server that is alive creates a watch.
         """
         self._connection = connection
+        self._keyspace = keyspace
+        self._reader = Reader(connection, keyspace)
         self._creating_time = creating_time
         self._tasks = Tasks()
         self._stream: _WatchStream | None = None
@@ -96,19 +100,21 @@ class Watching:
         self._stream = None
 
     async def _read(self, feed: Feed) -> None:
-        read = read_tree if feed.tree else read_key
+        read = self._reader.tree if feed.tree else self._reader.key
         async with self._reading:
             try:
-                found = await read(self._connection, feed.path, revision=feed.index)
+                found = await read(feed.path, revision=feed.index)
             except RevisionGoneError:
-                found = await read(self._connection, feed.path)
+                found = await read(feed.path)
         feed.reset(found.pairs, found.revision)
 
     async def _usable_stream(self) -> _WatchStream:
         async with self._opening:
             if self._stream is None or not self._stream.usable:
                 link, stream = await self._connection.watch_stream()
-                self._stream = _WatchStream(self._connection, link, stream, self._tasks, self._creating_time)
+                self._stream = _WatchStream(
+                    self._connection, self._keyspace, link, stream, self._tasks, self._creating_time
+                )
             return self._stream
 
 
@@ -156,6 +162,7 @@ class _WatchStream:
     def __init__(
         self,
         connection: Connection,
+        keyspace: Keyspace,
         link: Link,
         stream: LinkStream,
         tasks: Tasks,
@@ -165,6 +172,7 @@ class _WatchStream:
         self._creating_time = creating_time
         self._ended = False
         self._connection = connection
+        self._keyspace = keyspace
         self._link = link
         self._stream = stream
         self._live: set[_Watched] = set()
@@ -223,7 +231,7 @@ class _WatchStream:
             timer = asyncio.get_running_loop().call_later(self._creating_time, self.fail, "a watch was not created")
             self._creating[number] = _Creating(watched, self._link.expect(), timer)
             feed = watched.feed
-            key, end = bounds(feed.path) if feed.tree else (feed.path.encode(), b"")
+            key, end = self._keyspace.below(feed.path) if feed.tree else (self._keyspace.key(feed.path), b"")
             self._send(WatchRequest(create=WatchCreate(key, end, watched.start, number, fragment=True)))
 
     def _send(self, request: WatchRequest) -> None:
@@ -308,20 +316,19 @@ class _WatchStream:
                 whole -= 1
         watched.partial = events[whole:]
         for revision, changes in groupby(events[:whole], key=_revision):
-            applied = [(path, pair) for event in changes for path, pair in _change(event)]
+            applied = [(path, pair) for event in changes for path, pair in self._change(event)]
             watched.feed.apply(applied, revision)
+
+    def _change(self, event: Event) -> Iterator[tuple[str, KVPair | None]]:
+        kv = event.kv
+        if kv is not None and (path := self._keyspace.path(kv.key)) is not None:
+            yield path, None if event.type == Event.DELETE else KVPair(path, kv.value, kv.mod_revision)
 
 
 def _revision(event: Event) -> int:
     if event.kv is None:
         raise MalformedError("an event is of no key")
     return event.kv.mod_revision
-
-
-def _change(event: Event) -> Iterator[tuple[str, KVPair | None]]:
-    kv = event.kv
-    if kv is not None and (path := to_path(kv.key)) is not None:
-        yield path, None if event.type == Event.DELETE else KVPair(path, kv.value, kv.mod_revision)
 
 
 def _reason(answer: WatchAnswer) -> StoreError | None:
