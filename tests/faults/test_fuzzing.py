@@ -137,6 +137,7 @@ def test_every_kind_of_message_is_tried() -> None:
 _HEAD = b"head"
 _STAT = struct.pack("!qqqqiiiqiiq", 3, 7, 0, 0, 2, 0, 0, 0, 5, 0, 3)
 _NODE = struct.pack("!i5s", 5, b"value") + _STAT
+_NO_NODE = -101
 _NAMES = struct.pack("!ii1si2s", 2, 1, b"a", 2, b"bc")
 
 
@@ -149,6 +150,7 @@ def _error(code: int) -> bytes:
 
 
 _WRITES = [ops.create("/a", b"", ops.WORLD), ops.set_data("/a", b"value"), ops.delete("/b"), ops.check("/c")]
+_READS = [ops.get("/a"), ops.get_children("/a")]
 ANSWERS: dict[str, tuple[Operation[Any], bytes]] = {
     "get": (ops.get("/a"), _NODE),
     "get_children": (ops.get_children("/a"), _NAMES),
@@ -160,6 +162,8 @@ ANSWERS: dict[str, tuple[Operation[Any], bytes]] = {
         _result(1, struct.pack("!i2s", 2, b"/a")) + _result(5, _STAT) + _result(2) + _result(13),
     ),
     "a refused transaction": (ops.transaction(_WRITES), _error(0) + _error(-110) + _error(-2) + _error(-2)),
+    "read_all": (ops.read_all(_READS), _result(4, _NODE) + _result(8, _NAMES)),
+    "read_all of nothing": (ops.read_all(_READS), _error(_NO_NODE) + _error(_NO_NODE)),
     "get_acl": (ops.get_acl("/a"), struct.pack("!iii6si5s", 1, 31, 6, b"digest", 5, b"ann:x") + _STAT),
 }
 WELCOME = struct.pack("!iiqi16s?", 0, 10_000, 77, 16, bytes(range(16)), False)
@@ -207,6 +211,7 @@ def test_zookeeper_reads_no_answer_that_is_cut(operation: Operation[Any], answer
 def test_zookeeper_reads_whole_answers() -> None:
     stat = ops.Stat(index=7, version=2, size=5, children=0, owner=0)
     read = {name: operation.read(answer, 0) for name, (operation, answer) in ANSWERS.items() if "refused" not in name}
+    assert read.pop("read_all of nothing") != read["read_all"]
     assert read == {
         "get": ops.Node(b"value", stat),
         "get_children": ["a", "bc"],
@@ -214,6 +219,7 @@ def test_zookeeper_reads_whole_answers() -> None:
         "create": stat,
         "set_data": stat,
         "transaction": [None, stat, None, None],
+        "read_all": [ops.Node(b"value", stat), ["a", "bc"]],
         "get_acl": [("digest", "ann:x")],
     }
     operation, answer = ANSWERS["a refused transaction"]

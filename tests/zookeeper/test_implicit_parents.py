@@ -12,7 +12,7 @@ from aiolibkv import AsyncStore, CallNotSupportedError, KeyExistsError, KeyModif
 from aiolibkv.backends.zookeeper import operations as ops
 from aiolibkv.backends.zookeeper.tree import PARENT_VERSION
 from aiolibkv.errors import StoreError
-from aiolibkv.testing.scale import scaled
+from aiolibkv.testing.scale import eventually, scaled
 from stores import ZooKeeperStore
 from zookeeper.conftest import MakeStore
 
@@ -258,7 +258,11 @@ async def test_directories_that_sessions_left_are_in_nobodys_way(make: MakeStore
             assert [found.key for found in await store.list("")] == [path]
             await store.put("guarded", b"", guard=held)
         await store.delete("guarded")
-        assert not await nodes_below(store, prefix)
+
+        async def are_pruned() -> bool:
+            return not await nodes_below(store, prefix)
+
+        await eventually(are_pruned, within=5, message="the lock's directories are pruned")
         await leave()
         await store.put("dir/other/key", b"")
         with pytest.raises(CallNotSupportedError):

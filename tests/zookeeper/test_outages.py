@@ -320,7 +320,6 @@ async def test_three_servers_of_which_one_fails(stack: AsyncExitStack) -> None:
     leader.resume()
     assert await asyncio.gather(*reads) == [after, after]
     assert await store.get("key") == after
-    assert str((await store.driver._session.connection()).endpoint) != leader.endpoint
     assert asyncio.get_running_loop().time() - paused_at > 2
     await followers.check(other)
 
@@ -416,16 +415,17 @@ async def test_nobody_answers(proxy: FaultProxy, mute: str) -> None:
 
 
 @pytest.mark.asyncio
-async def test_entering_ends_when_every_host_refuses(proxy: FaultProxy) -> None:
+async def test_entering_tries_hosts_that_refuse_again(proxy: FaultProxy) -> None:
     proxy.refuse()
     async with FaultProxy(proxy.host, proxy.port) as other:
         other.refuse()
-        store = make_store([proxy.endpoint, other.endpoint], connection_timeout=scaled(60))
+        store = make_store([proxy.endpoint, other.endpoint], connection_timeout=1)
         began = asyncio.get_running_loop().time()
         with pytest.raises(NotReachableError) as caught:
             await store.__aenter__()
-        assert asyncio.get_running_loop().time() - began < scaled(10)
-        assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+        assert 0.9 < asyncio.get_running_loop().time() - began < scaled(3)
+        assert caught.value.__cause__ is not None
+        assert isinstance(caught.value.__cause__.__cause__, ConnectionRefusedError)
 
 
 @pytest.mark.asyncio

@@ -49,9 +49,12 @@ async def test_calls_on_a_key(proxied: Proxied) -> None:
         cost, pair = await _cost(proxy, lambda: store.atomic_put("new/directory/third", b"", pair))
         assert cost == 2
         assert (await _cost(proxy, lambda: store.atomic_delete("new/directory/third", pair)))[0] == 2
-        assert (await _cost(proxy, lambda: store.delete("new/directory/second")))[0] == 2
+        assert (await _cost(proxy, lambda: store.delete("new/directory/second")))[0] == 1
         # With the directories that go with it.
         assert (await _cost(proxy, lambda: store.delete("new/directory/key")))[0] == 2
+        await store.put("both", b"")
+        await store.put("both/key", b"")
+        assert (await _cost(proxy, lambda: store.delete("both")))[0] == 2
 
 
 @pytest.mark.asyncio

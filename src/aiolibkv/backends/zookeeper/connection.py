@@ -168,6 +168,8 @@ class Connection(asyncio.Protocol):
             )
             connection._write_frame(hello)
             welcome = await connection._greeted
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise NotWelcomeError(endpoint=str(endpoint)) from error
         except OSError as error:
             raise NotReachableError(f"no connection: {error}", endpoint=str(endpoint)) from error
         except BaseException:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import ClassVar
 
 from aiolibkv.backends.zookeeper.connection import Connection
-from aiolibkv.backends.zookeeper.leases import Lifespans, ZooKeeperLease
+from aiolibkv.backends.zookeeper.leases import Lifespans, SharedSession, ZooKeeperLease
 from aiolibkv.backends.zookeeper.operations import CREATOR, NoNodeError, Operation, exists, get, sync
 from aiolibkv.backends.zookeeper.security import User, acl, credentials
 from aiolibkv.backends.zookeeper.session import Reach, SessionLostError, ZooKeeperSession
 from aiolibkv.backends.zookeeper.tree import Reader, is_servers_own, pair, znode
-from aiolibkv.backends.zookeeper.watching import LeaseWatching, Watching
+from aiolibkv.backends.zookeeper.watching import Watching
 from aiolibkv.backends.zookeeper.writing import Writer
 from aiolibkv.config import Config
-from aiolibkv.errors import CallNotSupportedError, InvalidKeyError, StoreError
+from aiolibkv.errors import CallNotSupportedError, InvalidKeyError, KeyModifiedError, StoreError
 from aiolibkv.store import (
     Acquired,
     Call,
@@ -55,7 +54,7 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
     A key with null data, as zkCli creates them without a value, is not seen: null marks the directories of other
     keys, which are pruned when they have none left. ``min_ttl`` and ``ttl_overshoot`` suppose that the server's
     tickTime is at most 2 s. A key with ttl or keep_alive, and a lock, is an ephemeral node; those of keep_alive and
-    of locks have a session, and so a connection, for each ttl and for each lock.
+    of locks have a session, and so a connection, for each ttl.
 
     Options: ``acl``, who may use the nodes that are created: ``"creator"`` (those who log in as the same user), which
     is meant when there is a username, else ``"world"``, or entries as zkCli has them, separated by commas or in a list;
@@ -65,7 +64,7 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
     name: ClassVar[str] = "zookeeper"
     option_names: ClassVar[frozenset[str]] = frozenset({"acl", "session_timeout"})
     uses_operations_of_3_6: ClassVar[bool] = True
-    """Whether to try what ZooKeeper knows since 3.6: recursive watches that stay."""
+    """Whether to try what ZooKeeper knows since 3.6: recursive watches that stay, and reads in bundles."""
 
     def __init__(self, endpoints: Sequence[str] = (), config: Config | None = None) -> None:
         """Make a store.
@@ -112,7 +111,7 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
             max_commit_bytes=256 * 1024,
             ttl_overshoot=self._ttl_overshoot,
         )
-        self._reader = Reader(self.hidden)
+        self._reader = Reader(self.hidden, bundles=self.uses_operations_of_3_6)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -120,8 +119,18 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
         self._session = ZooKeeperSession(
             self._reach, self._session_timeout, is_replaced=True, on_event=self._watches.dispatch
         )
-        self._writer = Writer(self._reader, acl=self._acl, hidden=f"{self.hidden}/", root=self.config.prefix)
-        self._lifespans = Lifespans(self._session, self._writer)
+        hidden = f"{self.hidden}/"
+        self._writer = Writer(self._reader, acl=self._acl, hidden=hidden, root=self.config.prefix)
+        self._lifespans = Lifespans(self._session, self._writer, hidden=hidden, new_session=self._new_session)
+
+    def _new_session(self, shared: SharedSession, timeout: float) -> ZooKeeperSession:
+        return ZooKeeperSession(
+            self._reach,
+            timeout,
+            is_replaced=False,
+            on_event=shared.watching.dispatch,
+            on_agreed=shared.agreed,
+        )
 
     def _ttl_overshoot(self, ttl: float) -> float:
         return max(0.0, self._session_timeout - ttl, _SHORTEST_SESSION - ttl) + _TICK
@@ -220,30 +229,21 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
     def new_lease(self, lifetime: Lifetime) -> ZooKeeperLease:
         if not lifetime.keep_alive:
             # The key is deleted on time from here: the session is everybody's, and does not end with one key.
-            return ZooKeeperLease(math.inf, lifetime=lifetime.ttl)
-        watching = LeaseWatching()
-        lease = ZooKeeperLease(lifetime.ttl, _TICK, lifetime=lifetime.ttl, watching=watching)
-        lease.session = ZooKeeperSession(
-            self._reach,
-            lifetime.ttl,
-            is_replaced=False,
-            on_event=watching.dispatch,
-            on_agreed=partial(setattr, lease, "ttl"),
-        )
-        return lease
+            return ZooKeeperLease(math.inf, lifetime=lifetime.ttl, is_plain=True)
+        return ZooKeeperLease(lifetime.ttl, _TICK, lifetime=lifetime.ttl)
 
     async def grant(self, call: Call, lease: ZooKeeperLease) -> None:
-        if lease.session is not None:
-            self._lifespans.began(lease.session)
+        if not lease.is_plain:
+            session = self._lifespans.lend(lease)
             try:
-                await lease.session.reconnected()
+                await session.connection()
             except SessionLostError as error:
                 raise LeaseLost from error
 
     async def renew(self, call: Call, lease: ZooKeeperLease) -> bool:
         try:
             # A ping renews nothing while the server is cut off from the leader, who ends the session.
-            await (await self._connection_of(lease)).agree()
+            await (await self._connection_of(lease, wait=True)).agree()
         except LeaseLost:
             return False
         return True
@@ -255,25 +255,38 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
         self, call: Call, path: str, value: bytes, lease: ZooKeeperLease, *, line: str | None
     ) -> Acquired:
         connection = await self._connection_of(lease)
+        holder = lease.acquiring(path)
         try:
-            stat, token = await self._writer.acquire(call, connection, path, value)
+            stat, token = await self._writer.acquire(call, connection, path, value, holder)
         except StoreError:
             if not call.maybe_applied:
+                del lease.acquisitions[holder]
                 raise
-            # The session is nobody else's, so what it owns was created by the request whose answer was lost. One
-            # that is still under way is not carried out once the session has moved to another connection.
+            # The number is nobody else's. A request that is still under way is not carried out once the session has
+            # moved to another connection.
             connection = await self._connection_of(lease, wait=True)
-            found = await self._writer.find_acquired(connection, path)
+            found = await self._writer.find_acquired(connection, path, holder)
             if found is None:
                 call.settled()
+                del lease.acquisitions[holder]
                 raise
             stat, token = found
+        lease.acquisitions[holder] = path, token
         self._lifespans.note(path, lease, connection.welcome.session, stat)
         self._created(connection)
         return Acquired(stat.index, token)
 
+    async def release(self, call: Call, path: str, index: int, place: str | None, lease: ZooKeeperLease) -> None:
+        connection = await self._connection_of(lease)
+        call.writing()
+        if not await self._lifespans.release(connection, path, place, lease):
+            call.settled()
+            raise KeyModifiedError(key=path)
+
     async def follow_under(self, lease: ZooKeeperLease, feed: Feed) -> None:
-        await lease.watching.follow(await self._connection_of(lease), feed)
+        connection = await self._connection_of(lease)
+        assert lease.shared is not None, "granted"
+        await lease.shared.watching.follow(connection, feed)
 
     def _created(self, connection: Connection) -> None:
         """Take note that something was written, which may be the user's own."""
@@ -281,7 +294,11 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
             self._marking.start(self._user.leave_mark(connection))
 
     async def _connection_of(self, lease: ZooKeeperLease, *, wait: bool = False) -> Connection:
-        session = lease.session or self._session
+        session = self._session
+        if not lease.is_plain:
+            if lease.shared is None:
+                raise LeaseLost
+            session = lease.shared.session
         try:
             return await (session.reconnected() if wait else session.connection())
         except SessionLostError as error:

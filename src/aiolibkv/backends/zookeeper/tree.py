@@ -24,11 +24,13 @@ from aiolibkv.backends.zookeeper.operations import (
     Operation,
     Stat,
     TransactionRefusedError,
+    UnknownOperationError,
     create,
     delete,
     exists,
     get,
     get_children,
+    read_all,
     set_data,
     sync,
     transaction,
@@ -45,6 +47,7 @@ SERVERS_OWN = "zookeeper"
 _FIRST_NODES = 100
 """Asked for at once while nothing is known of their sizes: one round trip for what most directories hold."""
 _MOST_NODES = 2000
+_READS_IN_A_REQUEST = 200
 _BYTES_AT_ONCE = 4_000_000
 """The server keeps its answers in memory until they are taken; each is of one node, and so of at most 1 MB."""
 _NODE_BYTES = 100
@@ -104,7 +107,7 @@ async def read_places(connection: Connection, paths: Sequence[str], *, consisten
         node = nodes[path]
         if isinstance(node, StoreError) and not isinstance(node, NoNodeError):
             raise node
-        above = [(name, _seen(nodes[name])) for name in ancestors(path)]
+        above = [(name, seen(nodes[name])) for name in ancestors(path)]
         places.append(Place(None if isinstance(node, StoreError) else node, above))
     return places
 
@@ -119,7 +122,8 @@ _UNSEEN = Node(b"", Stat(index=0, version=0, size=0, children=0, owner=0))
 """What is there and may not be read; nobody takes it for an implicit parent."""
 
 
-def _seen(result: Node | StoreError) -> Node | None:
+def seen(result: Node | StoreError) -> Node | None:
+    """Return a directory that was read, None where there is none."""
     if isinstance(result, StoreError):
         return None if isinstance(result, NoNodeError) else _UNSEEN
     return result
@@ -193,20 +197,30 @@ def _looks_idle(stat: Stat | StoreError) -> bool:
     return isinstance(stat, Stat) and stat.children == 0 and stat.size == 0 and _is_of_parent(stat.version)
 
 
-async def tidy_from(connection: Connection, path: str) -> None:
-    """Prune a directory, and those above, if it has no children any more."""
-    rest: str | None = path
-    while rest is not None:
-        (place,) = await read_places(connection, [rest], consistent=False)
-        if place.node is None or not is_idle(place.node, 0):
+async def tidy_from(connection: Connection, above: Sequence[tuple[str, Node | None]]) -> None:
+    """Prune a directory, and those above, if it has no children any more.
+
+    Args:
+        connection: to a server.
+        above: the directory, and those above it as far as they were read already, with their nodes.
+    """
+    rest, node = above[0]
+    while True:
+        if node is None:
+            (place,) = await read_places(connection, [rest], consistent=False)
+            node, above = place.node, [(rest, node), *place.above]
+        if node is None or not is_idle(node, 0):
             return
-        pruning = prune(place.above)
-        operations = [delete(znode(rest), place.node.stat.version), *pruning.operations]
+        pruning = prune(above[1:])
+        operations = [delete(znode(rest), node.stat.version), *pruning.operations]
         try:
-            rest = pruning.rest if await delete_and_look(connection, operations, pruning.rest) else None
+            if not await delete_and_look(connection, operations, pruning.rest) or pruning.rest is None:
+                return
+            rest = pruning.rest
         except TransactionRefusedError as error:
             if error.position == 0 or isinstance(error.reason, AccessDeniedError):
                 return
+        node = None
 
 
 def is_retried(error: StoreError) -> bool:
@@ -247,17 +261,19 @@ def nothing() -> None:
 class Reader:
     """Reads of many nodes: as many at once as are worth a few megabytes, by the sizes that were seen last.
 
-    Many reads in one request, which servers know since 3.6, would make one answer in the server's memory: 20 values of
-    0.9 MB ended a server with 128 MB.
+    Many reads in one request, which servers know since 3.6, make one answer in the server's memory: 20 values of 0.9 MB
+    ended a server with 128 MB. Only what the library keeps for itself, which is small, is read in that way.
     """
 
-    def __init__(self, hidden: str) -> None:
+    def __init__(self, hidden: str, *, bundles: bool) -> None:
         """Make a reader.
 
         Args:
-            hidden: the directory that is not read with those above it.
+            hidden: the directory that is not read with those above it, where the library keeps what is its own.
+            bundles: whether to try many reads in one request; given up when a server does not know it.
         """
         self._hidden = hidden
+        self._bundles = bundles
         self._nodes_at_once = _FIRST_NODES
 
     def is_hidden(self, directory: str, path: str) -> bool:
@@ -288,7 +304,7 @@ class Reader:
         reads = [*(get(znode(path)) for path in directories), get(znode(directory)), get_children(znode(directory))]
         values, zxid = await self._read(connection, reads, consistent=consistent)
         page_read()
-        above = [(path, _seen(node)) for path, node in zip(directories, values[:-2], strict=True)]
+        above = [(path, seen(node)) for path, node in zip(directories, values[:-2], strict=True)]
         node, names = values[-2:]
         for result in (node, names):
             if isinstance(result, StoreError) and not isinstance(result, NoNodeError):
@@ -333,13 +349,14 @@ class Reader:
             (path, node or None, names of its children, the last transaction that the server knew).
         """
         kinds: list[Callable[..., Operation[Any]]] = [get, get_children] if with_children else [get]
-        at_once = min(self._nodes_at_once, _FIRST_NODES)
+        is_small = not watch and bool(paths) and _is_within(paths[0], self._hidden)
+        at_once = _MOST_NODES if is_small else min(self._nodes_at_once, _FIRST_NODES)
         start = 0
         while start < len(paths):
             group = paths[start : start + at_once]
             start += len(group)
             reads = [kind(znode(path), watch=watch) for path in group for kind in kinds]
-            values, zxid = await self._read(connection, reads)
+            values, zxid = await (self._read_bundles(connection, reads) if is_small else self._read(connection, reads))
             page_read()
             size = 0
             for path, results in zip(group, _slices(values, len(kinds)), strict=True):
@@ -351,6 +368,8 @@ class Reader:
                 else:
                     size += results[0].stat.size
                     yield path, results[0], results[1] if with_children else (), zxid
+            if is_small:
+                continue
             fitting = int(_BYTES_AT_ONCE / (_NODE_BYTES + size / len(group)))
             at_once = self._nodes_at_once = max(1, min(fitting, at_once * _GROWTH, _MOST_NODES))
 
@@ -364,6 +383,21 @@ class Reader:
         start: Ops = [sync()] if consistent else []
         results = await connection.ask_all([*start, *reads])
         return results.values[len(start) :], results.zxid
+
+    async def _read_bundles(self, connection: Connection, reads: Ops) -> tuple[Sequence[Any], int]:
+        """As ``_read``, for what has small values."""
+        if not self._bundles:
+            return await self._read(connection, reads)
+        results = await connection.ask_all([read_all(part) for part in _slices(reads, _READS_IN_A_REQUEST)])
+        values: list[Any] = []
+        for bundle in results.values:
+            if isinstance(bundle, UnknownOperationError):
+                self._bundles = False
+                return await self._read(connection, reads)
+            if isinstance(bundle, StoreError):
+                raise bundle
+            values += bundle
+        return values, results.zxid
 
 
 def _is_within(path: str, directory: str) -> bool:

@@ -35,6 +35,7 @@ class _Interest:
         self.feed = feed
         self.connection = connection
         self.watched: set[str] = set()
+        self.is_gone = False
         self._changed: set[str] = set()
         self._wakeup: asyncio.Future[None] | None = None
         connection.closed.add_done_callback(self._wake)
@@ -233,10 +234,7 @@ class Watching:
             del self._armed[interest.connection, path]
             if is_over:
                 return
-            try:
-                interest.connection.send([remove_watches(znode(path))])
-            except NotReachableError:
-                return
+            _forget_watch(interest.connection, path)
 
     def _release(self, interest: _Interest) -> None:
         for path in tuple(interest.watched):
@@ -244,23 +242,22 @@ class Watching:
 
 
 class LeaseWatching:
-    """The watch of one key at a time on a lease's own session, with which ends what it leaves at the server.
+    """The watches of single keys on a session of leases.
 
-    The server keeps it until its event, which says that the key is gone or is to be read again. There is no need to
+    The server keeps each until its event, which says that the key is gone or is to be read again. There is no need to
     sync: the session has seen what it wrote and was answered, and what it waits for was there before.
     """
 
     def __init__(self) -> None:
         """Begin without any."""
-        self._interest: _Interest | None = None
-        self._is_gone = False
+        self._interests: defaultdict[str, set[_Interest]] = defaultdict(set)
 
     def dispatch(self, event: Event) -> None:
         """Take what the session's watches say."""
         path = path_of(event.path)
-        if self._interest is not None and self._interest.feed.path == path:
-            self._is_gone = event.is_deletion
-            self._interest.tell(path)
+        for interest in self._interests.get(path, ()):
+            interest.is_gone = event.is_deletion
+            interest.tell(path)
 
     async def follow(self, connection: Connection, feed: Feed) -> None:
         """Give a feed the state of its key, and return when that has changed, to be called again.
@@ -269,18 +266,35 @@ class LeaseWatching:
             NotReachableError: the connection ended.
             AccessDeniedError: the user may not read this.
         """
-        self._interest, self._is_gone = _Interest(feed, connection), False
+        interest, path = _Interest(feed, connection), feed.path
+        self._interests[path].add(interest)
+        is_left = True
         try:
-            results = await connection.ask_all([get(znode(feed.path), watch=True)])
-            found = _pair_of(feed.path, results.values[0])
+            results = await connection.ask_all([get(znode(path), watch=True)])
+            node = results.values[0]
+            found = _pair_of(path, node)
+            # What is this session's own goes before it does not matter any more.
+            is_left = found is not None and node.stat.owner != connection.welcome.session
             feed.reset([] if found is None else [found], results.zxid)
             if found is not None:
-                await self._interest.changed()
-            if self._is_gone:
+                await interest.changed()
+            is_left = False
+            if interest.is_gone:
                 feed.reset([], connection.zxid)
         finally:
-            self._interest.close()
-            self._interest = None
+            interest.close()
+            self._interests[path].discard(interest)
+            if not self._interests[path]:
+                del self._interests[path]
+                if is_left:
+                    _forget_watch(connection, path)
+
+
+def _forget_watch(connection: Connection, path: str) -> None:
+    try:
+        connection.send([remove_watches(znode(path))])
+    except NotReachableError:
+        return  # the watch has ended with the connection
 
 
 def _pair_of(path: str, node: Node | StoreError | None) -> KVPair | None:

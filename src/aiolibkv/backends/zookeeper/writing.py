@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiolibkv.backends.zookeeper.connection import Connection
 from aiolibkv.backends.zookeeper.operations import (
@@ -28,7 +28,9 @@ from aiolibkv.backends.zookeeper.operations import (
     check,
     create,
     delete,
+    get,
     set_data,
+    sync,
     transaction,
 )
 from aiolibkv.backends.zookeeper.tree import (
@@ -37,6 +39,7 @@ from aiolibkv.backends.zookeeper.tree import (
     Pruning,
     Reader,
     Subtree,
+    ancestors,
     delete_and_look,
     empty,
     is_idle,
@@ -45,6 +48,7 @@ from aiolibkv.backends.zookeeper.tree import (
     prune,
     read_place,
     read_places,
+    seen,
     tidy_from,
     znode,
 )
@@ -285,43 +289,73 @@ class Writer:
     ) -> None:
         """Delete a key, and the directories that it leaves without keys; see Driver.delete."""
         may_prune = True
+        place: Place | None = None
+        if call is not None and expected is None and guard is None:
+            place = await self._delete_at_once(call, connection, path)
+            if place is None:
+                return
         while True:
-            place = await read_place(connection, path)
+            place = place or await read_place(connection, path)
             key = place.key
             if key is None or (expected is not None and key.stat.index != expected):
                 await self._require(connection, guard)
                 raise KeyNotFoundError if key is None else KeyModifiedError
-            rest: str | None = path
-            if key.stat.children:
-                operations = empty(path, key.stat.version)
-                decisive = len(operations)
-            else:
-                operations = [delete(znode(path), ANY_VERSION if expected is None else key.stat.version)]
-                decisive = 1
-                rest = place.above[0][0] if place.above else None
-                if may_prune:
-                    pruning = prune(place.above)
-                    operations += pruning.operations
-                    rest = pruning.rest
+            deletion = _deletion(path, key, place.above if may_prune else (), expected)
             checks = self._checks(guard)
             try:
                 connection.check_open()
                 if call is not None:
                     call.writing()
-                is_idle_now = await delete_and_look(connection, checks + operations, rest)
+                is_idle_now = await delete_and_look(connection, checks + deletion.operations, deletion.rest)
             except TransactionRefusedError as error:
                 if call is not None:
                     call.settled()
-                if error.position < len(checks):
+                position = error.position - len(checks)
+                if position < 0:
                     raise _guard_failed(error) from error
-                if isinstance(error.reason, AccessDeniedError) and error.position >= len(checks) + decisive:
+                if isinstance(error.reason, AccessDeniedError) and position >= deletion.decisive:
                     may_prune = False
                 elif not is_retried(error.reason):
                     raise error.reason from error
+                place = None
                 continue
-            if is_idle_now and rest is not None:
-                await self._tidy_after(connection, rest)
+            if is_idle_now and deletion.rest is not None:
+                await self._tidy_after(connection, [(deletion.rest, None)])
             return
+
+    async def _delete_at_once(self, call: Call, connection: Connection, path: str) -> Place | None:
+        """Delete a key without children in one round trip; returns None, or what is there when that was refused.
+
+        It is written before it is deleted, in one transaction, whose answer so tells its version: what was read in
+        front of that, and may have been an implicit parent, is known to be what was deleted.
+        """
+        node, directories = znode(path), ancestors(path)
+        connection.check_open()
+        call.writing()
+        deletion = transaction([set_data(node, None), delete(node)])
+        reads = [get(znode(directory)) for directory in directories]
+        _, read, deleted, *found = (await connection.ask_all([sync(), get(node), deletion, *reads])).values
+        above = [(directory, seen(result)) for directory, result in zip(directories, found, strict=True)]
+        if isinstance(deleted, StoreError):
+            call.settled()
+            if isinstance(read, StoreError) and not isinstance(read, NoNodeError):
+                raise read
+            return Place(read if isinstance(read, Node) else None, above)
+        if above and is_idle(above[0][1], 0):
+            await self._tidy_after(connection, above)
+        if isinstance(read, Node) and read.data is None and deleted[0].version == read.stat.version + 1:
+            call.settled()
+            raise KeyNotFoundError
+        return None
+
+    async def delete_places(self, connection: Connection, paths: Sequence[str]) -> None:
+        """Delete nodes whose names nobody else uses, in one round trip; what is gone is gone."""
+        await self._delete_all(connection, [delete(znode(path)) for path in paths])
+
+    async def _delete_all(self, connection: Connection, deletions: Ops) -> None:
+        for result in (await connection.ask_all(deletions)).values:
+            if isinstance(result, StoreError) and not isinstance(result, NoNodeError):
+                raise result
 
     async def delete_exactly(self, connection: Connection, path: str, index: int) -> None:
         """Delete a key if it is still at an index; may be repeated."""
@@ -343,7 +377,7 @@ class Writer:
             NotReachableError: the connection ended.
         """
         for path in await self._reader.find_idle(connection, directories):
-            await tidy_from(connection, path)
+            await tidy_from(connection, [(path, None)])
 
     async def _sweep(self, connection: Connection, path: str) -> bool:
         """Prune directories below a path that hold no keys, as the server leaves them when a session ends.
@@ -363,16 +397,16 @@ class Writer:
             if node is not None:
                 if lowest == pruned or not is_idle(node, 0):
                     return False
-                await tidy_from(connection, lowest)
+                await tidy_from(connection, [(lowest, None)])
                 pruned = lowest
 
     async def _look_into(self, connection: Connection, path: str) -> tuple[str, Node | None, Sequence[str]]:
         (found,) = [found[:3] async for found in self._reader.read_nodes(connection, [path])]
         return found
 
-    async def _tidy_after(self, connection: Connection, rest: str) -> None:
+    async def _tidy_after(self, connection: Connection, above: Sequence[tuple[str, Node | None]]) -> None:
         try:
-            await tidy_from(connection, rest)
+            await tidy_from(connection, above)
         except StoreError as error:
             _log.debug("zookeeper: an empty directory was left: %s", error)
 
@@ -415,25 +449,34 @@ class Writer:
                     raise error.reason from error
                 continue
             if is_idle_now and rest is not None:
-                await self._tidy_after(connection, rest)
+                await self._tidy_after(connection, [(rest, None)])
             return Removed(deleted, exists=False)
 
     # -- locks -------------------------------------------------------------------------------------------------------
 
-    async def acquire(self, call: Call, connection: Connection, path: str, value: bytes) -> tuple[Stat, int]:
+    async def acquire(
+        self, call: Call, connection: Connection, path: str, value: bytes, holder: int
+    ) -> tuple[Stat, int]:
         """Create a lock's key for the connection's session, and count the acquisition.
+
+        Args:
+            call: told when the write is sent and when its answer is known.
+            connection: of the session.
+            path: the key.
+            value: its value.
+            holder: a number that no other acquisition has.
 
         Returns:
             The key's stat, and the token of the acquisition, which guards compare.
         """
-        node, epoch, session = znode(path), self._epoch(path), connection.welcome.session
+        node, epoch = znode(path), self._epoch(path)
         acquire: Ops = [
             create(node, b"", self._acl, ephemeral=True),
             *(set_data(node, b"") for _ in range(self._lock_version - 1)),
             set_data(node, value),
         ]
         count: Ops = [
-            create(znode(_holder(epoch, session)), None, self._acl, ephemeral=True),
+            create(znode(_holder(epoch, holder)), None, self._acl, ephemeral=True),
             set_data(znode(epoch), b""),
         ]
         places: Sequence[Place] = []
@@ -447,7 +490,7 @@ class Writer:
                 operations = [*take, create(znode(epoch), b"", self._acl), *count]
             try:
                 results = await self._create(call, connection, operations, len(value), places, None)
-                return results[len(take) - 1], _token(session, results[-1].version)
+                return results[len(take) - 1], _token(holder, results[-1].version)
             except EphemeralParentError as error:
                 raise _no_children() from error
             except (NoNodeError, NodeExistsError, BadVersionError, NotEmptyError) as error:
@@ -458,21 +501,84 @@ class Writer:
             if places[0].node is not None and places[0].node.stat.children and not await self._sweep(connection, path):
                 raise _no_children()
 
-    async def find_acquired(self, connection: Connection, path: str) -> tuple[Stat, int] | None:
-        """Return what ``acquire`` would have, if it was carried out for the connection's session.
+    async def find_acquired(self, connection: Connection, path: str, holder: int) -> tuple[Stat, int] | None:
+        """Return what ``acquire`` would have, if it was carried out.
 
         Raises:
             LeaseLost: it was, and somebody has taken the lock away since.
         """
-        session, path_of_epoch = connection.welcome.session, self._epoch(path)
-        lock, epoch, holder = await read_places(connection, [path, path_of_epoch, _holder(path_of_epoch, session)])
-        if holder.node is None:
+        path_of_epoch = self._epoch(path)
+        lock, epoch, found = await read_places(connection, [path, path_of_epoch, _holder(path_of_epoch, holder)])
+        if found.node is None:
             return None
         if lock.node is None or epoch.node is None:
             raise LeaseLost
-        if (lock.node.stat.owner, lock.node.stat.version) != (session, self._lock_version):
+        if (lock.node.stat.owner, lock.node.stat.version) != (connection.welcome.session, self._lock_version):
             raise LeaseLost
-        return lock.node.stat, _token(session, epoch.node.stat.version)
+        return lock.node.stat, _token(holder, epoch.node.stat.version)
+
+    async def release(
+        self,
+        connection: Connection,
+        path: str,
+        holder: int,
+        token: int | None,
+        places: Sequence[str],
+        *,
+        is_key: bool,
+    ) -> bool:
+        """Delete a lock's key if its acquisition still stands, and what was left of that otherwise; may be repeated.
+
+        Args:
+            connection: of the session that acquired it.
+            path: the key.
+            holder: the number of the acquisition.
+            token: of the acquisition; None when it is not known whether it was carried out.
+            places: nodes whose names nobody else uses, which are deleted as well.
+            is_key: whether the session has written the lock's key meanwhile as one that is not to go.
+
+        Returns:
+            Whether the acquisition stood.
+        """
+        if token is None:
+            token = await self._find_token(connection, path, holder)
+        left = delete(znode(_holder(self._epoch(path), holder)))
+        deletions: Ops = [delete(znode(place)) for place in places]
+        if token is not None:
+            checks = self._checks(Guard(path, token))
+            decisive = [*checks, delete(znode(path), self._lock_version), left]
+            try:
+                await connection.ask(transaction([*decisive, *deletions]))
+            except TransactionRefusedError as error:
+                if not is_retried(error.reason):
+                    raise error.reason from error
+                if error.position >= len(decisive):
+                    # A place has gone already: each is then deleted by itself.
+                    await self._delete_all(connection, deletions)
+                    return await self.release(connection, path, holder, token, [], is_key=is_key)
+            else:
+                return True
+            if not is_key:
+                await self._delete_overwritten(connection, path, checks[1:])
+        await self._delete_all(connection, [left, *deletions])
+        return False
+
+    async def _find_token(self, connection: Connection, path: str, holder: int) -> int | None:
+        path_of_epoch = self._epoch(path)
+        epoch, found = await read_places(connection, [path_of_epoch, _holder(path_of_epoch, holder)])
+        return None if epoch.node is None or found.node is None else _token(holder, epoch.node.stat.version)
+
+    async def _delete_overwritten(self, connection: Connection, path: str, checks: Ops) -> None:
+        """Delete a lock's node that others have written since, but which lives with the session of the holder.
+
+        It always went with its holder; a store that writes a lock's key makes a node of its own of it.
+        """
+        node = (await read_place(connection, path)).node
+        if node is not None and node.stat.owner == connection.welcome.session:
+            try:
+                await connection.ask(transaction([*checks, delete(znode(path), node.stat.version)]))
+            except TransactionRefusedError as error:
+                _log.debug("zookeeper: a lock's node is somebody else's: %s", error)
 
     def _epoch(self, path: str) -> str:
         return f"{self._hidden}epochs/{blake2b(path.encode(), digest_size=16).hexdigest()}"
@@ -481,11 +587,11 @@ class Writer:
         if guard is None:
             return []
         epoch = self._epoch(guard.path)
-        session, version = divmod(guard.token, _VERSIONS)
+        holder, version = divmod(guard.token, _VERSIONS)
         return [
             check(znode(guard.path), self._lock_version),
             check(znode(epoch), version),
-            check(znode(_holder(epoch, session))),
+            check(znode(_holder(epoch, holder))),
         ]
 
     async def _require(self, connection: Connection, guard: Guard | None) -> None:
@@ -528,13 +634,13 @@ def _unexpected(place: Place, expected: int) -> StoreError | None:
     return None if place.key is not None and place.key.stat.index == expected else KeyModifiedError()
 
 
-def _holder(epoch: str, session: int) -> str:
+def _holder(epoch: str, number: int) -> str:
     """Return the node that keeps an epoch from being deleted and made again while a guard may be of the old one."""
-    return f"{epoch}/{session}"
+    return f"{epoch}/{number}"
 
 
-def _token(session: int, version: int) -> int:
-    return session * _VERSIONS + version
+def _token(holder: int, version: int) -> int:
+    return holder * _VERSIONS + version
 
 
 def _no_children() -> StoreError:
@@ -543,6 +649,29 @@ def _no_children() -> StoreError:
 
 def _guard_failed(error: TransactionRefusedError) -> StoreError:
     return LockLostError() if is_retried(error.reason) else error.reason
+
+
+class _Deletion(NamedTuple):
+    """How a key is deleted.
+
+    Attributes:
+        operations: of the transaction.
+        decisive: how many of them delete the key; those after them prune.
+        rest: the directory that is to be looked at afterwards.
+    """
+
+    operations: Ops
+    decisive: int
+    rest: str | None
+
+
+def _deletion(path: str, key: Node, above: Sequence[tuple[str, Node | None]], expected: int | None) -> _Deletion:
+    if key.stat.children:
+        operations = empty(path, key.stat.version)
+        return _Deletion(operations, len(operations), path)
+    pruning = prune(above) if above else Pruning([], next(iter(ancestors(path)), None))
+    first = delete(znode(path), ANY_VERSION if expected is None else key.stat.version)
+    return _Deletion([first, *pruning.operations], 1, pruning.rest)
 
 
 def _prune_tree(directory: str, tree: Subtree) -> Pruning:
