@@ -56,6 +56,9 @@ _WATCH = "/etcdserverpb.Watch/Watch"
 
 _log = logging.getLogger("aiolibkv")
 
+_ANSWERING_TIME = 1.5
+_ANSWERING_SHARE = 0.3
+"""Seconds, or if that is more a share of connection_timeout, that a server has to give a sign of life."""
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 _CLOSING_TIME = 0.5
@@ -274,7 +277,8 @@ class Connection:
 
     async def _open_link(self, limit: float) -> Link:
         endpoint = self._endpoints.current
-        link = Link(endpoint, Channel(endpoint, self._names, self._tls, limit), self.lost)
+        answering_time = max(_ANSWERING_TIME, _ANSWERING_SHARE * self._config.connection_timeout)
+        link = Link(endpoint, Channel(endpoint, self._names, self._tls, limit), self.lost, answering_time)
         try:
             async with asyncio.timeout(limit):
                 await self._greet(link)

@@ -8,6 +8,7 @@ once, and a proxy asks the server behind it. No answer means that the link is lo
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from aiolibkv.backends.etcd.channel import Channel, Metadata, RpcFailedError, Stream
@@ -25,7 +26,6 @@ _PATIENCE = 1.0
 """Seconds that a call may wait before the server is asked."""
 _SILENCE = 1.5
 """Seconds that open streams may be silent before the server is asked."""
-_ANSWERING_STEPS = 3
 _ANSWERING_STEP = 0.5
 """Seconds, in steps: a stall of this process itself then costs one step, and is not taken for one of the server's."""
 
@@ -33,14 +33,18 @@ _ANSWERING_STEP = 0.5
 class Link:
     """A channel to an endpoint that reports when the server has become mute."""
 
-    def __init__(self, endpoint: Endpoint, channel: Channel, lost: Callable[[Link, str], None]) -> None:
+    def __init__(
+        self, endpoint: Endpoint, channel: Channel, lost: Callable[[Link, str], None], answering_time: float
+    ) -> None:
         """Make a link; nothing is sent.
 
         Args:
             endpoint: the server.
             channel: to that server.
             lost: called with the link and a reason when the server does not answer any more.
+            answering_time: seconds within which a server that lives answers.
         """
+        self._answering_steps = math.ceil(answering_time / _ANSWERING_STEP)
         self.endpoint = endpoint
         self._channel = channel
         self._lost = lost
@@ -158,7 +162,7 @@ class Link:
 
     async def _ask(self) -> None:
         asked = self._tasks.start(self._answers())
-        for _ in range(_ANSWERING_STEPS):
+        for _ in range(self._answering_steps):
             await asyncio.wait({asked}, timeout=_ANSWERING_STEP)
             if asked.done():
                 break
