@@ -1,0 +1,221 @@
+"""Locks that several hold at once, or wait for in one line: each holder and waiter has a place, which is itself a lock.
+
+A place is a lock at ``<name>/line/<n>``, so it goes with its holder, is guarded and fenced. Places are ordered by their
+index. Those ahead of a place only become fewer: what admits it once admits it for good, however late it learns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from itertools import count, islice
+from types import TracebackType
+from uuid import uuid4
+
+from aiolibkv.coordination.attempts import Attempts
+from aiolibkv.coordination.holding import WhileHeld
+from aiolibkv.errors import CannotLockError, KeyNotFoundError, LockLostError, NotReachableError, RequestTimeoutError
+from aiolibkv.keys import normalize_key
+from aiolibkv.protocol import AsyncStore, HeldLock, Lock
+from aiolibkv.types import KVPair
+
+DEFAULT_TTL = 15.0
+
+_CHOICE = 16
+"""Of so many free places a newcomer takes any: those that come together do not all try for the first."""
+
+
+class PlaceLock(ABC):
+    """A lock that is held as soon as its place in a line admits it; used like a Lock."""
+
+    def __init__(self, store: AsyncStore, name: str, *, kind: str, ttl: float) -> None:
+        """Make a lock; nothing is sent until it is acquired.
+
+        Args:
+            store: where the line is.
+            name: the directory of the line.
+            kind: what the value of a place begins with.
+            ttl: seconds after which a dead holder's place is free.
+        """
+        self._store = store
+        self._name = normalize_key(name)
+        self._kind = kind
+        self._ttl = ttl
+        self._attempts = Attempts(store, self._name, f"a place at {self._name!r}", ttl)
+        self._number: int | None = None
+        self._lock: Lock | None = None
+        self._held: HeldLock | None = None
+        self._block: WhileHeld | None = None
+        self._is_waiting = False
+        # As a Lock does, it refuses at once a ttl that cannot be.
+        store.new_lock(self._place(0), ttl=ttl)
+
+    @abstractmethod
+    async def _is_admitted(self, pairs: Sequence[KVPair], ahead: Sequence[KVPair], held: HeldLock) -> bool:
+        """Tell whether a place is admitted.
+
+        Args:
+            pairs: what is below the name.
+            ahead: the places that come before, among them.
+            held: the place.
+        """
+
+    async def acquire(self) -> HeldLock:
+        """Take a place in the line and wait until it is admitted, through outages; see ``Lock.acquire``.
+
+        Returns:
+            The place, held as a lock.
+
+        Raises:
+            CannotLockError: it is held or waited for already.
+
+        Cancellation: the place is given up, and nothing of it is left behind.
+        Cost: about two lists and the acquisition of a lock; while it waits a watch of the line.
+        """
+        held = await self._contend(wait=True)
+        assert held is not None, "waited"
+        return held
+
+    async def try_acquire(self) -> HeldLock | None:
+        """Acquire it if that needs no waiting; see ``Lock.try_acquire``.
+
+        Returns:
+            The place, held as a lock; None when it is not admitted now.
+
+        Raises:
+            CannotLockError: it is held or waited for already.
+
+        Cancellation: it is not held, and nothing is left behind.
+        Cost: about two lists and the acquisition of a lock.
+        """
+        return await self._contend(wait=False)
+
+    async def release(self) -> None:
+        """Give up the place; nothing is done when it was lost. A body in another task is cancelled, as by a loss.
+
+        Raises:
+            CannotLockError: it was never acquired, or released already.
+
+        Cancellation: the place is given up all the same.
+        Cost: that of releasing a lock.
+        """
+        held, lock = self._held, self._lock
+        if held is None or lock is None:
+            raise CannotLockError("it was not acquired", key=self._name)
+        if held.is_held:
+            self._held = None
+            if self._block is not None and self._block.is_own:
+                self._block.release()
+            await lock.release()
+
+    async def __aenter__(self) -> HeldLock:
+        """Acquire it, and have the body cancelled when the place is lost."""
+        held = await self.acquire()
+        self._block = WhileHeld(held)
+        await self._block.__aenter__()
+        return held
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give up the place; raise LockLostError when it was lost, unless the body failed by itself."""
+        block, self._block = self._block, None
+        assert block is not None, "entered"
+        try:
+            await block.__aexit__(kind, error, trace)
+        finally:
+            if self._held is not None:
+                await self.release()
+
+    async def _contend(self, *, wait: bool) -> HeldLock | None:
+        if self._is_waiting or self._block is not None or (self._held is not None and self._held.is_held):
+            raise CannotLockError("it is held or waited for", key=self._name)
+        self._is_waiting = True
+        try:
+            while True:
+                try:
+                    return await self._try_once(wait=wait)
+                except (NotReachableError, RequestTimeoutError) as error:
+                    if not wait:
+                        raise
+                    await self._attempts.failed(error)
+                except LockLostError:
+                    if not wait:
+                        return None
+        finally:
+            self._is_waiting = False
+
+    async def _try_once(self, *, wait: bool) -> HeldLock | None:
+        """Take a place and see, or wait, whether it is admitted."""
+        pairs = await self._list()
+        await self._prepare(pairs)
+        lock, held = await self._take_place(pairs)
+        is_admitted = False
+        try:
+            async with WhileHeld(held):
+                is_admitted = await self._is_ahead(await self._list(), held) or (wait and await self._follow(held))
+            if not is_admitted:
+                return None
+            self._lock, self._held = lock, held
+            self._attempts.succeeded()
+            return held
+        finally:
+            if self._held is not held:
+                await lock.release()
+
+    async def _prepare(self, pairs: Sequence[KVPair]) -> None:
+        """See to what the line needs besides its places, before one is taken."""
+
+    async def _take_place(self, pairs: Iterable[KVPair]) -> tuple[Lock, HeldLock]:
+        taken = {pair.key for pair in pairs}
+        free = (number for number in count() if self._place(number) not in taken)
+        some = list(islice(free, _CHOICE))
+        random.shuffle(some)
+        if self._number is not None and self._place(self._number) not in taken:
+            some.insert(0, self._number)
+        for number in some:
+            held = await self._try_place(number)
+            if held is not None:
+                return held
+        for number in free:
+            held = await self._try_place(number)
+            if held is not None:
+                return held
+        raise AssertionError("there is no end of numbers")
+
+    async def _try_place(self, number: int) -> tuple[Lock, HeldLock] | None:
+        value = f"{self._kind} {uuid4().hex}".encode()
+        lock = self._store.new_lock(self._place(number), value=value, ttl=self._ttl)
+        held = await lock.try_acquire()
+        if held is None:
+            return None
+        self._number = number
+        return lock, held
+
+    async def _follow(self, held: HeldLock) -> bool:
+        async with self._store.watch_tree(self._name) as watch:
+            async for snapshot in watch:
+                if await self._is_ahead(snapshot, held):
+                    return True
+        return False
+
+    async def _is_ahead(self, pairs: Sequence[KVPair], held: HeldLock) -> bool:
+        own = next((pair for pair in pairs if pair.key == held.key and pair.value == held.value), None)
+        if own is None:
+            return False
+        ahead = [pair for pair in pairs if self._is_place(pair) and pair.last_index < own.last_index]
+        return await self._is_admitted(pairs, ahead, held) and held.is_held
+
+    async def _list(self) -> Sequence[KVPair]:
+        try:
+            return await self._store.list(self._name)
+        except KeyNotFoundError:
+            return []
+
+    def _place(self, number: int) -> str:
+        return f"{self._name}/line/{number}"
+
+    def _is_place(self, pair: KVPair) -> bool:
+        return pair.key.startswith(f"{self._name}/line/")
