@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
+from datetime import datetime
 from typing import TypeVar
 
 import pytest
 import pytest_asyncio
 
-from aiolibkv import Candidate, Discovery, Follower, HeldLock, KVPair, Mirror, update
+from aiolibkv import (
+    Candidate,
+    Discovery,
+    Follower,
+    HeldLock,
+    KVPair,
+    Lock,
+    Mirror,
+    PeriodicJob,
+    ReadWriteLock,
+    Semaphore,
+    update,
+)
 from aiolibkv.testing.scale import eventually, scaled
 from faults.single import Ground, Scene, on_scene
 from faults.stepping import MOMENTS, every_step, steps
@@ -236,6 +249,62 @@ async def test_a_mirror(scene: Scene) -> None:
     for step in every_step():
         await step(reflect())
     await scene.other.delete("config/a")
+
+
+# -- semaphores, readers and writers, jobs ----------------------------------------------------------------------------
+
+
+async def hold(lock: Lock) -> None:
+    async with lock as held:
+        assert held.is_held
+
+
+async def test_a_semaphore(scene: Scene) -> None:
+    await scene.other.put("pool/permits", b"1")
+    for step in every_step():
+        await step(hold(Semaphore(scene.store, "pool", permits=1, ttl=TTL)))
+        await eventually(lambda: scene.is_free("pool/line"), within=10, message="nobody stands in line")
+    assert await Semaphore(scene.other, "pool", permits=1, ttl=TTL).try_acquire() is not None
+    await scene.other.delete_tree("pool")
+
+
+async def test_a_semaphore_that_is_full(scene: Scene) -> None:
+    await scene.other.put("pool/permits", b"1")
+    for moment in MOMENTS:
+        async with Semaphore(scene.other, "pool", permits=1, ttl=TTL) as held:
+            for step in steps(moment):
+                await step(Semaphore(scene.store, "pool", permits=1, ttl=TTL).acquire(), idle=IDLE)
+            assert held.is_held
+        await eventually(lambda: scene.is_free("pool/line"), within=10, message="nobody stands in line")
+    await scene.other.delete_tree("pool")
+
+
+async def test_a_reader_and_a_writer(scene: Scene) -> None:
+    here = ReadWriteLock(scene.store, "table", ttl=TTL)
+    for make in (here.reading, here.writing):
+        for step in every_step():
+            await step(hold(make()))
+            await eventually(lambda: scene.is_free("table"), within=10, message="nobody stands in line")
+
+
+async def test_a_periodic_job(scene: Scene) -> None:
+    slots: list[datetime] = []
+
+    async def work(slot: datetime, held: HeldLock) -> None:
+        slots.append(slot)
+        await scene.store.put("work", b"", guard=held)
+        raise ZeroDivisionError
+
+    async def run() -> None:
+        with pytest.raises(ZeroDivisionError):
+            await PeriodicJob(scene.store, "job", every=0.01, ttl=TTL).run(work)
+
+    for step in every_step():
+        await step(run())
+        await eventually(lambda: scene.is_free("job/leader"), within=10, message="nobody leads")
+    assert slots == sorted(set(slots))
+    for key in ("work", "job/slot"):
+        await scene.other.delete(key)
 
 
 # -- update ------------------------------------------------------------------------------------------------------------

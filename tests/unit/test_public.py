@@ -55,6 +55,10 @@ Discovery.register(self, service, address, *, id=None, metadata=None, ttl=20.0)
 Discovery.instances(self, service)
 Discovery.services(self)
 Discovery.watch(self, service)
+PeriodicJob.run(self, work)
+Semaphore.resize(self, permits)
+ReadWriteLock.reading(self)
+ReadWriteLock.writing(self)
 Mirror.get(self, key)
 Mirror.wait_for(self, index)
 Mirror.changes(self)
@@ -65,7 +69,7 @@ AccessDeniedError BackendNotSupportedError CallNotSupportedError CannotLockError
 KeyModifiedError KeyNotFoundError LockLostError NotReachableError PreviousNotSpecifiedError RequestTimeoutError
 StoreClosedError StoreError ValueTooLargeError
 AsyncStore Candidate Capabilities Change Check Config Delete Discovery Election Follower HeldLock Instance KVPair Lock
-Mirror Namespace Put Registration Scan Snapshot
+Mirror Namespace PeriodicJob Put ReadWriteLock Registration Scan Semaphore Snapshot
 Watch
 """
 

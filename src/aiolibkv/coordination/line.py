@@ -6,11 +6,10 @@ index. Those ahead of a place only become fewer: what admits it once admits it f
 
 from __future__ import annotations
 
-import asyncio
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from itertools import count, islice
+from collections.abc import Sequence
+from itertools import chain, count, islice
 from types import TracebackType
 from uuid import uuid4
 
@@ -149,13 +148,11 @@ class PlaceLock(ABC):
 
     async def _try_once(self, *, wait: bool) -> HeldLock | None:
         """Take a place and see, or wait, whether it is admitted."""
-        pairs = await self._list()
-        await self._prepare(pairs)
-        lock, held = await self._take_place(pairs)
+        lock, held = await self._take_place()
         is_admitted = False
         try:
             async with WhileHeld(held):
-                is_admitted = await self._is_ahead(await self._list(), held) or (wait and await self._follow(held))
+                is_admitted = await self._is_next(await self._list(), held) if not wait else await self._wait(held)
             if not is_admitted:
                 return None
             self._lock, self._held = lock, held
@@ -165,24 +162,39 @@ class PlaceLock(ABC):
             if self._held is not held:
                 await lock.release()
 
-    async def _prepare(self, pairs: Sequence[KVPair]) -> None:
-        """See to what the line needs besides its places, before one is taken."""
+    async def _wait(self, held: HeldLock) -> bool:
+        """Wait until a place is admitted; an outage does not cost it."""
+        while True:
+            try:
+                if await self._is_next(await self._list(), held) or await self._follow(held):
+                    return True
+            except (NotReachableError, RequestTimeoutError) as error:
+                await self._attempts.failed(error)
 
-    async def _take_place(self, pairs: Iterable[KVPair]) -> tuple[Lock, HeldLock]:
-        taken = {pair.key for pair in pairs}
-        free = (number for number in count() if self._place(number) not in taken)
-        some = list(islice(free, _CHOICE))
-        random.shuffle(some)
-        if self._number is not None and self._place(self._number) not in taken:
-            some.insert(0, self._number)
-        for number in some:
-            held = await self._try_place(number)
-            if held is not None:
-                return held
-        for number in free:
-            held = await self._try_place(number)
-            if held is not None:
-                return held
+    async def _follow(self, held: HeldLock) -> bool:
+        async with self._store.watch_tree(self._name) as watch:
+            async for snapshot in watch:
+                if await self._is_next(snapshot, held):
+                    return True
+        return False
+
+    async def _is_next(self, pairs: Sequence[KVPair], held: HeldLock) -> bool:
+        own = next((pair for pair in pairs if pair.key == held.key and pair.value == held.value), None)
+        if own is None:
+            return False
+        places = f"{self._name}/line/"
+        ahead = [pair for pair in pairs if pair.key.startswith(places) and pair.last_index < own.last_index]
+        return await self._is_admitted(pairs, ahead, held) and held.is_held
+
+    async def _take_place(self) -> tuple[Lock, HeldLock]:
+        """Take the place of the last time, one of the first that are free, or a later one: numbers are used again."""
+        if self._number is not None and (taken := await self._try_place(self._number)) is not None:
+            return taken
+        others = {pair.key for pair in await self._list()}
+        free = (number for number in count() if self._place(number) not in others)
+        for number in chain(random.sample(list(islice(free, _CHOICE)), _CHOICE), free):
+            if (taken := await self._try_place(number)) is not None:
+                return taken
         raise AssertionError("there is no end of numbers")
 
     async def _try_place(self, number: int) -> tuple[Lock, HeldLock] | None:
@@ -194,20 +206,6 @@ class PlaceLock(ABC):
         self._number = number
         return lock, held
 
-    async def _follow(self, held: HeldLock) -> bool:
-        async with self._store.watch_tree(self._name) as watch:
-            async for snapshot in watch:
-                if await self._is_ahead(snapshot, held):
-                    return True
-        return False
-
-    async def _is_ahead(self, pairs: Sequence[KVPair], held: HeldLock) -> bool:
-        own = next((pair for pair in pairs if pair.key == held.key and pair.value == held.value), None)
-        if own is None:
-            return False
-        ahead = [pair for pair in pairs if self._is_place(pair) and pair.last_index < own.last_index]
-        return await self._is_admitted(pairs, ahead, held) and held.is_held
-
     async def _list(self) -> Sequence[KVPair]:
         try:
             return await self._store.list(self._name)
@@ -216,6 +214,3 @@ class PlaceLock(ABC):
 
     def _place(self, number: int) -> str:
         return f"{self._name}/line/{number}"
-
-    def _is_place(self, pair: KVPair) -> bool:
-        return pair.key.startswith(f"{self._name}/line/")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aiolibkv.coordination.line import DEFAULT_TTL, PlaceLock
-from aiolibkv.errors import KeyExistsError, KeyModifiedError, KeyNotFoundError
+from aiolibkv.errors import KeyExistsError, KeyNotFoundError
 from aiolibkv.protocol import AsyncStore, HeldLock
-from aiolibkv.types import Check, KVPair
+from aiolibkv.types import KVPair
 
 
 class Semaphore(PlaceLock):
@@ -53,34 +53,25 @@ class Semaphore(PlaceLock):
         await self._store.put(self._record, b"%d" % _checked(permits))
         self._permits, self._is_agreed = permits, True
 
-    async def _prepare(self, pairs: Sequence[KVPair]) -> None:
-        record = self._find_record(pairs)
-        while record is None:
+    async def _is_admitted(self, pairs: Sequence[KVPair], ahead: Sequence[KVPair], held: HeldLock) -> bool:
+        record = next((pair for pair in pairs if pair.key == self._record), None)
+        if record is None:
             try:
                 record = await self._store.atomic_put(self._record, b"%d" % self._permits, None)
             except KeyExistsError:
-                try:
-                    record = await self._store.get(self._record)
-                except KeyNotFoundError:
-                    continue
-        self._agree(record)
-
-    async def _is_admitted(self, pairs: Sequence[KVPair], ahead: Sequence[KVPair], held: HeldLock) -> bool:
-        record = self._find_record(pairs)
-        if record is None or len(ahead) >= self._agree(record):
+                return await self._is_next(await self._list(), held)
+        if len(ahead) >= self._agree(record):
             return False
+        # The places ahead only become fewer: if the number is still that, the place is admitted at this moment.
         try:
-            # The number is still that, and so the places ahead are fewer than it at this moment.
-            await self._store.commit(Check(self._record, record), guard=held)
-        except KeyModifiedError:
-            return await self._is_ahead(await self._list(), held)
-        return True
-
-    def _find_record(self, pairs: Sequence[KVPair]) -> KVPair | None:
-        return next((pair for pair in pairs if pair.key == self._record), None)
+            if await self._store.get(self._record) == record:
+                return True
+        except KeyNotFoundError:
+            pass
+        return await self._is_next(await self._list(), held)
 
     def _agree(self, record: KVPair) -> int:
-        """Return the number in the store; refuse one that differs from what was given, until both were the same once."""
+        """Return the number in the store; refuse another than was given, until both were the same once."""
         if not record.value.isdigit() or int(record.value) < 1:
             raise ValueError(f"{record.key!r} is {record.value!r}, and no number of permits")
         permits = int(record.value)

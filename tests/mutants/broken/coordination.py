@@ -1,20 +1,38 @@
-"""Elections, discovery and mirrors, broken."""
+"""What is made of a store, broken."""
+
+# ruff: noqa: ARG001, ARG005 - what is patched keeps its signature
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from aiolibkv import Candidate, Discovery, HeldLock, KVPair, LockLostError, Mirror, Registration, Snapshot
-from aiolibkv.coordination import mirror, view
+from aiolibkv import (
+    Candidate,
+    Discovery,
+    HeldLock,
+    KVPair,
+    LockLostError,
+    Mirror,
+    PeriodicJob,
+    Registration,
+    Semaphore,
+    Snapshot,
+)
+from aiolibkv.coordination import mirror, periodic, readwrite, view
 from aiolibkv.coordination.election import Campaign, Election
 from aiolibkv.coordination.holding import WhileHeld
+from aiolibkv.coordination.line import PlaceLock
 from aiolibkv.testing.conformance.coordinating import Coordinating
 from aiolibkv.testing.conformance.electing import Electing
 from aiolibkv.testing.conformance.mirroring import Mirroring
+from aiolibkv.testing.conformance.permitting import Permitting
+from aiolibkv.testing.conformance.repeating import Repeating
 from mutants.broken.registry import mutant
 
 
@@ -152,3 +170,100 @@ def changes_are_those_of_the_mirror(patch: pytest.MonkeyPatch) -> None:
         return list(after.changes)
 
     patch.setattr(mirror, "_differences", last)
+
+
+@mutant(Permitting)
+def permits_are_kept_after_a_cancellation(patch: pytest.MonkeyPatch) -> None:
+    """Who is cancelled while it waits leaves its place in the line."""
+
+    async def stay(self: PlaceLock, held: HeldLock) -> bool:
+        try:
+            return await wait(self, held)
+        except asyncio.CancelledError:
+            self._held = held
+            raise
+
+    wait = PlaceLock._wait
+    patch.setattr(PlaceLock, "_wait", stay)
+
+
+@mutant(Permitting)
+def one_permit_too_many(patch: pytest.MonkeyPatch) -> None:
+    """The number of permits counts who is ahead and not who holds."""
+
+    async def admit(self: Semaphore, pairs: Sequence[KVPair], ahead: Sequence[KVPair], held: HeldLock) -> bool:
+        return await admitted(self, pairs, ahead[1:], held)
+
+    admitted = Semaphore._is_admitted
+    patch.setattr(Semaphore, "_is_admitted", admit)
+
+
+@mutant(Permitting)
+def who_waits_is_passed(patch: pytest.MonkeyPatch) -> None:
+    """The last one in the line is served first."""
+
+    async def reverse(self: PlaceLock, pairs: Sequence[KVPair], held: HeldLock) -> bool:
+        return await in_order(self, [KVPair(pair.key, pair.value, -pair.last_index) for pair in pairs], held)
+
+    in_order = PlaceLock._is_next
+    patch.setattr(PlaceLock, "_is_next", reverse)
+
+
+@mutant(Permitting)
+def numbers_of_permits_may_differ(patch: pytest.MonkeyPatch) -> None:
+    """Each process has a number of its own."""
+    patch.setattr(Semaphore, "_agree", lambda self, _: self._permits)
+
+
+@mutant(Permitting)
+def a_writer_does_not_wait(patch: pytest.MonkeyPatch) -> None:
+    """A writer enters while readers are ahead."""
+
+    async def admit(self: PlaceLock, pairs: Sequence[KVPair], ahead: Sequence[KVPair], held: HeldLock) -> bool:
+        return not any(pair.value.startswith(b"write") for pair in ahead)
+
+    patch.setattr(readwrite._Writing, "_is_admitted", admit)
+
+
+@mutant(Permitting)
+def readers_pass_a_writer_that_waits(patch: pytest.MonkeyPatch) -> None:
+    """A reader enters whenever another one is inside."""
+
+    async def admit(self: PlaceLock, pairs: Sequence[KVPair], ahead: Sequence[KVPair], held: HeldLock) -> bool:
+        return not ahead or ahead[0].value.startswith(b"read")
+
+    patch.setattr(readwrite._Reading, "_is_admitted", admit)
+
+
+@mutant(Repeating)
+def slots_are_claimed_afterwards(patch: pytest.MonkeyPatch) -> None:
+    """A slot whose work was cut short begins again."""
+
+    async def run(self: PeriodicJob, work: Callable[[datetime, HeldLock], Awaitable[object]]) -> None:
+        async def lead(held: HeldLock) -> None:
+            while True:
+                record = await self._read()
+                slot = await self._wait_until_due(periodic._slot_of(record) or periodic._now() - self._due_at_first)
+                await work(slot, held)
+                await self._store.put(self._key, json.dumps({"slot": slot.isoformat()}).encode(), guard=held)
+
+        await Candidate(self._store, self._leader, "one", ttl=self._ttl).run(lead)
+
+    patch.setattr(PeriodicJob, "run", run)
+
+
+@mutant(Repeating)
+def each_missed_slot_is_made_up_for(patch: pytest.MonkeyPatch) -> None:
+    """After a pause, every slot of it runs."""
+    patch.setattr(PeriodicJob, "_latest", lambda self, slot, now: slot)
+
+
+@mutant(Repeating)
+def the_last_slot_is_not_asked_for(patch: pytest.MonkeyPatch) -> None:
+    """Who is elected runs the present slot, whoever ran it before."""
+
+    async def forget(self: PeriodicJob, last: datetime) -> datetime:
+        return await wait(self, min(last, periodic._now() - self._due_at_first))
+
+    wait = PeriodicJob._wait_until_due
+    patch.setattr(PeriodicJob, "_wait_until_due", forget)

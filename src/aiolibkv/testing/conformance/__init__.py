@@ -36,6 +36,8 @@ from aiolibkv.testing.conformance.lifetimes import KeepingAlive, Lifetimes
 from aiolibkv.testing.conformance.listing import Listing
 from aiolibkv.testing.conformance.locking import Guarding, Locking, Losing
 from aiolibkv.testing.conformance.mirroring import Mirroring
+from aiolibkv.testing.conformance.permitting import Permitting
+from aiolibkv.testing.conformance.repeating import Repeating
 from aiolibkv.testing.conformance.rooting import Rooting, SelfDescription
 from aiolibkv.testing.conformance.suite import CutOff, StoreFactory, factory_of
 from aiolibkv.testing.conformance.watching import Watching
@@ -47,6 +49,8 @@ class ConformanceSuite(
     Losing,
     Guarding,
     Locking,
+    Permitting,
+    Repeating,
     Electing,
     Mirroring,
     Coordinating,
