@@ -212,8 +212,8 @@ async def test_a_slow_answer_is_waited_for_while_the_server_lives(proxy: FaultPr
 async def test_a_link_may_be_as_slow_as_connection_timeout_allows(proxy: FaultProxy) -> None:
     async with EtcdStore([proxy.endpoint], Config(connection_timeout=60, request_timeout=60)) as store:
         await store.put("key", b"value")
-        # 2.4 s there and back; it counts as mute only after 18 s.
-        proxy.delay(1.2)
+        # 3 s there and back; it counts as mute only after 18 s.
+        proxy.delay(1.5)
         await store.put("key", b"new")
         assert proxy.connections_total == 1
 
