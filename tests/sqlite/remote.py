@@ -130,6 +130,11 @@ class RemoteStore:
     def new_lock(self, key: str, **how: Any) -> Lock:
         return RemoteLock(self._remote, self._number, key, how)
 
+    def scan(self, directory: str, *, page: int = 1000) -> RemoteWatch:
+        if page < 1:
+            raise ValueError("a page has at least one pair")
+        return RemoteWatch(self._remote, self._number, "scan", normalize_directory(directory), page=page)
+
     def watch(self, key: str) -> Watch[KVPair | None]:
         return RemoteWatch(self._remote, self._number, "watch", normalize_key(key))
 
@@ -138,13 +143,13 @@ class RemoteStore:
 
 
 class RemoteWatch:
-    """A watch in the other process."""
+    """A watch or a scan in the other process."""
 
     is_stale = False
 
-    def __init__(self, remote: Remote, store: int, name: str, key: str) -> None:
+    def __init__(self, remote: Remote, store: int, name: str, key: str, **how: int) -> None:
         self._remote = remote
-        self._of = (store, name, key)
+        self._of = (store, name, key, how)
         self._number: int | None = None
         self._answer: asyncio.Future[Any] | None = None
 
@@ -292,8 +297,8 @@ class _Server:
         self._things[store] = open_sqlite(self._path, **settings)
         await self._things[store].__aenter__()
 
-    async def watch(self, store: int, name: str, key: str) -> int:
-        return self._keep(await getattr(self._things[store], name)(key).__aenter__())
+    async def watch(self, store: int, name: str, key: str, how: dict[str, int]) -> int:
+        return self._keep(await getattr(self._things[store], name)(key, **how).__aenter__())
 
     async def call(self, store: int, name: str, arguments: Sequence[Any], how: dict[str, Any]) -> object:
         if how.get("guard") is not None:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from aiolibkv import AccessDeniedError, KeyModifiedError, KVPair, StoreClosedError, StoreError
+from aiolibkv import AccessDeniedError, AsyncStore, KeyModifiedError, KVPair, StoreClosedError, StoreError
+from aiolibkv.backends.sqlite import shrinking
 from aiolibkv.testing.scale import eventually, scaled
 from sqlite.workers import acquire_and_put, enter_as_nobody, open_sqlite, put_once, worker
 
@@ -284,3 +285,28 @@ async def test_a_reading_ends_when_the_store_is_closed(database: Path) -> None:
     for ended in await asyncio.gather(task, other, return_exceptions=True):
         assert isinstance(ended, StoreClosedError)
     assert not open_files(database)
+
+
+async def test_the_log_does_not_grow_while_one_list_begins_before_the_other_ends(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shrinking, "LARGE", 500_000)
+    wal = Path(f"{database}-wal")
+    async with open_sqlite(database) as store, open_sqlite(database) as other:
+        await asyncio.gather(*(store.put(f"key/{number}", bytes(500)) for number in range(1000)))
+
+        async def read(reading: AsyncStore) -> None:
+            while True:
+                assert len(await reading.list("key")) == 1000
+
+        readers = [asyncio.ensure_future(read(reading)) for reading in (store, other, store, other)]
+        largest = 0
+        for _ in range(40):
+            await asyncio.gather(*(store.put(f"hot/{number}", bytes(2000)) for number in range(50)))
+            largest = max(largest, wal.stat().st_size)
+        for reader in readers:
+            reader.cancel()
+        await asyncio.wait(readers)
+        assert largest < 6_000_000
+        await asyncio.gather(*(store.put(f"large/{number}", bytes(1_000_000)) for number in range(6)))
+        await eventually(lambda: wal.stat().st_size < 1_000_000, within=5, message="-wal is emptied")

@@ -61,7 +61,7 @@ async def test_nothing_is_left_beside_a_closed_database(database: Path) -> None:
             await anext(watch)
         assert len(list(database.with_name("store.db-shared").glob("owner-*"))) == 2
     assert {file.name for file in database.parent.iterdir()} == {"store.db", "store.db-shared"}
-    assert {file.name for file in Path(f"{database}-shared").iterdir()} == {"lock", "next", "commits-aiolibkv"}
+    assert {file.name for file in Path(f"{database}-shared").iterdir()} == {"commits-aiolibkv", "gate", "lock", "next"}
     assert rows(database, "SELECT * FROM aiolibkv") == []
 
 

@@ -16,7 +16,14 @@ from aiolibkv.backends.sqlite.files import ReplacedError
 from aiolibkv.backends.sqlite.schema import Tables
 from aiolibkv.backends.sqlite.transaction import Transaction, token
 from aiolibkv.config import Config
-from aiolibkv.errors import KeyExistsError, NotReachableError, RequestTimeoutError, StoreClosedError, StoreError
+from aiolibkv.errors import (
+    KeyExistsError,
+    KeyNotFoundError,
+    NotReachableError,
+    RequestTimeoutError,
+    StoreClosedError,
+    StoreError,
+)
 from aiolibkv.store import (
     UNSEEN,
     Acquired,
@@ -28,7 +35,10 @@ from aiolibkv.store import (
     LeaseLost,
     Lifetime,
     Listing,
+    Names,
     OwnCall,
+    Page,
+    Removal,
     Removed,
     Step,
     Tasks,
@@ -151,17 +161,17 @@ class SqliteDriver(Driver[SqliteLease]):
     async def list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
         return await self._current.reader.pairs_below(directory, call.extend)
 
-    async def put(
-        self,
-        call: Call,
-        path: str,
-        value: bytes,
-        *,
-        expected: int | None,
-        lease: SqliteLease | None,
-        guard: Guard | None,
-    ) -> int:
-        return (await self.commit(call, [Write(path, value, expected)], lease=lease, guard=guard))[0]
+    async def get_many(self, call: Call, paths: Sequence[str], *, consistent: bool) -> Sequence[KVPair | None]:
+        return await self._current.reader.pairs(paths)
+
+    async def keys(self, call: Call, directory: str, *, consistent: bool) -> Names:
+        return await self._current.reader.keys(directory, call.extend)
+
+    async def children(self, call: Call, directory: str, *, consistent: bool) -> Names:
+        return await self._current.reader.children(directory)
+
+    async def page(self, call: Call, directory: str, after: str, limit: int) -> Page:
+        return await self._current.reader.page(directory, after, limit)
 
     async def commit(
         self, call: Call, steps: Sequence[Step], *, lease: SqliteLease | None = None, guard: Guard | None = None
@@ -184,6 +194,16 @@ class SqliteDriver(Driver[SqliteLease]):
             return Acquired(index, token(index, session))
 
         return await database.writer.write(call, acquire, len(value))
+
+    async def release(self, call: Call, path: str, index: int, place: str | None, lease: SqliteLease) -> None:
+        places = [] if place is None else [Removal(place)]
+        await self.commit(call, [Removal(path, index), *places])
+
+    async def place_ahead(self, call: Call, line: str, place: str) -> str | None:
+        try:
+            return await self._current.reader.before(line, place)
+        except KeyNotFoundError as error:
+            raise LeaseLost from error
 
     async def delete_tree(self, call: Call, directory: str, *, guard: Guard | None) -> Removed:
         hidden = self.hidden

@@ -11,13 +11,14 @@ import logging
 import os
 import secrets
 import struct
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from aiolibkv.backends.sqlite.anchors import DEAD_MAN, SHARED, Anchor
 from aiolibkv.backends.sqlite.locks import LockFile, WriteLock, match_mode
 from aiolibkv.backends.sqlite.placement import check_placement
+from aiolibkv.backends.sqlite.shrinking import Gate
 from aiolibkv.errors import NotReachableError, StoreError
 
 OWNER = "owner-"
@@ -55,7 +56,8 @@ class Files:
     Attributes:
         path: the database, absolute and without symbolic links, so that all its users find the same files beside it.
         directory: where the locks are.
-        wal_size: bytes of -wal when the files were last looked at.
+        write_lock: taken by who writes.
+        gate: looked at by who reads.
     """
 
     def __init__(self, given: Path, bucket: str, *, create: bool) -> None:
@@ -73,7 +75,6 @@ class Files:
         self._given = given
         self.path = path = Path(os.path.realpath(given))
         self.directory = path.with_name(f"{path.name}-shared")
-        self.wal_size = 0
         self._wal, self._shm = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
         self._of_sqlite = (path, self._wal, self._shm)
         self._refuse_inherited()
@@ -92,12 +93,13 @@ class Files:
         self._owner_name = ""
         self._known: dict[str, tuple[int, int] | None] = {}
         self._anchors: list[Anchor] = []
-        self.write_lock = WriteLock(self.directory, self._status)
-        try:
+        with ExitStack() as opened:
+            self.write_lock = WriteLock(self.directory, self._status)
+            opened.callback(self.write_lock.close)
+            self.gate = Gate(self.directory, self._status)
+            opened.callback(self.gate.close)
             self._note = LockFile(self.note_path, self._status)
-        except BaseException:
-            self.write_lock.close()
-            raise
+            opened.pop_all()
         _open.add(self)
 
     @property
@@ -177,8 +179,13 @@ class Files:
                 raise ReplacedError(f"{path} is out of reach: {error.strerror}") from error
             if (status.st_dev, status.st_ino) != identity:
                 raise ReplacedError(f"{path} was replaced while the database was open")
-            if path == str(self._wal):
-                self.wal_size = status.st_size
+
+    def log_size(self) -> int:
+        """Return the bytes of -wal."""
+        try:
+            return os.stat(self._of_sqlite[1]).st_size  # noqa: PTH116 - see above
+        except OSError:
+            return 0
 
     def is_log_lost(self) -> bool:
         """Tell whether -wal was removed, and nobody has opened the database since: then we have all that is in it."""
@@ -259,6 +266,7 @@ class Files:
             anchor.close()
         self._anchors.clear()
         self._note.close()
+        self.gate.close()
         self.write_lock.close()
 
     def leave_to_parent(self) -> None:

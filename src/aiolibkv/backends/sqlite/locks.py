@@ -27,7 +27,7 @@ _EAGER_TIME = 0.05
 
 
 class LockFile:
-    """An exclusive advisory lock on a file."""
+    """An advisory lock on a file."""
 
     def __init__(self, path: Path, like: os.stat_result | None = None) -> None:
         """Open the file, and create it if it has a model.
@@ -47,13 +47,13 @@ class LockFile:
         """Return the file's name, without its directory."""
         return self.path.name
 
-    def try_lock(self) -> bool:
-        """Take the lock unless somebody has it."""
+    def try_lock(self, *, is_shared: bool = False) -> bool:
+        """Take the lock unless somebody has it; a shared one also when others share it."""
         try:
             if sys.platform == "win32":
                 msvcrt.locking(self._descriptor, msvcrt.LK_NBLCK, 1)
             else:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             return False
         return True

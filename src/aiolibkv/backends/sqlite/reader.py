@@ -7,8 +7,9 @@ from __future__ import annotations
 import asyncio
 import math
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ from aiolibkv.backends.sqlite.clock import Clock
 from aiolibkv.backends.sqlite.failures import meaning, primary_code
 from aiolibkv.backends.sqlite.files import Files, ReplacedError
 from aiolibkv.backends.sqlite.schema import Tables, open_for_reading
-from aiolibkv.errors import StoreError
+from aiolibkv.backends.sqlite.shrinking import LONGEST_PAUSE
+from aiolibkv.errors import KeyNotFoundError, StoreError
 from aiolibkv.keys import below as bounds
-from aiolibkv.store import UNSEEN, Listing, Unseen
+from aiolibkv.store import UNSEEN, Listing, Names, Page, Unseen
 from aiolibkv.types import KVPair
 
 _LARGE = 64 * 1024
@@ -26,6 +28,7 @@ _LARGE = 64 * 1024
 
 _SLICE = 1024 * 1024
 _PAGE_ROWS = 256
+_PAGE_KEYS = 2048
 _PAGE_BYTES = 1024 * 1024
 _READS_AT_ONCE = 64
 """Reads without a wait, before one gives way to the other tasks."""
@@ -41,6 +44,9 @@ _TRUSTED_TIME = 0.01
 
 _SNAPSHOTS = 8
 """Snapshots that are read at once, each on a connection of its own."""
+
+_GATE_INTERVAL = 0.005
+"""Seconds between two looks at a gate that is shut."""
 
 _LAST_KEY = "\U0010ffff"
 
@@ -113,6 +119,11 @@ class Reader:
             f"SELECT key, CASE WHEN length(value) <= {_SHORT} THEN value END, rev FROM {pairs}"
             f" WHERE key > :first AND key < :end AND {live} ORDER BY key LIMIT {_PAGE_ROWS + 1}"
         )
+        below = f"FROM {pairs} WHERE key > :first AND key < :end AND {live}"
+        self._keys = f"SELECT key {below} ORDER BY key"
+        self._page = f"SELECT key, rev, {small}, rowid {below} ORDER BY key LIMIT :limit"
+        self._first = f"SELECT key FROM {pairs} WHERE key >= :first AND key < :end AND {live} ORDER BY key LIMIT 1"
+        self._before = f"SELECT key {below} AND rev < :rev ORDER BY rev DESC LIMIT 1"
         self._from = f"SELECT rev, last, key, {small}, value IS NULL FROM {log} WHERE rev >= ? ORDER BY rev LIMIT ?"
         self._newest = f"SELECT ifnull(max(rev), 0) FROM {log}"
         self._next_end = (
@@ -154,7 +165,7 @@ class Reader:
         await self._give_way()
         now = self._clock.now()
         self._check(now)
-        return self._row(self._main, self._one, {"key": path, "now": now}) is not None
+        return self._find(self._main, path, now) is not None
 
     async def pairs_below(self, directory: str, paged: Callable[[], None]) -> Listing:
         """Return the pairs strictly below a directory, at one snapshot.
@@ -166,9 +177,7 @@ class Reader:
         await self._give_way()
         now = self._clock.now()
         self._check(now)
-        first, end = bounds(directory)
-        parameters = {"first": first, "end": end or _LAST_KEY, "now": now}
-        rows = self._try(lambda: self._main.execute(self._at_once, parameters).fetchall())
+        rows = self._try(lambda: self._main.execute(self._at_once, _below(directory, now)).fetchall())
         self._reads += len(rows) // _ROWS_PER_READ
         if 0 < len(rows) <= _PAGE_ROWS and all(value is not None for _, value, _ in rows):
             return Listing([KVPair(*row) for row in rows], exists=True)
@@ -187,20 +196,93 @@ class Reader:
         async with self._snapshot() as connection:
             index = int(self._row(connection, self._newest, ())[0])
             now = self._clock.now()
-            own = self._row(connection, self._one, {"key": path, "now": now}) if path else None
+            own = self._find(connection, path, now)
             if not tree:
                 pairs = [] if own is None else [await self._pair(connection, path, *own)]
                 return State(pairs, own is not None, index)
-            first, end = bounds(path)
-            parameters = {"first": first, "end": end or _LAST_KEY, "now": now}
-            cursor = self._try(lambda: connection.execute(self._below, parameters))
-            self._cursors.add(cursor)
-            try:
+            with self._rows(connection, self._below, _below(path, now)) as cursor:
                 return State(await self._pages(connection, cursor, paged), own is not None, index)
-            finally:
-                self._cursors.discard(cursor)
-                if self._end is None:
-                    cursor.close()
+
+    async def pairs(self, paths: Sequence[str]) -> list[KVPair | None]:
+        """Return the live pair of each path or None, at one snapshot."""
+        await self._give_way()
+        found: list[KVPair | None] = []
+        async with self._snapshot() as connection:
+            now = self._clock.now()
+            for path in paths:
+                row = self._find(connection, path, now)
+                found.append(None if row is None else await self._pair(connection, path, *row))
+                if len(found) % _PAGE_ROWS == 0:
+                    await asyncio.sleep(0)
+        return found
+
+    async def keys(self, directory: str, paged: Callable[[], None]) -> Names:
+        """Return the keys strictly below a directory, at one snapshot; ``paged`` as for ``pairs_below``."""
+        await self._give_way()
+        keys: list[str] = []
+        async with self._snapshot() as connection:
+            now = self._clock.now()
+            exists = self._find(connection, directory, now) is not None
+            with self._rows(connection, self._keys, _below(directory, now)) as cursor:
+                while page := self._try(lambda: cursor.fetchmany(_PAGE_KEYS)):
+                    keys.extend(key for (key,) in page)
+                    await asyncio.sleep(0)
+                    paged()
+        return Names(keys, exists)
+
+    async def children(self, directory: str) -> Names:
+        """Return the names one level below a directory, at one snapshot, passing over what is below them."""
+        await self._give_way()
+        names: list[str] = []
+        start = len(directory) + 1 if directory else 0
+        async with self._snapshot() as connection:
+            now = self._clock.now()
+            exists = self._find(connection, directory, now) is not None
+            place = _below(directory, now)
+            while (row := self._row(connection, self._first, place)) is not None:
+                name, slash, _ = row[0][start:].partition("/")
+                names.append(name + slash)
+                path = row[0][:start] + name
+                place["first"] = bounds(path)[1] if slash else f"{path}\0"
+                if len(names) % _PAGE_ROWS == 0:
+                    await asyncio.sleep(0)
+        return Names(names, exists)
+
+    async def page(self, directory: str, after: str, limit: int) -> Page:
+        """Return the first pairs below a directory above a path: at most so many, and not many bytes."""
+        await self._give_way()
+        pairs: list[KVPair] = []
+        size = 0
+        async with self._snapshot() as connection:
+            now = self._clock.now()
+            exists = self._find(connection, directory, now) is not None
+            place = _below(directory, now)
+            place |= {"first": max(place["first"], after), "limit": limit + 1}
+            with self._rows(connection, self._page, place) as cursor:
+                while (row := self._try(cursor.fetchone)) is not None:
+                    if len(pairs) == limit or size >= _PAGE_BYTES:
+                        return Page(pairs, more=True, exists=exists)
+                    key, *rest = row
+                    pairs.append(await self._pair(connection, key, *rest))
+                    size += len(pairs[-1].value)
+                    if len(pairs) % _PAGE_ROWS == 0:
+                        await asyncio.sleep(0)
+        return Page(pairs, more=False, exists=exists)
+
+    async def before(self, directory: str, path: str) -> str | None:
+        """Return the key below a directory that was written last before another one, None when that is the first.
+
+        Raises:
+            KeyNotFoundError: there is no such key.
+        """
+        await self._give_way()
+        async with self._snapshot() as connection:
+            now = self._clock.now()
+            own = self._find(connection, path, now)
+            if own is None:
+                raise KeyNotFoundError
+            row = self._row(connection, self._before, _below(directory, now) | {"rev": own[0]})
+        return None if row is None else str(row[0])
 
     async def log(self, after: int) -> list[Logged]:
         """Return the next rows of the log after a rev; none when there are none.
@@ -255,6 +337,10 @@ class Reader:
     @asynccontextmanager
     async def _snapshot(self) -> AsyncIterator[sqlite3.Connection]:
         async with self._snapshots:
+            end = time.monotonic() + LONGEST_PAUSE
+            while self._files.gate.is_shut() and time.monotonic() < end:
+                await asyncio.sleep(_GATE_INTERVAL)
+                self._refuse_at_end()
             self._check(self._clock.now())
             connection = self._idle.pop() if self._idle else self._open()
             try:
@@ -266,6 +352,23 @@ class Reader:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
                     self._idle.append(connection)
+
+    @contextmanager
+    def _rows(
+        self, connection: sqlite3.Connection, statement: str, parameters: dict[str, Any]
+    ) -> Iterator[sqlite3.Cursor]:
+        cursor = self._try(lambda: connection.execute(statement, parameters))
+        self._cursors.add(cursor)
+        try:
+            yield cursor
+        finally:
+            self._cursors.discard(cursor)
+            if self._end is None:
+                cursor.close()
+
+    def _find(self, connection: sqlite3.Connection, path: str, now: float) -> Any:
+        """Return rev, value unless it is large, and rowid of a live pair, or None."""
+        return self._row(connection, self._one, {"key": path, "now": now})
 
     def _open(self) -> sqlite3.Connection:
         self._check(self._clock.now())
@@ -341,3 +444,8 @@ class Reader:
                 self._replaced(replaced)
                 raise replaced from error
             raise meaning(error, self._files.path) from error
+
+
+def _below(directory: str, now: float) -> dict[str, Any]:
+    first, end = bounds(directory)
+    return {"first": first, "end": end or _LAST_KEY, "now": now}

@@ -20,6 +20,8 @@ CLOCK = '".clock"'
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _BUSY_TIME = 0.2
 _STATEMENTS = 64
+_KEPT_LOG = 4 * 1024 * 1024
+"""Bytes of -wal that SQLite keeps when it begins it anew: about what it collects between two checkpoints."""
 
 
 class Tables:
@@ -90,6 +92,7 @@ def open_for_writing(path: Path, tables: Tables, durability: str) -> sqlite3.Con
         _check(connection)
         _share(connection)
         connection.execute(f"PRAGMA synchronous = {durability}")
+        connection.execute(f"PRAGMA journal_size_limit = {_KEPT_LOG}")
         if sys.platform == "darwin":
             connection.execute("PRAGMA fullfsync = 1")
         if not _complete(connection, tables):

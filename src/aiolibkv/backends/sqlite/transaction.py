@@ -68,7 +68,10 @@ class Transaction:
         self._end_session = f"DELETE FROM {sessions} WHERE id = ?"
         self._of_owner = f"SELECT id FROM {sessions} WHERE owner = ?"
         self._of_session = f"{pairs} WHERE session = :session"
-        self._of_tree = f"{pairs} WHERE key > :first AND key < :end AND NOT (key > :hidden AND key < :hidden_end)"
+        self._of_tree = (
+            f"{pairs} WHERE key > :first AND key < :end AND key <> :own AND NOT (key > :hidden AND key < :hidden_end)"
+        )
+        self._any_below = f"SELECT 1 FROM {pairs} WHERE key > :first AND key < :end AND {live} LIMIT 1"
         self._log_deletion = (
             f"INSERT INTO {log} (rev, last, key, value)"
             " SELECT :rev + row_number() OVER (ORDER BY key), :last, key, NULL FROM "
@@ -172,12 +175,11 @@ class Transaction:
     def has_keys_below(self, directory: str) -> bool:
         """Tell whether there are keys below a directory."""
         first, end = bounds(directory)
-        rows = f"{self._of_tree} AND {self._live} LIMIT 1"
-        parameters = {"first": first, "end": end, "hidden": "", "hidden_end": "", "now": self._now}
-        return self._connection.execute(f"SELECT 1 FROM {rows}", parameters).fetchone() is not None
+        row = self._connection.execute(self._any_below, {"first": first, "end": end, "now": self._now}).fetchone()
+        return row is not None
 
     def delete_tree(self, directory: str, hidden: str, *, guard: Guard | None) -> tuple[int, bool]:
-        """Delete what is below a directory but not below the hidden one; see ``Driver.delete_tree``."""
+        """Delete what is below a directory, but not the hidden one and what is below it; see ``Driver.delete_tree``."""
         self._check(guard)
         first, end = bounds(directory)
         hidden_first, hidden_end = bounds(hidden)
@@ -186,6 +188,7 @@ class Transaction:
             {
                 "first": first,
                 "end": end or _LAST_KEY,
+                "own": hidden,
                 "hidden": hidden_first,
                 "hidden_end": hidden_end,
                 "now": self._now,

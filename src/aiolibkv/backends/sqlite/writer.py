@@ -20,6 +20,7 @@ from aiolibkv.backends.sqlite.clock import Clock
 from aiolibkv.backends.sqlite.failures import meaning, primary_code
 from aiolibkv.backends.sqlite.files import Files, ReplacedError
 from aiolibkv.backends.sqlite.schema import Tables, open_for_writing
+from aiolibkv.backends.sqlite.shrinking import Shrinking
 from aiolibkv.backends.sqlite.transaction import Transaction
 from aiolibkv.errors import StoreClosedError, StoreError
 from aiolibkv.store import Call, LeaseLost
@@ -96,6 +97,7 @@ class Writer:
         self._to_close: list[sqlite3.Connection] = []
         self._connection: sqlite3.Connection | None = None
         self._transaction: Transaction | None = None
+        self._shrinking: Shrinking | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._thread: threading.Thread | None = None
 
@@ -212,6 +214,7 @@ class Writer:
                 self._files.identify()
                 self._clock.set(self._connection)
                 self._transaction = Transaction(self._connection, self._tables)
+                self._shrinking = Shrinking(self._connection, self._files.gate)
                 self._bury(self._transaction, former)
             finally:
                 self._files.write_lock.release()
@@ -244,12 +247,26 @@ class Writer:
 
     def _wait(self) -> bool:
         """Wait for operations; False when the thread is to end."""
-        if not self._left and self._stopping is None:
-            self._left = self._queue.get()
+        assert self._shrinking is not None, "open"
+        while not self._left and self._stopping is None:
+            try:
+                self._left = self._queue.get(timeout=self._shrinking.interval)
+            except Empty:
+                self._shrink(self._shrinking)
         return self._stopping is None
+
+    def _shrink(self, shrinking: Shrinking) -> None:
+        with suppress(StoreError, OSError):
+            self._files.write_lock.acquire(_PATIENCE, self._is_stopping)
+            try:
+                self._files.check()
+                shrinking.look(self._files.log_size())
+            finally:
+                self._files.write_lock.release()
 
     def _round(self) -> None:
         """Carry out what has gathered by the time that the write lock is there."""
+        assert self._shrinking is not None, "open"
         changed = False
         try:
             self._files.write_lock.acquire(_PATIENCE, self._is_stopping)
@@ -258,6 +275,7 @@ class Writer:
         else:
             try:
                 outcomes, changed = self._commit(None)
+                self._shrinking.look(self._files.log_size())
             finally:
                 self._files.write_lock.release()
         self._post(partial(self._deliver, outcomes, changed=changed))
