@@ -9,6 +9,7 @@ from aiolibkv import Config
 from aiolibkv.backends.consul import ConsulDriver
 from aiolibkv.backends.etcd import EtcdDriver
 from aiolibkv.backends.memory import MemoryDriver
+from aiolibkv.backends.postgresql import PostgresDriver
 from aiolibkv.backends.sqlite import SqliteDriver
 from aiolibkv.backends.zookeeper import ZooKeeperDriver
 from aiolibkv.store import Store
@@ -54,6 +55,15 @@ class ZooKeeperStore(Store[ZooKeeperDriver]):
     """On the ZooKeeper driver."""
 
     kind: ClassVar[type[ZooKeeperDriver]] = ZooKeeperDriver
+
+    def __init__(self, endpoints: Sequence[str] = (), config: Config | None = None) -> None:
+        super().__init__(self.kind(endpoints, config))
+
+
+class PostgresStore(Store[PostgresDriver]):
+    """On the PostgreSQL driver."""
+
+    kind: ClassVar[type[PostgresDriver]] = PostgresDriver
 
     def __init__(self, endpoints: Sequence[str] = (), config: Config | None = None) -> None:
         super().__init__(self.kind(endpoints, config))

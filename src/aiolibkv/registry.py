@@ -70,10 +70,11 @@ def open_store(url: str, config: Config | None = None) -> AsyncStore:
     """Make a store from a URL; entering it connects.
 
     ``scheme://user:password@host:port,host:port/prefix?name=value``, or ``scheme:///path?name=value`` where the factory
-    has a true attribute ``endpoint_is_path``, as SQLite's. A parameter is a field of Config, or else an option of the
-    backend; in it "+" is a space. The prefix begins after the slash: keys have no leading slash, and those that others
-    write into etcd with one are reached with ``?leading_slash=true``. A Unix socket, where the backend can use one, is
-    a host whose slashes are encoded: ``consul://unix:%2Frun%2Fconsul.sock/prefix``.
+    has a true attribute ``endpoint_is_path``, as SQLite's. Where it has an attribute ``path_option``, the path is that
+    option, as PostgreSQL's database, and the prefix a parameter. A parameter is a field of Config, or else an option of
+    the backend; in it "+" is a space. The prefix begins after the slash: keys have no leading slash, and those that
+    others write into etcd with one are reached with ``?leading_slash=true``. A Unix socket, where the backend can use
+    one, is a host whose slashes are encoded: ``consul://unix:%2Frun%2Fconsul.sock/prefix``.
 
     Args:
         url: see above; parts may be percent-encoded.
@@ -93,6 +94,7 @@ def open_store(url: str, config: Config | None = None) -> AsyncStore:
         location,
         _checked(config),
         endpoint_is_path=getattr(factory, "endpoint_is_path", False),
+        path_option=getattr(factory, "path_option", None),
         option_names=getattr(factory, "option_names", None),
     )
     return new_store(location.scheme, endpoints, merged)

@@ -1,7 +1,8 @@
 """From a URL to endpoints and settings.
 
 ``scheme://user:password@host:port,host:port/prefix?name=value``; ``scheme:///path?name=value`` for backends whose
-endpoint is a path. Nothing of a URL that may be a password is repeated in an error.
+endpoint is a path, ``scheme://host:port/database?prefix=app`` for those whose path is an option. Nothing of a URL that
+may be a password is repeated in an error.
 """
 
 from __future__ import annotations
@@ -67,7 +68,12 @@ def split_url(url: str) -> Location:
 
 
 def read_location(
-    location: Location, config: Config, *, endpoint_is_path: bool, option_names: Collection[str] | None
+    location: Location,
+    config: Config,
+    *,
+    endpoint_is_path: bool,
+    path_option: str | None,
+    option_names: Collection[str] | None,
 ) -> tuple[Sequence[str], Config]:
     """Read a URL.
 
@@ -75,6 +81,7 @@ def read_location(
         location: the URL taken apart.
         config: what the URL adds to.
         endpoint_is_path: whether the backend's endpoint is a path.
+        path_option: the option that the path is; None when it is the prefix.
         option_names: what the backend has, None when it is not known.
 
     Returns:
@@ -98,7 +105,10 @@ def read_location(
         endpoints = [path[1:]] if len(path) > 1 else []
     else:
         endpoints = [unquote(host) for host in hosts.split(",")] if hosts else []
-        if prefix := normalize_directory(path):
+        if path_option is not None:
+            if len(path) > 1:
+                _set(options, path_option, path[1:])
+        elif prefix := normalize_directory(path):
             _set(settings, "prefix", prefix)
     return endpoints, _merged(config, settings, options)
 

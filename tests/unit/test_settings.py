@@ -37,7 +37,13 @@ def seen_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         raise SeenError(endpoints, config)
 
     file.endpoint_is_path = True  # type: ignore[attr-defined]
+
+    def database(endpoints: Sequence[str], config: Config) -> AsyncStore:
+        raise SeenError(endpoints, config)
+
+    database.path_option = "database"  # type: ignore[attr-defined]
     register_backend("seen", factory)
+    register_backend("database", database)
     register_backend("file", file)
 
 
@@ -66,6 +72,17 @@ def read(url: str, config: Config | None = None) -> SeenError:
 def test_urls(url: str, endpoints: list[str], prefix: str) -> None:
     seen = read(url)
     assert (seen.endpoints, seen.config.prefix) == (endpoints, prefix)
+
+
+def test_the_path_of_a_url_may_be_an_option() -> None:
+    seen = read("database://h:1,g:2/my%20base?prefix=app")
+    assert (seen.endpoints, seen.config.prefix) == (["h:1", "g:2"], "app")
+    assert dict(seen.config.options) == {"database": "my base"}
+    assert dict(read("database://h").config.options) == {}
+    with pytest.raises(ValueError, match="two things about database"):
+        open_store("database://h/one?database=two")
+    with pytest.raises(ValueError, match="differ in option 'database'"):
+        open_store("database://h/one", Config(options={"database": "two"}))
 
 
 def test_url_parameters_are_fields_or_options() -> None:

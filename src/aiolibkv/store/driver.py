@@ -242,12 +242,16 @@ class Driver(ABC, Generic[L]):
     """The backend's name, in errors and logs."""
 
     capabilities: Capabilities
+    """What it can do. ``connect`` may replace it, where that depends on the server."""
 
     option_names: ClassVar[frozenset[str]] = frozenset()
     """What ``Config.options`` may hold for this backend."""
 
     endpoint_is_path: ClassVar[bool] = False
     """Whether the endpoint is a path, which in a URL stands after three slashes, where others have their prefix."""
+
+    path_option: ClassVar[str | None] = None
+    """The option that the path of a URL gives, such as a database, where others have their prefix."""
 
     longest_ttl: ClassVar[float] = math.inf
     """Seconds; a longer ttl is refused before anything is sent."""

@@ -111,8 +111,6 @@ class ZooKeeperSession:
         is_replaced: bool,
         on_event: Callable[[Event], None] = lambda _: None,
         on_agreed: Callable[[float], None] = lambda _: None,
-        on_connected: Callable[[str], None] = lambda _: None,
-        on_disconnected: Callable[[str, str], None] = lambda _endpoint, _reason: None,
     ) -> None:
         """Make a session that has not begun.
 
@@ -122,8 +120,6 @@ class ZooKeeperSession:
             is_replaced: whether a lost session is followed by a new one, or that is the end.
             on_event: called with what its watches say.
             on_agreed: called with the timeout whenever a server has agreed to one; it may be another each time.
-            on_connected: called with the endpoint of each connection.
-            on_disconnected: called with the endpoint of each connection that has ended, and why.
         """
         self.timeout = timeout
         self.is_lost = False
@@ -132,8 +128,6 @@ class ZooKeeperSession:
         self._is_replaced = is_replaced
         self._on_event = on_event
         self._on_agreed = on_agreed
-        self._on_connected = on_connected
-        self._on_disconnected = on_disconnected
         self._id = 0
         self._password = b""
         self._zxid = 0
@@ -274,7 +268,6 @@ class ZooKeeperSession:
                 reason = await asyncio.shield(connection.closed)
             finally:
                 await connection.drop(NotReachableError("the session was closed"))
-                self._on_disconnected(str(connection.endpoint), connection.closed.result().message)
             self._zxid = max(self._zxid, connection.zxid)
             self._reach.endpoints.failed(connection.endpoint)
             _log.debug("zookeeper: %s", reason)
@@ -313,7 +306,6 @@ class ZooKeeperSession:
         self.timeout = connection.welcome.timeout
         self._connection, self._outage, self._failures = connection, None, 0
         self._on_agreed(self.timeout)
-        self._on_connected(str(endpoint))
         self._wake()
         return connection
 

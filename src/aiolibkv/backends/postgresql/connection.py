@@ -1,0 +1,402 @@
+"""The few connections of a store: two for calls and one that listens, all to the server that takes writes.
+
+A server that is paused or cut off keeps its connections open and says nothing. While a call waits for long, a new
+connection is tried: when the server does not answer that either, it is given up, with all that waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import asyncpg
+
+from aiolibkv.backends.postgresql.failures import OUTDATED, READ_ONLY, is_refusal, meaning, sqlstate
+from aiolibkv.backends.postgresql.statements import Statement
+from aiolibkv.config import Config
+from aiolibkv.errors import NotReachableError, StoreClosedError, StoreError
+from aiolibkv.store import Endpoint, Endpoints, Tasks
+from aiolibkv.store.names import Address, Names
+from aiolibkv.store.tls import Tls
+
+T = TypeVar("T")
+
+_FOR_CALLS = 2
+_PATIENCE = 1.0
+"""Seconds that a call may wait before the server is tried."""
+_ANSWERING_TIME = 1.5
+"""Seconds that a server may take to answer a new connection meanwhile."""
+_SHARE = 0.9
+"""Of connection_timeout, for all endpoints together."""
+_CLOSING_TIME = 0.2
+
+_HELLO = """SELECT pg_backend_pid() AS pid, pg_is_in_recovery() AS is_standby,
+    current_setting('default_transaction_read_only') = 'on' AS is_read_only,
+    current_setting('server_encoding') AS encoding, current_setting('synchronous_standby_names') AS standbys,
+    current_setting('synchronous_commit') AS waits"""
+
+
+_FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""What asyncpg raises of a server or a connection; a TimeoutError is an OSError."""
+
+
+class Server(NamedTuple):
+    """What is known of a server.
+
+    Attributes:
+        endpoint: where it is.
+        is_pooled: whether somebody stands between who gives each transaction another connection.
+        is_replicated: whether a commit waits for a standby.
+    """
+
+    endpoint: Endpoint
+    is_pooled: bool
+    is_replicated: bool
+
+
+class Link:
+    """One connection to the server."""
+
+    def __init__(self, connection: Any, server: Server, connections: Connections) -> None:
+        self.connection = connection
+        self.server = server
+        self._connections = connections
+        self._prepared: dict[Statement, Any] = {}
+
+    @property
+    def is_good(self) -> bool:
+        """Tell whether it can be used again."""
+        return not self.connection.is_closed()
+
+    async def rows(self, statement: Statement, *arguments: object) -> Sequence[Any]:
+        """Carry out a statement, in one round trip once it is prepared, and return its rows.
+
+        Raises:
+            StoreError: see ``meaning``; ``is_refusal`` of its cause tells whether the server did nothing.
+        """
+        waiting = _Waiting(lambda: self._connections.suspect(self.server.endpoint))
+        try:
+            if self.server.is_pooled:
+                return await self._copy(statement, arguments)
+            prepared = self._prepared.get(statement) or await self._prepare(statement)
+            rows: Sequence[Any] = await prepared.fetch(*arguments)
+        except _FAILURES as error:
+            raise self._connections.failed(self, error) from error
+        finally:
+            waiting.end()
+        return rows
+
+    async def prepare(self, statement: Statement) -> None:
+        """Have the server ready for a statement; only on new links."""
+        if not self.server.is_pooled:
+            await self._prepare(statement)
+
+    async def _prepare(self, statement: Statement) -> Any:
+        prepared = self._prepared[statement] = await self.connection.prepare(statement.text)
+        return prepared
+
+    async def _copy(self, statement: Statement, arguments: Sequence[object]) -> Sequence[Any]:
+        data = bytearray()
+
+        async def take(piece: bytes) -> None:
+            data.extend(piece)
+
+        query = statement.with_arguments(arguments)
+        await self.connection.copy_from_query(query, output=take, format="binary")
+        return statement.rows(bytes(data))
+
+    async def listen(self, channel: str, notified: Callable[[], None]) -> None:
+        """Have something called at each notification, and when the connection ends.
+
+        Raises:
+            StoreError: as for ``rows``.
+        """
+        try:
+            await self.connection.add_listener(channel, lambda *_: notified())
+            self.connection.add_termination_listener(lambda _: notified())
+        except _FAILURES as error:
+            raise self._connections.failed(self, error) from error
+
+    async def script(self, statements: str) -> None:
+        """Carry out several statements as one transaction.
+
+        Raises:
+            StoreError: as for ``rows``.
+        """
+        try:
+            await self.connection.execute(statements)
+        except _FAILURES as error:
+            raise self._connections.failed(self, error) from error
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[None]:
+        """Have all statements of a block see the same instant."""
+        try:
+            async with self.connection.transaction(isolation="repeatable_read", readonly=True):
+                yield
+        except _FAILURES as error:
+            raise self._connections.failed(self, error) from error
+
+
+class _Waiting:
+    """The wait for an answer; something is called again and again until it ends."""
+
+    def __init__(self, suspect: Callable[[], None]) -> None:
+        self._suspect = suspect
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(_PATIENCE, self._is_long)
+
+    def end(self) -> None:
+        """Take note of the answer."""
+        self._timer.cancel()
+
+    def _is_long(self) -> None:
+        self._timer = self._loop.call_later(_PATIENCE, self._is_long)
+        self._suspect()
+
+
+class _Dialer:
+    """The event loop as asyncpg is to see it: whatever it connects to is an address that was looked up already."""
+
+    def __init__(self, address: Address) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._address = address
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    async def create_connection(self, factory: Callable[[], asyncio.Protocol], *_: object) -> Any:
+        """Connect to the address; the host that is given is only for TLS."""
+        connected: socket.socket = self._address.make_socket()
+        try:
+            await self._loop.sock_connect(connected, self._address.sockaddr)
+            return await self._loop.create_connection(factory, sock=connected)
+        except BaseException:
+            connected.close()
+            raise
+
+    create_unix_connection = create_connection
+
+
+class Connections:
+    """The connections of one store."""
+
+    def __init__(
+        self,
+        config: Config,
+        endpoints: Endpoints,
+        database: str | None,
+        begin: Callable[[Link], Awaitable[None]],
+        connected: Callable[[str], None],
+        disconnected: Callable[[str, str], None],
+    ) -> None:
+        """Make it; no I/O.
+
+        Args:
+            config: settings.
+            endpoints: the servers.
+            database: its name; the user's when not given.
+            begin: called with each new link.
+            connected: told of the server that is used.
+            disconnected: told of its end, and why.
+        """
+        self._config = config
+        self._endpoints = endpoints
+        self._database = database
+        self._begin = begin
+        self._connected = connected
+        self._disconnected = disconnected
+        self._tls = Tls(config)
+        self._names = Names()
+        self._tasks = Tasks()
+        self._places = asyncio.Semaphore(_FOR_CALLS)
+        self._idle: list[Link] = []
+        self._links: set[Link] = set()
+        self._trying: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    @property
+    def server(self) -> str:
+        """The endpoint that is used."""
+        return str(self._endpoints.current)
+
+    async def open(self) -> Link:
+        """Make a new connection, at one endpoint after the other.
+
+        Raises:
+            NotReachableError: none can be reached, or takes writes.
+            AccessDeniedError: a server refuses the credentials, or its certificate is refused.
+            StoreError: what cannot heal.
+        """
+        limit = self._config.connection_timeout * _SHARE / len(self._endpoints)
+        for attempt in range(1, len(self._endpoints) + 1):
+            endpoint = self._endpoints.current
+            try:
+                return await self._open_at(endpoint, limit)
+            except NotReachableError as error:
+                error.endpoint = error.endpoint or str(endpoint)
+                self._endpoints.failed(endpoint)
+                if attempt == len(self._endpoints):
+                    raise
+        raise NotReachableError
+
+    async def run(self, work: Callable[[Link], Awaitable[T]]) -> T:
+        """Do something with one of the connections for calls. It goes on to its end when the caller is cancelled."""
+
+        async def borrow_and_work() -> T:
+            async with self.borrow() as link:
+                return await work(link)
+
+        return await asyncio.shield(self._tasks.start(borrow_and_work()))
+
+    @asynccontextmanager
+    async def borrow(self) -> AsyncIterator[Link]:
+        """Give one of the connections for calls to a task that is not cancelled while the store is open."""
+        async with self._places:
+            link = self._idle.pop() if self._idle else await self.open()
+            try:
+                yield link
+            finally:
+                if link.is_good and link in self._links:
+                    self._idle.append(link)
+
+    def suspect(self, endpoint: Endpoint) -> None:
+        """Try a server, since an answer takes long."""
+        if self._trying is None and not self._is_closed:
+            self._trying = self._tasks.start(self._try(endpoint))
+
+    def failed(self, link: Link, error: BaseException) -> StoreError:
+        """Take note of an error on a link, and return what it means."""
+        if self._is_closed:
+            return StoreClosedError()
+        failure = meaning(error)
+        if sqlstate(error) == READ_ONLY:
+            self._give_up(link.server.endpoint, failure)
+        elif not is_refusal(error) or sqlstate(error) in OUTDATED:
+            self._drop(link, failure)
+        return failure
+
+    def retire(self, link: Link) -> None:
+        """End a link that is not needed any more."""
+        if link in self._links and not self._is_closed:
+            self._links.discard(link)
+            self._tasks.start(self._say_goodbye(link))
+
+    def give(self, link: Link) -> None:
+        """Keep a link for calls."""
+        self._idle.append(link)
+
+    async def close(self) -> None:
+        """End all connections, in good order when the server answers at once."""
+        self._is_closed = True
+        self._names.close()
+        idle, self._idle = self._idle, []
+        for link in self._links - set(idle):
+            link.connection.terminate()
+        await asyncio.gather(*(self._say_goodbye(link) for link in idle))
+        await self._tasks.close()
+        if self._links:
+            self._links.clear()
+            self._disconnected(self.server, "the store is closed")
+
+    async def _say_goodbye(self, link: Link) -> None:
+        try:
+            async with asyncio.timeout(_CLOSING_TIME):
+                await link.connection.close()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            link.connection.terminate()
+
+    async def _open_at(self, endpoint: Endpoint, limit: float) -> Link:
+        addresses = await self._names.addresses(endpoint, limit)
+        for number, address in enumerate(addresses, 1):
+            try:
+                return await self._open_address(endpoint, address, limit / len(addresses))
+            except NotReachableError:
+                self._names.failed(endpoint, address)
+                if number == len(addresses):
+                    raise
+        raise NotReachableError
+
+    async def _open_address(self, endpoint: Endpoint, address: Address, limit: float) -> Link:
+        connection: Any = None
+        try:
+            async with asyncio.timeout(limit):
+                connection = await self._connect(endpoint, address)
+                link = Link(connection, await self._greet(connection, endpoint), self)
+                self._links.add(link)
+                await self._begin(link)
+        except BaseException as error:
+            if connection is not None:
+                connection.terminate()
+                self._links = {link for link in self._links if link.connection is not connection}
+            if not isinstance(error, Exception):
+                raise
+            if self._is_closed:
+                raise StoreClosedError from error
+            if isinstance(error, StoreError | ValueError):
+                raise
+            raise meaning(error) from error
+        if len(self._links) == 1:
+            self._connected(str(endpoint))
+        return link
+
+    async def _connect(self, endpoint: Endpoint, address: Address) -> Any:
+        config = self._config
+        return await asyncpg.connect(
+            host=endpoint.host,
+            port=endpoint.port,
+            user=config.username,
+            password=config.password,
+            database=self._database,
+            ssl=self._tls.context() or False,
+            loop=_Dialer(address),
+            timeout=config.connection_timeout,
+            statement_cache_size=0,
+            server_settings={"application_name": "aiolibkv"},
+            target_session_attrs="any",
+        )
+
+    async def _greet(self, connection: Any, endpoint: Endpoint) -> Server:
+        async with connection.transaction():
+            hello = await connection.fetchrow(_HELLO)
+        if hello["is_standby"] or hello["is_read_only"]:
+            raise NotReachableError("the server takes no writes")
+        if hello["encoding"] != "UTF8":
+            raise StoreError(f"the database's encoding is {hello['encoding']}; a store needs UTF8")
+        return Server(
+            endpoint,
+            is_pooled=hello["pid"] != connection.get_server_pid(),
+            is_replicated=bool(hello["standbys"]) and hello["waits"] != "local",
+        )
+
+    async def _try(self, endpoint: Endpoint) -> None:
+        """Find out whether a server still answers."""
+        try:
+            async with asyncio.timeout(_ANSWERING_TIME):
+                addresses = await self._names.addresses(endpoint, _ANSWERING_TIME)
+                (await self._connect(endpoint, addresses[0])).terminate()
+        except (asyncpg.PostgresError, ValueError):
+            pass  # It did answer.
+        except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, StoreError):
+            self._give_up(endpoint, NotReachableError("the server does not answer"))
+        finally:
+            self._trying = None
+
+    def _give_up(self, endpoint: Endpoint, failure: StoreError) -> None:
+        self._endpoints.failed(endpoint)
+        for link in tuple(self._links):
+            if link.server.endpoint == endpoint:
+                self._drop(link, failure)
+
+    def _drop(self, link: Link, failure: StoreError) -> None:
+        if link not in self._links:
+            return
+        self._links.discard(link)
+        if link in self._idle:
+            self._idle.remove(link)
+        link.connection.terminate()
+        if not self._links:
+            self._disconnected(str(link.server.endpoint), failure.message)
