@@ -31,8 +31,7 @@ from statistics import median
 
 import aiosqlite
 
-from aiolibkv import Config, __version__
-from stores import SqliteStore
+from aiolibkv import Config, __version__, new_store
 
 ROUNDS = 7
 TASKS = 50
@@ -42,20 +41,24 @@ VALUE = bytes(100)
 WATCHED_CHANGES = 300
 IDLE_SECONDS = 10.0
 
-Put = Callable[[str], Awaitable[object]]
-Get = Callable[[str], Awaitable[object]]
+LIST = "SELECT key, value FROM pairs WHERE key > ? AND key < ? ORDER BY key"
+LISTED = 100
+"""Keys of the list that is read."""
+
+Calls = tuple[Callable[[str], Awaitable[object]], ...]
+"""put, get and list; the argument of list is not looked at."""
 
 
 @asynccontextmanager
-async def ours(directory: Path) -> AsyncIterator[tuple[Put, Get]]:
-    """Give put and get of a store."""
-    async with SqliteStore([str(directory / "aiolibkv.db")], Config(options={"durability": "full"})) as store:
-        yield lambda key: store.put(key, VALUE), store.get
+async def ours(directory: Path) -> AsyncIterator[Calls]:
+    """Give the calls of a store."""
+    async with new_store("sqlite", [str(directory / "aiolibkv.db")], Config(options={"durability": "full"})) as store:
+        yield lambda key: store.put(key, VALUE), store.get, lambda _: store.list("listed")
 
 
 @asynccontextmanager
-async def theirs(directory: Path, *, apart: bool) -> AsyncIterator[tuple[Put, Get]]:
-    """Give put and get of aiosqlite."""
+async def theirs(directory: Path, *, apart: bool) -> AsyncIterator[Calls]:
+    """Give the calls of aiosqlite."""
     # Where it is not None, the standard library begins a transaction when a statement needs one.
     level = None if apart else "IMMEDIATE"
     async with aiosqlite.connect(directory / f"aiosqlite-{apart}.db", isolation_level=level) as database:
@@ -81,7 +84,10 @@ async def theirs(directory: Path, *, apart: bool) -> AsyncIterator[tuple[Put, Ge
         async def get_shared(key: str) -> object:
             return await database.execute_fetchall("SELECT value FROM pairs WHERE key = ?", (key,))
 
-        yield (put_apart, get_apart) if apart else (put_shared, get_shared)
+        async def list_all(_: str) -> object:
+            return list(await database.execute_fetchall(LIST, ("listed/", "listed0")))
+
+        yield (put_apart, get_apart, list_all) if apart else (put_shared, get_shared, list_all)
 
 
 async def microseconds(call: Callable[[str], Awaitable[object]], tasks: int, times: int) -> float:
@@ -104,14 +110,18 @@ async def compare(directory: Path) -> None:
         theirs(directory, apart=False) as shared,
     ):
         candidates = (own, apart, shared)
-        for put, _ in candidates:
+        for put, *_ in candidates:
             await microseconds(put, TASKS, WRITES_PER_TASK)
+            for number in range(LISTED):
+                await put(f"listed/{number:03}")
         print(f"{'microseconds per call':24}{'aiolibkv':>10}{'aiosqlite apart':>18}{'aiosqlite shared':>19}")
         for name, call, tasks, times in (
             (f"put, {TASKS} tasks", 0, TASKS, WRITES_PER_TASK),
             ("put, one task", 0, 1, 200),
             (f"get, {TASKS} tasks", 1, TASKS, READS_PER_TASK),
             ("get, one task", 1, 1, 2000),
+            (f"list of {LISTED}, {TASKS} tasks", 2, TASKS, 10),
+            (f"list of {LISTED}, one task", 2, 1, 500),
         ):
             rounds = [
                 [await microseconds(candidate[call], tasks, times) for candidate in candidates] for _ in range(ROUNDS)
@@ -125,7 +135,7 @@ def put_when_asked(path: Path, pipe: Connection) -> None:
     """Run in another process: put the time of putting, and tell when it was done."""
 
     async def run() -> None:
-        async with SqliteStore([str(path)]) as store:
+        async with new_store("sqlite", [str(path)]) as store:
             pipe.send("ready")
             while await asyncio.to_thread(pipe.recv):
                 await store.put("key", repr(time.monotonic()).encode())
@@ -142,7 +152,7 @@ async def watch_another_process(path: Path) -> None:
     process.start()
     pipe.recv()
     from_call, from_return = [], []
-    async with SqliteStore([str(path)]) as store, store.watch("key") as watch:
+    async with new_store("sqlite", [str(path)]) as store, store.watch("key") as watch:
         await anext(watch)
         for _ in range(WATCHED_CHANGES):
             pipe.send(True)
@@ -162,7 +172,7 @@ async def watch_another_process(path: Path) -> None:
 
 async def idle(path: Path) -> None:
     """Measure what a watch costs while nothing happens."""
-    async with SqliteStore([str(path)]) as store, store.watch_tree("") as watch:
+    async with new_store("sqlite", [str(path)]) as store, store.watch_tree("") as watch:
         await anext(watch)
         began, used = time.perf_counter(), time.process_time()
         await asyncio.sleep(IDLE_SECONDS)

@@ -252,6 +252,31 @@ async def test_a_watch_that_begins_while_the_log_is_read_for_one_that_ended(
                 assert list(await anext(watch)) == [pair]
 
 
+async def test_watches_of_the_same_tree_that_begin_together_share_their_reading(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_sqlite(database) as store, AsyncExitStack() as watching:
+        state, reads = reader.Reader.state, 0
+
+        async def counted(self: reader.Reader, path: str, **how: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            return await state(self, path, **how)
+
+        monkeypatch.setattr(reader.Reader, "state", counted)
+        watches = [store.watch_tree("dir") for _ in range(100)]
+        for watch in watches:
+            watching.push_async_callback(watch.aclose)
+        assert not any(await asyncio.gather(*(anext(watch) for watch in watches)))
+        assert reads == 1
+        pair = await store.put("dir/key", b"")
+        later = store.watch_tree("dir")
+        watching.push_async_callback(later.aclose)
+        for watch in (*watches, later):
+            assert list(await anext(watch)) == [pair]
+        assert reads == 2
+
+
 async def test_a_watch_goes_on_while_the_log_is_compacted(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transaction, "KEPT_ROWS", 20)
     async with open_sqlite(database) as store, open_sqlite(database) as other:

@@ -40,7 +40,7 @@ _ROWS_PER_READ = 16
 """Rows whose reading takes as long as that of one pair alone."""
 
 _TRUSTED_TIME = 0.01
-"""Seconds for which reads that are not in a transaction do not look again whether the files are still the same."""
+"""Seconds for which reads of one statement do not look again whether the files are still the same."""
 
 _SNAPSHOTS = 8
 """Snapshots that are read at once, each on a connection of its own."""
@@ -115,6 +115,10 @@ class Reader:
         self._below = (
             f"SELECT key, rev, {small}, rowid FROM {pairs} WHERE key > :first AND key < :end AND {live} ORDER BY key"
         )
+        self._with_index = (
+            f"SELECT newest, rev, {small} FROM (SELECT ifnull(max(rev), 0) AS newest FROM {log})"
+            f" LEFT JOIN {pairs} ON key = :key AND {live}"
+        )
         self._at_once = (
             f"SELECT key, CASE WHEN length(value) <= {_SHORT} THEN value END, rev FROM {pairs}"
             f" WHERE key > :first AND key < :end AND {live} ORDER BY key LIMIT {_PAGE_ROWS + 1}"
@@ -141,8 +145,7 @@ class Reader:
         self._reads += 1
         now = self._clock.now()
         try:
-            if abs(now - self._checked) > _TRUSTED_TIME:
-                self._check(now)
+            self._check_now_and_then(now)
             row = self._quickly.execute(self._quick, (now, path)).fetchone()
         except (sqlite3.Error, StoreError):
             return UNSEEN
@@ -164,7 +167,7 @@ class Reader:
         """Tell whether there is a live pair."""
         await self._give_way()
         now = self._clock.now()
-        self._check(now)
+        self._check_now_and_then(now)
         return self._find(self._main, path, now) is not None
 
     async def pairs_below(self, directory: str, paged: Callable[[], None]) -> Listing:
@@ -176,7 +179,7 @@ class Reader:
         """
         await self._give_way()
         now = self._clock.now()
-        self._check(now)
+        self._check_now_and_then(now)
         rows = self._try(lambda: self._main.execute(self._at_once, _below(directory, now)).fetchall())
         self._reads += len(rows) // _ROWS_PER_READ
         if 0 < len(rows) <= _PAGE_ROWS and all(value is not None for _, value, _ in rows):
@@ -193,6 +196,12 @@ class Reader:
             paged: called after each page of a long list.
         """
         await self._give_way()
+        if not tree:
+            now = self._clock.now()
+            self._check_now_and_then(now)
+            index, *own = self._row(self._main, self._with_index, {"key": path, "now": now})
+            if own[0] is None or own[1] is not None:
+                return State([] if own[0] is None else [KVPair(path, own[1], own[0])], own[0] is not None, index)
         async with self._snapshot() as connection:
             index = int(self._row(connection, self._newest, ())[0])
             now = self._clock.now()
@@ -385,6 +394,10 @@ class Reader:
             self._replaced(error)
             raise
         self._checked = now
+
+    def _check_now_and_then(self, now: float) -> None:
+        if abs(now - self._checked) > _TRUSTED_TIME:
+            self._check(now)
 
     def _refuse_at_end(self) -> None:
         if self._end is not None:

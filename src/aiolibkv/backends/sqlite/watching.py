@@ -7,11 +7,14 @@ import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-from aiolibkv.backends.sqlite.reader import CompactedError, Logged, Reader
+from aiolibkv.backends.sqlite.reader import CompactedError, Logged, Reader, State
 from aiolibkv.backends.sqlite.signals import Signals
 from aiolibkv.errors import StoreError
 from aiolibkv.store import Feed, Tasks
 from aiolibkv.types import KVPair
+
+_ENDING_TIME = 0.2
+"""Seconds for reads to end that are refused already."""
 
 _log = logging.getLogger("aiolibkv")
 
@@ -54,9 +57,11 @@ class Tail:
         self._expire = expire
         self._expiring: asyncio.Task[None] | None = None
         self._tasks = Tasks()
+        self._loads = Tasks()
         self._wakeup = Wakeup()
         self._cursor = 0
         self._end: StoreError | None = None
+        self._loading: dict[tuple[str, bool], asyncio.Task[State]] = {}
         self._attached: dict[Feed, asyncio.Future[None]] = {}
         self._of_key: defaultdict[str, set[Feed]] = defaultdict(set)
         self._of_directory: defaultdict[str, set[Feed]] = defaultdict(set)
@@ -84,6 +89,8 @@ class Tail:
         """End the watches with an error, and the deletion that may be under way."""
         self._end = reason
         self._release(reason)
+        # The reader refuses them; who waits for one is told that, not cancelled with it.
+        await self._loads.settle(_ENDING_TIME)
         await self._tasks.close()
 
     async def follow(self, feed: Feed, signals: Signals) -> None:
@@ -103,8 +110,20 @@ class Tail:
             signals.ignore()
 
     async def _load(self, feed: Feed) -> None:
-        state = await self._reader.state(feed.path, tree=feed.tree)
+        of = feed.path, feed.tree
+        loading = self._loading.get(of)
+        if loading is None:
+            loading = self._loading[of] = self._loads.start(self._read(*of))
+        try:
+            state = await asyncio.shield(loading)
+        except StoreError as error:
+            raise type(error)(error.message) from error
         feed.reset(state.pairs, state.index)
+
+    async def _read(self, path: str, tree: bool) -> State:  # noqa: FBT001 - what identifies a load
+        # Who comes from here on needs a newer state than this one may be.
+        del self._loading[path, tree]
+        return await self._reader.state(path, tree=tree)
 
     async def _catch_up(self, feed: Feed) -> None:
         """Bring a feed to the cursor, from where all are fed on.
@@ -159,8 +178,9 @@ class Tail:
     def _dispatch(self, rows: Sequence[Logged], index: int) -> None:
         changes: defaultdict[Feed, list[tuple[str, KVPair | None]]] = defaultdict(list)
         for row in rows:
+            change = _change(row)
             for feed in self._concerned(row.key):
-                changes[feed].append(_change(row))
+                changes[feed].append(change)
         for feed, changed in changes.items():
             if index > feed.index:
                 feed.apply(changed, index)
