@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from aiolibkv import AsyncStore, Config, KeyNotFoundError, new_store
 from aiolibkv.backends.memory.space import open_space
+from aiolibkv.store import Store
 from aiolibkv.testing.framing import Framing
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually
@@ -79,7 +80,14 @@ class Scene:
 
     async def begin(self) -> None:
         """Take what is on the server from now on for what has to be there in the end."""
+        end_idle_leases(self.store, self.other)
+        await eventually(self._has_settled, within=_LEAVING_TIME, message="idle leases end")
         self._before = await self.state()
+
+    async def _has_settled(self) -> bool:
+        before = await self.state()
+        await asyncio.sleep(0.05)
+        return before == await self.state()
 
     async def state(self) -> State:
         """Return what is on the server."""
@@ -105,11 +113,14 @@ class Scene:
         await self.store.delete("usable")
 
     async def _left(self, *, delete: bool) -> State:
+        end_idle_leases(self.store, self.other)
         if delete:
-            try:
-                await self.other.delete_tree("")
-            except KeyNotFoundError:
-                pass
+            # Through both: a store keeps its lease for keys that it does not know to be deleted.
+            for store in (self.other, self.store):
+                try:
+                    await store.delete_tree("")
+                except KeyNotFoundError:
+                    pass
         return await self.state()
 
     async def _keys(self) -> list[str]:
@@ -118,6 +129,20 @@ class Scene:
         except KeyNotFoundError:
             return []
         return [pair.key for pair in pairs if "/.aiolibkv/epochs/" not in pair.key]
+
+
+def end_idle_leases(*stores: AsyncStore) -> None:
+    """End the leases that stores keep, for a while, for the next lock or key: they are used by nobody."""
+    for store in stores:
+        assert isinstance(store, Store)
+        sessions, lifetimes = store._sessions, store._lifetimes
+        for ttl, idle in list(sessions._idle.items()):
+            for session in tuple(idle):
+                sessions._expire(ttl, session)
+        for shared in list(lifetimes._shared.values()):
+            if shared.timer is not None:
+                shared.timer.cancel()
+                lifetimes._end(shared)
 
 
 async def eventually_equal(look: Callable[[], Awaitable[State]], expected: State) -> None:
@@ -153,9 +178,6 @@ async def on_scene(ground: Ground, *, delete: bool, endpoint: str | None = None)
             store, other = [await stack.enter_async_context(each) for each in (tried, ground.store(prefix))]
             scene = Scene(ground, prefix, store, other, observer)
             for each in (store, other):
-                # The session that keys of one ttl share stays as long as the store.
-                await each.put("alive", b"", keep_alive=True)
-                await each.delete("alive")
                 await _warm(each)
             await scene.begin()
             yield scene

@@ -265,6 +265,27 @@ async def test_a_guarded_write_that_is_refused_is_a_loss() -> None:
         await asyncio.wait_for(held.wait_lost(), 1)
 
 
+async def test_a_refused_guard_in_the_locks_own_body_leaves_no_cancellation() -> None:
+    async with FaultyStore() as store:
+        with pytest.raises(LockLostError):
+            async with store.new_lock("lock", ttl=5) as held:
+                store.faults["put"].append(LockLostError())
+                await store.put("data", b"", guard=held)
+        task = asyncio.current_task()
+        assert task is not None
+        assert not task.cancelling()
+        await asyncio.sleep(0)
+
+        with pytest.raises(LockLostError):
+            async with store.new_lock("lock", ttl=5) as held:
+                store.faults["put"].append(LockLostError())
+                with pytest.raises(LockLostError):
+                    await store.put("data", b"", guard=held)
+                await asyncio.get_running_loop().create_future()
+        assert not task.cancelling()
+        await asyncio.sleep(0)
+
+
 async def test_trying_ends_in_time_at_a_server_that_says_nothing() -> None:
     class Mute(FaultyDriver):
         is_mute = False

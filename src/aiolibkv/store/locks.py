@@ -380,9 +380,17 @@ class StoreLock:
             raise self._calls.located(LockLostError(), self._path) from error
 
     def _cancel_body(self) -> None:
-        if self._body is not None:
+        body = self._body
+        if body is not None and body[0] is asyncio.current_task():
+            # The body's own call finds the loss, and is about to tell it. A cancellation would outlast the body.
+            self._calls.call_later(0, self._cancel, body)
+        elif body is not None:
+            self._cancel(body)
+
+    def _cancel(self, body: tuple[asyncio.Task[object], int]) -> None:
+        if self._body is body:
             self._is_body_cancelled = True
-            self._body[0].cancel("the lock was lost")
+            body[0].cancel("the lock was lost")
 
     async def _using(self, acquire: Callable[[], Awaitable[StoreHeldLock | None]]) -> StoreHeldLock | None:
         """Acquire until the store is closed, if this Lock is not in use."""
