@@ -48,11 +48,13 @@ async def test_a_timeout_that_becomes_shorter_at_a_reconnection() -> None:
         await server.stop()
         server._max_session_timeout = 3
         await server.start()
-        await store.put("key", b"")
+        await eventually(lambda: held.ttl == 3, within=10, message="the session is continued")
+        await asyncio.sleep(2 * held.ttl)  # the renewals follow, too
+        await store.put("key", b"", guard=held)
         proxy.blackhole()
         successor = await asyncio.wait_for(other.new_lock("lock", ttl=3).acquire(), scaled(10))
-        assert not held.is_held
-        assert successor.is_held
+        assert (held.is_held, successor.is_held) == (False, True)
+        await asyncio.wait_for(held.wait_lost(), scaled(1))
         proxy.heal()
 
 

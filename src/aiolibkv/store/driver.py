@@ -35,8 +35,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, Final, Generic, NamedTuple, Protocol, TypeVar
 
@@ -188,10 +188,23 @@ class Lease:
         ttl: seconds from a grant or renewal to its end, as agreed with the server. The driver sets it in ``grant`` and
             whenever it is agreed anew; the library reads it each time.
         overshoot: seconds after that end within which the server has removed the keys under it.
+        on_agreed: set by the library; see ``agree``.
     """
 
     ttl: float
     overshoot: float = 0.0
+    on_agreed: Callable[[float], None] | None = field(default=None, repr=False)
+
+    def agree(self, ttl: float, sent: float) -> None:
+        """Take what was agreed anew with the server outside ``grant`` and ``renew``, which counts as a renewal.
+
+        Args:
+            ttl: seconds.
+            sent: when the request was sent, by ``aiolibkv.store.leases.clock``.
+        """
+        self.ttl = ttl
+        if self.on_agreed is not None:
+            self.on_agreed(sent)
 
 
 class LeaseLost(Exception):  # noqa: N818 - a signal between driver and library, none of the library's errors

@@ -51,6 +51,7 @@ class Session:
         renewed: when the last request that began or renewed it was sent, by ``clock``.
         is_over: whether it was ended or lost.
         on_lost: called once when the server says that it does not know the lease any more.
+        on_agreed: called when the lease's ttl was agreed anew.
         revocation: ends the lease at the server; None before that began.
     """
 
@@ -59,9 +60,12 @@ class Session:
         self._calls = calls
         self._tasks = calls.new_tasks()
         self.lease: Lease = calls.driver.new_lease(Lifetime(ttl, keep_alive=True))
+        self.lease.on_agreed = self._agreed
         self.renewed = 0.0
         self.is_over = False
         self.on_lost: Callable[[], None] | None = None
+        self.on_agreed: Callable[[], None] | None = None
+        self._is_begun = False
         self.revocation: asyncio.Task[None] | None = None
 
     @property
@@ -86,7 +90,17 @@ class Session:
         await self._calls.driver.grant(call, self.lease)
         self.renewed = sent
         if not self.is_over:
+            self._is_begun = True
             self._tasks.start(self._keep_renewed())
+
+    def _agreed(self, sent: float) -> None:
+        self.renewed = max(self.renewed, sent)
+        if self._is_begun and not self.is_over:
+            # The next renewal may be due sooner than before.
+            self._tasks.cancel()
+            self._tasks.start(self._keep_renewed())
+            if self.on_agreed is not None:
+                self.on_agreed()
 
     def lose(self) -> None:
         """Take note that the server does not know the lease any more."""

@@ -207,6 +207,7 @@ class StoreHeldLock:
         self._is_over = False
         mutex.hold()
         session.on_lost = lambda: self.lose("the server does not know its lease any more")
+        session.on_agreed = self._restart_timer
         locks.add(self)
         self._timer = self._set_timer()
         self._watching = locks.tasks.start(self._watch())
@@ -285,6 +286,11 @@ class StoreHeldLock:
 
     def _set_timer(self) -> asyncio.TimerHandle:
         return self.calls.call_later(self._session.deadline - clock(), self._ring)
+
+    def _restart_timer(self) -> None:
+        if not self._is_over:
+            self._timer.cancel()
+            self._ring()
 
     def _ring(self) -> None:
         self.check()

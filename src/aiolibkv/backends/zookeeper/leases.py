@@ -80,10 +80,10 @@ class SharedSession:
         self.idle: asyncio.TimerHandle | None = None
         self.session = make(self)
 
-    def agreed(self, timeout: float) -> None:
+    def agreed(self, timeout: float, sent: float) -> None:
         """Have the leases last as long as the server has agreed to; it may be less than before."""
-        for lease in self.leases:
-            lease.ttl = timeout
+        for lease in tuple(self.leases):
+            lease.agree(timeout, sent)
 
 
 @dataclass(eq=False, kw_only=True)

@@ -11,6 +11,7 @@ from aiolibkv.backends.zookeeper.connection import Connection, NotWelcomeError
 from aiolibkv.backends.zookeeper.operations import Event, close_session, hello
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store.endpoints import Endpoint, Endpoints
+from aiolibkv.store.leases import clock as lease_clock
 from aiolibkv.store.names import Address, Names
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.store.tls import Tls
@@ -110,7 +111,7 @@ class ZooKeeperSession:
         *,
         is_replaced: bool,
         on_event: Callable[[Event], None] = lambda _: None,
-        on_agreed: Callable[[float], None] = lambda _: None,
+        on_agreed: Callable[[float, float], None] = lambda _timeout, _sent: None,
     ) -> None:
         """Make a session that has not begun.
 
@@ -119,7 +120,8 @@ class ZooKeeperSession:
             timeout: seconds, as wanted.
             is_replaced: whether a lost session is followed by a new one, or that is the end.
             on_event: called with what its watches say.
-            on_agreed: called with the timeout whenever a server has agreed to one; it may be another each time.
+            on_agreed: called with the timeout whenever a server has agreed to one, and when it was asked for; it may be
+                another each time.
         """
         self.timeout = timeout
         self.is_lost = False
@@ -278,7 +280,7 @@ class ZooKeeperSession:
     async def _try_to_connect(self) -> Connection | None:
         reach, clock = self._reach, asyncio.get_running_loop().time
         endpoint = reach.endpoints.current
-        began = clock()
+        began, sent = clock(), lease_clock()
         try:
             connection = await self._connect_to(endpoint)
         except StoreError as error:
@@ -305,7 +307,7 @@ class ZooKeeperSession:
         self._id, self._password = connection.welcome.session, connection.welcome.password
         self.timeout = connection.welcome.timeout
         self._connection, self._outage, self._failures = connection, None, 0
-        self._on_agreed(self.timeout)
+        self._on_agreed(self.timeout, sent)
         self._wake()
         return connection
 
