@@ -1,20 +1,8 @@
 """One asyncio key/value interface over etcd, Consul, ZooKeeper and embedded stores, with one set of guarantees."""
 
+from typing import TYPE_CHECKING
+
 from aiolibkv.config import Config
-from aiolibkv.coordination import (
-    Candidate,
-    Discovery,
-    Election,
-    Follower,
-    Instance,
-    Mirror,
-    Namespace,
-    PeriodicJob,
-    ReadWriteLock,
-    Registration,
-    Semaphore,
-    update,
-)
 from aiolibkv.errors import (
     AccessDeniedError,
     BackendNotSupportedError,
@@ -35,6 +23,22 @@ from aiolibkv.errors import (
 from aiolibkv.protocol import AsyncStore, HeldLock, Lock, Scan, Watch
 from aiolibkv.registry import new_store, open_store, register_backend
 from aiolibkv.types import ANY, Capabilities, Change, Check, Delete, KVPair, Put, Snapshot
+
+if TYPE_CHECKING:
+    from aiolibkv.coordination import (
+        Candidate,
+        Discovery,
+        Election,
+        Follower,
+        Instance,
+        Mirror,
+        Namespace,
+        PeriodicJob,
+        ReadWriteLock,
+        Registration,
+        Semaphore,
+        update,
+    )
 
 __version__ = "0.1.0"
 
@@ -84,3 +88,12 @@ __all__ = [
     "register_backend",
     "update",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what coordinates when it is asked for: a quarter of this package, which many do not need."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from aiolibkv import coordination
+
+    return getattr(coordination, name)

@@ -188,6 +188,6 @@ def test_demo_of_a_user_without_a_name_and_a_directory_with_a_strange_one(tmp_pa
 
 def test_demo_on_a_store_that_cannot_be_opened() -> None:
     done = run("-m", "aiolibkv", "demo", "--url", "redis://h")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no backend 'redis'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line; it needs the extra ``cli``."""
     try:
-        from aiolibkv.cli.commands import aiolibkv
+        from aiolibkv.cli.commands import run
     except ImportError as error:
         sys.exit(f"aiolibkv: the command line needs more packages ({error}): pip install 'aiolibkv[cli]'")
-    aiolibkv()
+    sys.exit(run(sys.argv[1:]))

@@ -1,37 +1,76 @@
-"""The commands; each one's work is in a module of its own."""
+"""The commands; each is in a module that is imported when it is used."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from getpass import getuser
-from pathlib import Path
-from tempfile import gettempdir
-from urllib.parse import quote
+import sys
+import traceback
+from importlib import import_module
 
 import click
 
 import aiolibkv as library
-from aiolibkv.cli.demo import run_demo
+from aiolibkv.cli import failures
+from aiolibkv.cli.output import tell
+from aiolibkv.cli.settings import Settings, common_options
+from aiolibkv.cli.text import masked
+
+MODULES = {
+    "get": "reading",
+    "put": "writing",
+    "rm": "writing",
+    "ls": "reading",
+    "watch": "watching",
+    "lock": "locking",
+    "elect": "locking",
+    "leader": "leading",
+    "register": "registering",
+    "services": "registering",
+    "instances": "registering",
+    "demo": "demo",
+}
+"""Where each command is, in the order in which --help shows them."""
 
 
-@click.group()
+class Commands(click.Group):
+    """A group that imports a command when it is used."""
+
+    def list_commands(self, context: click.Context) -> list[str]:  # noqa: D102
+        return list(MODULES)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:  # noqa: D102
+        if name not in MODULES:
+            return None
+        command: click.Command = getattr(import_module(f"aiolibkv.cli.{MODULES[name]}"), f"{name}_command")
+        return command
+
+
+@click.group(cls=Commands, params=common_options(), epilog=failures.EXIT_CODES)
 @click.version_option(library.__version__)
 def aiolibkv() -> None:
-    """One key/value interface over etcd, Consul, ZooKeeper and embedded stores."""
+    """One tool over every store: etcd, Consul, ZooKeeper and embedded ones.
+
+    A store is scheme://user:password@host:port,host:port/prefix?name=value, as in etcd://localhost:2379 or
+    sqlite:///file.db. The options below may stand before or after the command's name.
+    """
 
 
-@aiolibkv.command()
-@click.option("--url", help="The store to show it on; a database in the directory for temporary files when not given.")
-def demo(url: str | None) -> None:
-    """Show put, get, compare-and-swap, a watch, expiry, lock, election and discovery, each step explained."""
+def run(arguments: list[str]) -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code.
+    """
+    settings = Settings()
     try:
-        asyncio.run(run_demo(url or _own_database()))
-    except (library.StoreError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
-
-
-def _own_database() -> str:
-    """Return the URL of a database of this user's, who has a name only where there is no number."""
-    user = os.getuid() if hasattr(os, "getuid") else getuser()
-    return f"sqlite:///{quote(str(Path(gettempdir()) / f'aiolibkv-demo-{user}.db'))}"
+        return aiolibkv.main(arguments, prog_name="aiolibkv", standalone_mode=False, obj=settings) or 0
+    except click.UsageError as error:
+        command = "aiolibkv" if error.ctx is None else error.ctx.command_path
+        tell(f"{error.format_message()} See {command} --help.")
+        return failures.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return failures.INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - everything is told, and ends the process
+        if settings.is_verbose:
+            sys.stderr.write(masked("".join(traceback.format_exception(error))))
+        tell(failures.message(error))
+        return failures.exit_code(error)

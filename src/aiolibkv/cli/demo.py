@@ -6,15 +6,35 @@ import asyncio
 import os
 import time
 import uuid
+from getpass import getuser
+from pathlib import Path
+from tempfile import gettempdir
+from urllib.parse import quote
 
 import click
 
-from aiolibkv.coordination import Candidate, Discovery
-from aiolibkv.errors import KeyModifiedError, KeyNotFoundError, LockLostError
-from aiolibkv.protocol import AsyncStore
-from aiolibkv.registry import open_store
+from aiolibkv import AsyncStore, Candidate, Discovery, KeyModifiedError, KeyNotFoundError, LockLostError, open_store
+from aiolibkv.cli.running import run
+from aiolibkv.cli.settings import Command, Settings
 
 _TTL = 2.0
+
+
+@click.command("demo", cls=Command)
+@click.pass_obj
+def demo_command(settings: Settings) -> int | None:
+    """Show put, get, compare-and-swap, a watch, expiry, lock, election and discovery, each step explained.
+
+    It uses a database in the directory for temporary files when no URL is given.
+    """
+    url = _own_database() if settings.is_own_database else settings.resolved_url()
+    return run(settings, lambda: run_demo(url))
+
+
+def _own_database() -> str:
+    """Return the URL of a database of this user's, who has a name only where there is no number."""
+    user = os.getuid() if hasattr(os, "getuid") else getuser()
+    return f"sqlite:///{quote(str(Path(gettempdir()) / f'aiolibkv-demo-{user}.db'))}"
 
 
 async def run_demo(url: str) -> None:

@@ -1,0 +1,89 @@
+"""What goes to standard output and standard error."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import stat
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from aiolibkv.cli.text import escaped, masked
+
+_AT_ONCE = select.PIPE_BUF if hasattr(select, "PIPE_BUF") else 512
+"""Bytes for which there is room in a pipe that can be written to."""
+
+
+def tell(message: str) -> None:
+    """Write one line to standard error."""
+    line = f"aiolibkv: {escaped(masked(message))}\n"
+    try:
+        sys.stderr.write(line)
+        sys.stderr.flush()
+    except OSError:
+        pass  # nobody is there to be told
+
+
+class Output:
+    """Standard output, written without keeping the event loop: who reads it may be slow.
+
+    Attributes:
+        is_terminal: whether somebody reads it at a terminal.
+        as_json: whether each item is a JSON object.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        if sys.stdout is None:
+            raise OSError("standard output is closed")
+        self.as_json = as_json
+        self._descriptor = sys.stdout.fileno()
+        self._is_file = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+        self.is_terminal = not self._is_file and os.isatty(self._descriptor)
+
+    async def line(self, text: str) -> None:
+        """Write a line that is given with everything escaped."""
+        await self.write(f"{text}\n".encode(errors="backslashreplace"))
+
+    async def item(self, text: str, fields: Mapping[str, Any]) -> None:
+        """Write one item, as text or as JSON."""
+        await self.line(json.dumps(fields) if self.as_json else text)
+
+    async def write(self, data: bytes) -> None:
+        """Write bytes as they are.
+
+        Raises:
+            BrokenPipeError: nobody reads any more.
+
+        Cancellation: a part may be written.
+        """
+        if self._is_file:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+            return
+        for at in range(0, len(data), _AT_ONCE):
+            part = data[at : at + _AT_ONCE]
+            while part:
+                await self._writable()
+                part = part[os.write(self._descriptor, part) :]
+
+    async def _writable(self) -> None:
+        if select.select((), (self._descriptor,), (), 0)[1]:
+            return
+        loop = asyncio.get_running_loop()
+        writable = asyncio.Event()
+        loop.add_writer(self._descriptor, writable.set)
+        try:
+            await writable.wait()
+        finally:
+            loop.remove_writer(self._descriptor)
+
+
+def columns(rows: list[tuple[str, ...]], *, is_terminal: bool) -> list[str]:
+    """Return rows as lines: in columns at a terminal, else with a tab between the fields."""
+    if not is_terminal or not rows:
+        return ["\t".join(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(field.ljust(width) for field, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,42 @@
+"""The command watch."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+from cli.tool import Tool
+
+
+def test_watch(tool: Tool) -> None:
+    with tool.start("watch", "key", "--count", "3") as watch:
+        assert watch.line() == "key\t-"
+        index = tool.put("key", b"a\nb")
+        assert watch.line() == f"key\t{index}\ta\\nb"
+        tool.delete("key")
+        assert watch.line() == "key\t-"
+        assert watch.ended().code == 0
+
+
+def test_watch_tree(tool: Tool) -> None:
+    first = tool.put("dir/a", b"1")
+    with tool.start("watch", "--tree", "dir", "--json") as watch:
+        assert json.loads(watch.line()) == {"key": "dir/a", "value": "1", "last_index": first}
+        second = tool.put("dir/b", b"\xff")
+        assert json.loads(watch.line()) == {"key": "dir/b", "value_base64": "/w==", "last_index": second}
+        tool.delete("dir/a")
+        assert json.loads(watch.line()) == {"key": "dir/a", "value": None, "last_index": None}
+        watch.send(signal.SIGINT)
+        ended = watch.ended()
+        assert (ended.code, ended.err) == (130, "")
+
+
+def test_watch_runs_a_command(tool: Tool) -> None:
+    index = tool.put("key", b"value")
+    command = 'echo "$AIOLIBKV_KEY $AIOLIBKV_INDEX $AIOLIBKV_EVENT $(cat)"; exit 3'
+    with tool.start("watch", "key", "--count", "2", "--exec", command) as watch:
+        assert watch.line() == f"key {index} put value"
+        tool.delete("key")
+        assert watch.line() == "key  delete "
+        ended = watch.ended()
+        assert (ended.code, len(ended.err.splitlines())) == (0, 2)

@@ -1,0 +1,140 @@
+"""The command line as a process, and stores that it is tried on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from aiolibkv import open_store
+from aiolibkv.testing.scale import scaled
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.decode().splitlines()
+
+    @property
+    def items(self) -> list[Any]:
+        return [json.loads(line) for line in self.lines]
+
+
+class Running:
+    """A process that runs; killed at the end of ``with``."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def line(self) -> str:
+        """Return the next line of its standard output."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().decode().rstrip("\n")
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def ended(self, within: float = 20) -> Ended:
+        out, err = self.process.communicate(timeout=scaled(within))
+        return Ended(self.process.returncode, out, err.decode())
+
+
+class Tool:
+    """The command line on one store.
+
+    Attributes:
+        url: the store's.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def start(self, *arguments: str, stdin: int | None = subprocess.DEVNULL, **environment: str) -> Running:
+        """Start a command."""
+        return Running(
+            subprocess.Popen(
+                [sys.executable, "-m", "aiolibkv", *arguments],
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "AIOLIBKV_URL": self.url, **environment},
+            )
+        )
+
+    def run(self, *arguments: str, stdin: bytes = b"", **environment: str) -> Ended:
+        """Run a command to its end, whatever that is."""
+        with self.start(*arguments, stdin=subprocess.PIPE, **environment) as running:
+            out, err = running.process.communicate(stdin, timeout=scaled(60))
+            return Ended(running.process.returncode, out, err.decode())
+
+    def __call__(self, *arguments: str, stdin: bytes = b"", **environment: str) -> Ended:
+        """Run a command that succeeds and says nothing on standard error."""
+        ended = self.run(*arguments, stdin=stdin, **environment)
+        assert (ended.code, ended.err) == (0, "")
+        return ended
+
+    def put(self, key: str, value: bytes = b"") -> int:
+        """Put a key, and return its index; without a process, which would take longer."""
+
+        async def put() -> int:
+            async with open_store(self.url) as store:
+                return (await store.put(key, value)).last_index
+
+        return asyncio.run(put())
+
+    def delete(self, key: str) -> None:
+        """Delete a key."""
+
+        async def delete() -> None:
+            async with open_store(self.url) as store:
+                await store.delete(key)
+
+        asyncio.run(delete())
+
+    def values(self) -> dict[str, bytes]:
+        """Return everything."""
+
+        async def read() -> dict[str, bytes]:
+            async with open_store(self.url) as store:
+                return {pair.key: pair.value for pair in await store.list("")}
+
+        return asyncio.run(read())
+
+
+def is_alive(process: int) -> bool:
+    """Tell whether a process runs; one that has ended and is not waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def until(condition: Callable[[], object], *, within: float) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + scaled(within)
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.01)
