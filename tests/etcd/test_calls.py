@@ -15,9 +15,11 @@ from aiolibkv import (
     KVPair,
     LockLostError,
     NotReachableError,
+    Put,
     StoreError,
 )
 from aiolibkv.backends.etcd import reading
+from aiolibkv.events import Connected, Disconnected, Event
 from aiolibkv.store import Call, Guard, LeaseLost, Lifetime, OwnCall, Removed
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
@@ -68,6 +70,7 @@ WRITES: dict[str, Doing] = {
     "delete": lambda store, _: store.delete("key"),
     "atomic_delete": lambda store, pair: store.atomic_delete("key", pair),
     "delete_tree": lambda store, _: store.delete_tree(""),
+    "commit": lambda store, pair: store.commit(Put("key", b"new", pair), Put("new", b"new", None)),
 }
 READS: dict[str, Doing] = {
     "get": lambda store, _: store.get("key"),
@@ -75,6 +78,11 @@ READS: dict[str, Doing] = {
     "exists": lambda store, _: store.exists("key"),
     "list": lambda store, _: store.list(""),
     "list inconsistently": lambda store, _: store.list("", consistent=False),
+    "get_many": lambda store, _: store.get_many(["key", *(f"none/{number}" for number in range(99))]),
+    "get_many inconsistently": lambda store, _: store.get_many(["key", "none"], consistent=False),
+    "keys": lambda store, _: store.keys(""),
+    "children": lambda store, _: store.children(""),
+    "scan": lambda store, _: anext(store.scan("")),
     "first item of a watch": lambda store, _: anext(store.watch("key")),
 }
 
@@ -87,6 +95,159 @@ async def test_round_trips(store: EtcdStore, proxy: FaultProxy, name: str) -> No
         await (WRITES | READS)[name](store, pair)
     assert counts.round_trips == (2 if name == "put with ttl" else 1)
     assert counts.connections == 0
+
+
+async def test_round_trips_of_a_lock(store: EtcdStore, proxy: FaultProxy) -> None:
+    """The lease is granted once, and kept for whoever acquires a lock of the same ttl."""
+    lock = store.new_lock("lock", ttl=100)
+    for expected in (2, 1, 1):
+        with proxy.counting() as counts:
+            await lock.acquire()
+        assert counts.round_trips == expected
+        # The holder's watch begins.
+        await _until_watched(store)
+        with proxy.counting() as counts:
+            await lock.release()
+        assert counts.round_trips == 1
+
+
+async def _until_watched(store: EtcdStore) -> None:
+    def is_watched() -> bool:
+        stream = store.driver._watches._stream
+        return stream is not None and bool(stream._created)
+
+    await eventually(is_watched, within=5, message="the holder watches its key")
+
+
+async def test_several_keys_are_of_one_instant(store: EtcdStore, direct: EtcdStore, proxy: FaultProxy) -> None:
+    """Also when they take several transactions, between which others write."""
+    keys = [f"key/{number:03}" for number in range(300)]
+
+    async def write_all(value: bytes) -> None:
+        for start in (200, 100, 0):
+            await direct.commit(*(Put(key, value) for key in keys[start : start + 100]))
+
+    await write_all(b"old")
+    proxy.delay(0.05)
+    with proxy.counting() as counts:
+        reading_ = asyncio.ensure_future(store.get_many(keys))
+        while not counts.answered_bytes:
+            await asyncio.sleep(0)
+        await write_all(b"new")
+        found = await reading_
+    assert counts.round_trips == 3
+    assert [(key, pair.value) for key, pair in found.items()] == [(key, b"old") for key in keys]
+
+
+async def test_children_with_many_keys_below(store: EtcdStore, direct: EtcdStore, proxy: FaultProxy) -> None:
+    for child in "abc":
+        await asyncio.gather(*(direct.commit(*_puts(f"dir/{child}", start, 100)) for start in range(0, 3000, 100)))
+    with proxy.counting() as counts:
+        assert await store.children("dir") == ["a/", "b/", "c/"]
+    assert counts.round_trips == 4
+    # A key is sent in some 50 bytes.
+    assert counts.answered_bytes < 25_000
+    await direct.commit(*(Put(f"flat/{number:03}", b"") for number in range(100)))
+    with proxy.counting() as counts:
+        assert len(await store.children("flat")) == 100
+        assert len(await store.children("")) == 2
+    assert counts.round_trips == 1 + 3
+
+
+async def test_keys_are_read_without_values(store: EtcdStore, direct: EtcdStore, proxy: FaultProxy) -> None:
+    await asyncio.gather(*(direct.put(f"dir/{number}", bytes(100_000)) for number in range(20)))
+    with proxy.counting() as counts:
+        assert len(await store.keys("dir")) == 20
+    assert counts.answered_bytes < 5_000
+
+
+async def test_a_scan_reads_a_page_in_one_round_trip(store: EtcdStore, direct: EtcdStore, proxy: FaultProxy) -> None:
+    await asyncio.gather(*(direct.commit(*_puts("dir", start, 100)) for start in range(0, 2500, 100)))
+    for page, expected in ((1000, 3), (100, 25), (2500, 1)):
+        with proxy.counting() as counts:
+            assert len([pair async for pair in store.scan("dir", page=page)]) == 2500
+        assert counts.round_trips == expected
+
+
+async def test_a_scan_past_keys_that_no_path_names(direct: EtcdStore, server: EtcdServer) -> None:
+    prefix = direct.driver.config.prefix
+    for number in range(5):
+        await server.ctl("put", f"{prefix}/a//{number}", "x")
+        await server.ctl("put", f"{prefix}/z//{number}", "x")
+    await direct.put("b/c", b"")
+    await direct.put("a/x", b"")
+    assert [pair.key async for pair in direct.scan("", page=2)] == ["a/x", "b/c"]
+    assert await direct.children("") == ["a/", "b/"]
+
+
+def _puts(directory: str, start: int, count: int) -> list[Put]:
+    return [Put(f"{directory}/{number:06}", b"") for number in range(start, start + count)]
+
+
+async def test_a_lock_is_released_though_the_answer_is_lost(
+    store: EtcdStore, direct: EtcdStore, proxy: FaultProxy
+) -> None:
+    lock = store.new_lock("lock", ttl=100)
+    held = await lock.acquire()
+    await _until_watched(store)
+    proxy.cut_answers(1, matching=lambda sent: b"lock" in sent)
+    await lock.release()
+    assert proxy.answers_cut == 1
+    async with asyncio.timeout(scaled(5)), direct.new_lock("lock", ttl=100) as next_held:
+        assert next_held.fencing_token > held.fencing_token
+
+
+async def test_a_release_frees_one_acquisition(direct: EtcdStore) -> None:
+    driver, root = direct.driver, direct.driver.config.prefix
+    lock, place = f"{root}/lock", f"{driver.hidden}/waiters/place"
+    lease = driver.new_lease(Lifetime(30, keep_alive=True))
+    await driver.grant(_call(), lease)
+    first = await driver.acquire(_call(), lock, b"", lease, line=None)
+    await driver.release(_call(), lock, first.last_index, None, lease)
+    with pytest.raises(KeyNotFoundError):
+        await driver.release(_call(), lock, first.last_index, None, lease)
+    await driver.put(_call(), place, b"", expected=0, lease=lease, guard=None)
+    second = await driver.acquire(_call(), lock, b"", lease, line=None)
+    with pytest.raises(KeyModifiedError):
+        await driver.release(_call(), lock, first.last_index, place, lease)
+    assert await driver.get_many(_call(), [lock, place], consistent=True) == [
+        KVPair(lock, b"", second.last_index),
+        KVPair(place, b"", second.last_index - 1),
+    ]
+    await driver.release(_call(), lock, second.last_index, place, lease)
+    assert await driver.get_many(_call(), [lock, place], consistent=True) == [None, None]
+    assert await driver.renew(_call(), lease)
+    await driver.revoke(_call(), lease)
+
+
+async def test_who_is_ahead_in_line(direct: EtcdStore) -> None:
+    driver = direct.driver
+    line = f"{driver.hidden}/waiters/line"
+    lease = driver.new_lease(Lifetime(30, keep_alive=True))
+    await driver.grant(_call(), lease)
+    places = [f"{line}/{name}" for name in "cab"]
+    for place in places:
+        await driver.put(_call(), place, b"", expected=0, lease=lease, guard=None)
+    assert [await driver.place_ahead(_call(), line, place) for place in places] == [None, *places[:2]]
+    await driver.delete(_call(), places[1], expected=None, guard=None)
+    assert await driver.place_ahead(_call(), line, places[2]) == places[0]
+    with pytest.raises(LeaseLost):
+        await driver.place_ahead(_call(), line, places[1])
+    await driver.revoke(_call(), lease)
+
+
+async def test_connections_are_told_once(proxy: FaultProxy, request: pytest.FixtureRequest) -> None:
+    told: list[tuple[type[object], str]] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Connected | Disconnected):
+            told.append((type(event), event.endpoint))
+
+    async with EtcdStore([proxy.endpoint], Config(prefix=_prefix(request), listener=note)) as store:
+        await asyncio.gather(*(store.put(f"key/{number}", b"") for number in range(10)))
+        proxy.reset()
+        await asyncio.gather(*(store.list("key") for _ in range(10)))
+    assert told == [(Connected, proxy.endpoint), (Disconnected, proxy.endpoint)] * 2
 
 
 async def test_nothing_is_sent_while_nothing_waits(store: EtcdStore, proxy: FaultProxy) -> None:
@@ -267,13 +428,19 @@ async def _put_many(store: AsyncStore, numbers: range, value: bytes) -> None:
         await store.put(f"many/{number:05}", value)
 
 
-async def test_values_of_the_largest_size_are_listed(direct: EtcdStore) -> None:
+async def test_values_of_the_largest_size_are_listed(store: EtcdStore, direct: EtcdStore, proxy: FaultProxy) -> None:
     value = bytes(direct.capabilities.max_value_bytes)
     for number in range(70):
         await direct.put(f"large/{number:02}", value)
     # 70 MiB do not fit into one message of 64 MiB.
-    listed = await direct.list("large")
-    assert [(pair.key, len(pair.value)) for pair in listed] == [(f"large/{n:02}", len(value)) for n in range(70)]
+    expected = [(f"large/{number:02}", len(value)) for number in range(70)]
+    assert [(pair.key, len(pair.value)) for pair in await direct.list("large")] == expected
+    found = await direct.get_many([*(key for key, _ in expected), "none"])
+    assert [(key, len(pair.value)) for key, pair in found.items()] == expected
+    with proxy.counting() as counts:
+        assert [(pair.key, len(pair.value)) async for pair in store.scan("large")] == expected
+    # Only for the first page is more asked for than can be had.
+    assert counts.round_trips < 10
     assert await direct.delete_tree("large") == 70
 
 

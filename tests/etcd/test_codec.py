@@ -35,9 +35,12 @@ from aiolibkv.backends.etcd.codec import (
 from aiolibkv.backends.etcd.table import MalformedError
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
+SORTS = st.just(0) | INT64
 KEY_VALUES = st.builds(KeyValue, st.binary(), INT64, st.binary())
 HEADERS = st.builds(Header, INT64)
-RANGES = st.builds(Range, st.binary(), st.binary(), INT64, INT64, st.booleans(), st.booleans(), st.booleans())
+RANGES = st.builds(
+    Range, st.binary(), st.binary(), INT64, INT64, SORTS, SORTS, st.booleans(), st.booleans(), st.booleans(), SORTS
+)
 PUTS = st.builds(Put, st.binary(), st.binary(), INT64)
 DELETES = st.builds(DeleteRange, st.binary(), st.binary())
 OPERATIONS = st.one_of(

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory, factory_of
+from aiolibkv.testing.conformance import Committing, ConformanceSuite, CutOff, Listing, StoreFactory, factory_of
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.servers import EtcdCluster, EtcdServer
 
@@ -24,7 +24,7 @@ async def cluster() -> AsyncIterator[EtcdCluster]:
         yield running
 
 
-class TestOneServer(ConformanceSuite):
+class TestOneServer(Committing, Listing, ConformanceSuite):
     """Every test of the suite."""
 
     @pytest.fixture
@@ -39,7 +39,7 @@ class TestOneServer(ConformanceSuite):
             yield CutOff(factory_of("etcd", [proxy.endpoint]), proxy.blackhole)
 
 
-class TestThreeServers(ConformanceSuite):
+class TestThreeServers(Committing, Listing, ConformanceSuite):
     """Every test of the suite."""
 
     @pytest.fixture

@@ -27,11 +27,13 @@ class Counts:
         round_trips: waves of requests. A request begins a new wave when a request of the wave before has
             been answered (or has lost its connection); requests sent together are one wave.
         connections: connections opened by clients.
+        answered_bytes: bytes sent by the server, whether or not they reached a client.
     """
 
     requests: int = 0
     round_trips: int = 0
     connections: int = 0
+    answered_bytes: int = 0
 
 
 class FaultProxy:
@@ -286,6 +288,10 @@ class _Tally:
         for counter in self._counters:
             counter.connections += 1
 
+    def received(self, size: int) -> None:
+        for counter in self._counters:
+            counter.answered_bytes += size
+
     def requested(self, link: "_Link", request: int) -> None:
         for counter in self._counters:
             counter.requests += 1
@@ -371,6 +377,7 @@ class _Link:
         self.flush()
 
     def _server_sent(self, data: bytes) -> None:
+        self._tally.received(len(data))
         self._splitter.server_sent(data)
         answers, self._answers = self._answers, []
         if self._doomed.intersection(answers):

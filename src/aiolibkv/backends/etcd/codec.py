@@ -46,9 +46,15 @@ class Range:
     range_end: Annotated[bytes, 2] = b""
     limit: Annotated[int, 3] = 0
     revision: Annotated[int, 4] = 0
+    sort_order: Annotated[int, 5] = 0
+    sort_target: Annotated[int, 6] = 0
     serializable: Annotated[bool, 7] = False
     keys_only: Annotated[bool, 8] = False
     count_only: Annotated[bool, 9] = False
+    max_create_revision: Annotated[int, 13] = 0
+
+    DESCEND = 2
+    CREATE = 2
 
 
 @dataclass(slots=True)
@@ -286,6 +292,8 @@ def _delimited(tag: bytes, data: bytes) -> bytes:
 
 
 def _encode_range(message: Range) -> bytes:
+    if message.sort_order or message.sort_target or message.max_create_revision:
+        return table.encode(message)
     out = _delimited(b"\x0a", message.key) if message.key else b""
     if message.range_end:
         out += _delimited(b"\x12", message.range_end)

@@ -35,6 +35,7 @@ from aiolibkv.backends.etcd.table import MalformedError
 from aiolibkv.config import Config
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store import Call, Endpoints
+from aiolibkv.store.driver import Observer
 from aiolibkv.store.names import Names
 from aiolibkv.store.tasks import Tasks, finish
 from aiolibkv.store.tls import Tls
@@ -67,10 +68,11 @@ _CLOSING_TIME = 0.5
 class Connection:
     """The servers of one store, of which one is spoken to."""
 
-    def __init__(self, endpoints: Endpoints, config: Config) -> None:
+    def __init__(self, endpoints: Endpoints, config: Config, observer: Observer) -> None:
         """Make a connection; nothing is sent."""
         self._endpoints = endpoints
         self._config = config
+        self._observer = observer
         self._tasks = Tasks()
         self._closings = Tasks()
         self._names = Names()
@@ -95,7 +97,7 @@ class Connection:
         end = loop.time() + self._config.connection_timeout
         for left in range(len(self._endpoints), 0, -1):
             try:
-                self._link = await self._open_link((end - loop.time()) / left)
+                self._use(await self._open_link((end - loop.time()) / left))
                 return
             except NotReachableError:
                 if left == 1:
@@ -231,12 +233,13 @@ class Connection:
             self._endpoints.failed(link.endpoint)
             link.drop(reason)
             self._closings.start(link.close())
+            self._observer.disconnected(str(link.endpoint), reason)
 
     async def close(self) -> None:
         """Close everything; what is under way fails."""
         await self._tasks.close()
         if self._link is not None:
-            self.lost(self._link, "the connection was closed")
+            self.lost(self._link, "the store is closed")
         await self._closings.settle(_CLOSING_TIME)
         await self._closings.close()
         self._names.close()
@@ -270,10 +273,15 @@ class Connection:
                 # Every server failed since the last answer: all callers wait here together.
                 pause = min(_FIRST_PAUSE * 2 ** min(rounds, 8), _LONGEST_PAUSE)
                 await asyncio.sleep(pause * uniform(0.5, 1.0))
-            self._link = await self._open_link(self._config.connection_timeout / len(self._endpoints))
-            return self._link
+            link = await self._open_link(self._config.connection_timeout / len(self._endpoints))
+            self._use(link)
+            return link
         finally:
             self._opening = None
+
+    def _use(self, link: Link) -> None:
+        self._link = link
+        self._observer.connected(str(link.endpoint))
 
     async def _open_link(self, limit: float) -> Link:
         endpoint = self._endpoints.current

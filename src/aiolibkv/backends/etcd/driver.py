@@ -48,6 +48,8 @@ from aiolibkv.store import (
     LeaseLost,
     Lifetime,
     Listing,
+    Names,
+    Page,
     Removal,
     Removed,
     Step,
@@ -143,7 +145,7 @@ class EtcdDriver(Driver[EtcdLease]):
             raise ValueError("etcd: there is no token to give; etcd makes one of username and password")
         if (self.config.username is None) != (self.config.password is None):
             raise ValueError("etcd: username and password go together")
-        self._connection = Connection(servers, self.config)
+        self._connection = Connection(servers, self.config, self)
         self._keyspace = Keyspace(leading_slash=_has_leading_slash(self.config))
         self._reader = Reader(self._connection, self._keyspace)
         self._watches = Watching(self._connection, self._keyspace, self.config.request_timeout)
@@ -172,6 +174,23 @@ class EtcdDriver(Driver[EtcdLease]):
         read = await self._reader.tree(directory, consistent=consistent, page_read=call.extend)
         exists = not read.pairs and await self._is_key(directory, read.revision, consistent=consistent)
         return Listing(read.pairs, exists)
+
+    async def get_many(self, call: Call, paths: Sequence[str], *, consistent: bool) -> Sequence[KVPair | None]:
+        return await self._reader.many(paths, consistent=consistent, page_read=call.extend)
+
+    async def keys(self, call: Call, directory: str, *, consistent: bool) -> Names:
+        read = await self._reader.tree(directory, consistent=consistent, keys_only=True, page_read=call.extend)
+        exists = not read.pairs and await self._is_key(directory, read.revision, consistent=consistent)
+        return Names([pair.key for pair in read.pairs], exists)
+
+    async def children(self, call: Call, directory: str, *, consistent: bool) -> Names:
+        names, revision = await self._reader.children(directory, consistent=consistent, page_read=call.extend)
+        return Names(sorted(names), not names and await self._is_key(directory, revision, consistent=consistent))
+
+    async def page(self, call: Call, directory: str, after: str, limit: int) -> Page:
+        pairs, more = await self._reader.page(directory, after, limit, page_read=call.extend)
+        is_empty = not pairs and not after
+        return Page(pairs, more, is_empty and await self._is_key(directory, 0))
 
     async def _is_key(self, directory: str, revision: int, *, consistent: bool = True) -> bool:
         return bool(directory) and await self._reader.is_key(directory, revision, consistent=consistent)
@@ -265,6 +284,23 @@ class EtcdDriver(Driver[EtcdLease]):
             call.settled()
             raise self._refusal(transaction.unmet(answer), (), None)
         return Acquired(answer.header.revision, answer.header.revision)
+
+    async def release(self, call: Call, path: str, index: int, place: str | None, lease: EtcdLease) -> None:
+        transaction = Transaction(self._keyspace)
+        transaction.require(path, index)
+        transaction.delete(path)
+        if place is not None:
+            transaction.delete(place)
+        # No call.writing(): to delete what is at an index may be repeated, when the answer was lost.
+        answer = await self._connection.txn(transaction.request)
+        if not answer.succeeded:
+            raise self._refusal(transaction.unmet(answer), [Removal(path, index)], None)
+
+    async def place_ahead(self, call: Call, line: str, place: str) -> str | None:
+        exists, ahead = await self._reader.created_before(line, place)
+        if not exists:
+            raise LeaseLost
+        return ahead
 
     async def follow(self, feed: Feed) -> None:
         await self._watches.follow(feed)

@@ -1,15 +1,17 @@
-"""Reads of whole directories, page by page at one revision, and of what a watch begins with."""
+"""Reads of several keys and of directories, in pages at one revision, and of what a watch begins with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from aiolibkv.backends.etcd.codec import KeyValue, Range, RangeAnswer
+from aiolibkv.backends.etcd.codec import KeyValue, Operation, Range, RangeAnswer, Txn
 from aiolibkv.backends.etcd.connection import Connection
 from aiolibkv.backends.etcd.failures import AnswerTooLargeError, RefusedError
 from aiolibkv.backends.etcd.keyspace import Keyspace
 from aiolibkv.errors import AccessDeniedError, NotReachableError
+from aiolibkv.store import children_of
 from aiolibkv.types import KVPair
 
 _PAGE_KEYS = 1000
@@ -18,6 +20,21 @@ _PAGE_BYTES = 4 * 1024 * 1024
 
 _SHRINKING = 8
 """By what a page that was too large is divided: each try has the server put a whole message together."""
+
+_SCAN_BYTES = 16 * 1024 * 1024
+"""What the pages of a scan aim at, as far as their user asks for so many pairs."""
+
+_ASSUMED_BYTES = 1600
+"""The size of a pair in a directory of which no page was read yet."""
+
+_SIZES_KEPT = 100
+"""Of how many directories the size of the pairs is remembered."""
+
+_KEYS_AT_ONCE = 127
+"""Of several keys; etcd reads at most 128 in a transaction."""
+
+_FIRST_KEYS, _KEYS_PER_CHILD = 256, 32
+"""How many keys are read at first, and later for each child, to find the children of a directory."""
 
 
 class RevisionGoneError(NotReachableError):
@@ -43,6 +60,7 @@ class Reader:
         """Make a reader; nothing is sent."""
         self._connection = connection
         self._keyspace = keyspace
+        self._sizes: dict[str, int] = {}
 
     async def key(self, path: str, *, revision: int = 0, consistent: bool = True) -> Reading:
         """Read one key.
@@ -59,12 +77,47 @@ class Reader:
         pairs = [KVPair(path, kv.value, kv.mod_revision) for kv in answer.kvs[:1]]
         return Reading(pairs, revision or answer.header.revision)
 
+    async def many(
+        self, paths: Sequence[str], *, consistent: bool, page_read: Callable[[], None]
+    ) -> list[KVPair | None]:
+        """Read several keys, at one revision.
+
+        Args:
+            paths: the keys.
+            consistent: False may give an older state.
+            page_read: called after each transaction.
+
+        Raises:
+            RevisionGoneError: there is no such revision, or not any more.
+        """
+        found: list[KVPair | None] = []
+        revision, limit = 0, _KEYS_AT_ONCE
+        while len(found) < len(paths):
+            part = paths[len(found) : len(found) + limit]
+            reads = [Range(self._keyspace.key(path), revision=revision, serializable=not consistent) for path in part]
+            request = Txn(success=[Operation(range=read) for read in reads])
+            try:
+                with _revision_needed():
+                    answer = await self._connection.txn(request, needs_leader=consistent)
+            except AnswerTooLargeError:
+                if len(part) == 1:
+                    raise
+                limit = max(1, len(part) // _SHRINKING)
+                continue
+            revision = revision or answer.header.revision
+            for path, response in zip(part, answer.responses, strict=True):
+                kvs = response.range.kvs if response.range is not None else []
+                found.append(KVPair(path, kvs[0].value, kvs[0].mod_revision) if kvs else None)
+            page_read()
+        return found
+
     async def tree(
         self,
         directory: str,
         *,
         revision: int = 0,
         consistent: bool = True,
+        keys_only: bool = False,
         page_read: Callable[[], None] = lambda: None,
     ) -> Reading:
         """Read what is strictly below a directory, at one revision.
@@ -73,26 +126,107 @@ class Reader:
             directory: its path; "" is everything.
             revision: whose state to read; 0 for the present one.
             consistent: False may give an older state.
+            keys_only: leave the values out.
             page_read: called after each page.
 
         Raises:
             RevisionGoneError: there is no such revision, or not any more.
         """
         first, end = self._keyspace.below(directory)
-        request = Range(first, end, _PAGE_KEYS, revision, serializable=not consistent)
+        request = Range(first, end, _PAGE_KEYS, revision, serializable=not consistent, keys_only=keys_only)
         page = await self._read_page(request)
         revision = revision or page.header.revision
         pairs = self._to_pairs(page.kvs)
         while page.more and page.kvs:
             page_read()
-            size = sum(len(kv.value) + len(kv.key) for kv in page.kvs) // len(page.kvs) + 1
             request.key, request.revision = page.kvs[-1].key + b"\x00", revision
-            request.limit = max(1, min(2 * request.limit, _PAGE_KEYS, _PAGE_BYTES // size))
+            request.limit = max(1, min(2 * request.limit, _PAGE_KEYS, _PAGE_BYTES // _bytes_each(page.kvs)))
             page = await self._read_page(request)
-            if page.kvs and page.kvs[-1].key < request.key:
-                raise NotReachableError("the answer is not etcd's: a page comes again")
             pairs += self._to_pairs(page.kvs)
         return Reading(pairs, revision)
+
+    async def page(
+        self, directory: str, after: str, limit: int, *, page_read: Callable[[], None]
+    ) -> tuple[list[KVPair], bool]:
+        """Read the present state of some of what is strictly below a directory.
+
+        Args:
+            directory: its path; "" is everything.
+            after: the path after which to begin; "" for the first.
+            limit: the most pairs that are wanted; fewer are read where they are large.
+            page_read: called when another page has to be read, as there is no path in this one.
+
+        Returns:
+            The pairs, and whether there is more.
+        """
+        first, end = self._keyspace.below(directory)
+        if after:
+            first = self._keyspace.key(after) + b"\x00"
+        size = self._sizes.get(directory, _ASSUMED_BYTES)
+        request = Range(first, end, max(1, min(limit, _SCAN_BYTES // size)))
+        while True:
+            page = await self._read_page(request)
+            if not page.kvs:
+                return [], False
+            self._remember_size(directory, _bytes_each(page.kvs))
+            pairs = self._to_pairs(page.kvs)
+            if pairs or not page.more:
+                return pairs, page.more
+            page_read()
+            request.key = page.kvs[-1].key + b"\x00"
+
+    async def children(
+        self, directory: str, *, consistent: bool, page_read: Callable[[], None]
+    ) -> tuple[set[str], int]:
+        """Find the names one level below a directory at one revision, past most of what is below them.
+
+        Args:
+            directory: its path; "" is everything.
+            consistent: False may give an older state.
+            page_read: called after each page.
+
+        Returns:
+            The names, with a "/" at the end of what has keys below it, and the revision.
+
+        Raises:
+            RevisionGoneError: the revision was compacted meanwhile.
+        """
+        first, end = self._keyspace.below(directory)
+        request = Range(first, end, _FIRST_KEYS, serializable=not consistent, keys_only=True)
+        names: set[str] = set()
+        while True:
+            page = await self._read_page(request)
+            request.revision = request.revision or page.header.revision
+            known = len(names)
+            names.update(children_of((pair.key for pair in self._to_pairs(page.kvs)), directory))
+            if not page.more or not page.kvs:
+                return names, request.revision
+            page_read()
+            request.key = self._next_child(directory, page.kvs[-1].key)
+            request.limit = min(_PAGE_KEYS, _KEYS_PER_CHILD * max(1, len(names) - known))
+
+    def _next_child(self, directory: str, key: bytes) -> bytes:
+        """Return where to look for what comes after the child of a directory that a key is, or is below."""
+        path = self._keyspace.path(key)
+        start = f"{directory}/" if directory else ""
+        name, slash, _ = (path or "")[len(start) :].partition("/")
+        return self._keyspace.below(start + name)[1] if slash else key + b"\x00"
+
+    async def created_before(self, directory: str, path: str) -> tuple[bool, str | None]:
+        """Find the newest key strictly below a directory that was created before one of them.
+
+        Returns:
+            Whether that one exists, and the path of the other.
+        """
+        own = (await self._read_page(Range(self._keyspace.key(path), keys_only=True))).kvs
+        if not own:
+            return False, None
+        first, end = self._keyspace.below(directory)
+        # Nobody writes such a key again: its index is that of its creation.
+        before = Range(first, end, 1, keys_only=True, max_create_revision=own[0].mod_revision - 1)
+        before.sort_order, before.sort_target = Range.DESCEND, Range.CREATE
+        pairs = self._to_pairs((await self._read_page(before)).kvs)
+        return True, pairs[0].key if pairs else None
 
     async def is_key(self, directory: str, revision: int, *, consistent: bool = True) -> bool:
         """Tell whether a directory with nothing below was itself a key at a revision.
@@ -110,15 +244,35 @@ class Reader:
             KVPair(path, kv.value, kv.mod_revision) for kv in kvs if (path := self._keyspace.path(kv.key)) is not None
         ]
 
+    def _remember_size(self, directory: str, size: int) -> None:
+        self._sizes.pop(directory, None)
+        self._sizes[directory] = size
+        if len(self._sizes) > _SIZES_KEPT:
+            del self._sizes[next(iter(self._sizes))]
+
     async def _read_page(self, request: Range) -> RangeAnswer:
         while True:
             try:
-                return await self._connection.call(request, RangeAnswer, needs_leader=not request.serializable)
+                with _revision_needed():
+                    page = await self._connection.call(request, RangeAnswer, needs_leader=not request.serializable)
+                if page.kvs and page.kvs[0].key < request.key:
+                    raise NotReachableError("the answer is not etcd's: a page comes again")
+                return page
             except AnswerTooLargeError:
                 if request.limit == 1:
                     raise
                 request.limit = max(1, request.limit // _SHRINKING)
-            except RefusedError as refusal:
-                if not refusal.says("required revision"):
-                    raise
-                raise RevisionGoneError(f"the revision being read is gone: {refusal.message}") from refusal
+
+
+def _bytes_each(kvs: Sequence[KeyValue]) -> int:
+    return sum(len(kv.value) + len(kv.key) for kv in kvs) // len(kvs) + 1
+
+
+@contextmanager
+def _revision_needed() -> Iterator[None]:
+    try:
+        yield
+    except RefusedError as refusal:
+        if not refusal.says("required revision"):
+            raise
+        raise RevisionGoneError(f"the revision being read is gone: {refusal.message}") from refusal
