@@ -215,17 +215,23 @@ class Reader:
     async def created_before(self, directory: str, path: str) -> tuple[bool, str | None]:
         """Find the newest key strictly below a directory that was created before one of them.
 
+        In one round trip if that is the newest of all, as it is for who has just joined a line.
+
         Returns:
             Whether that one exists, and the path of the other.
         """
-        own = (await self._read_page(Range(self._keyspace.key(path), keys_only=True))).kvs
-        if not own:
-            return False, None
         first, end = self._keyspace.below(directory)
-        # Nobody writes such a key again: its index is that of its creation.
-        before = Range(first, end, 1, keys_only=True, max_create_revision=own[0].mod_revision - 1)
-        before.sort_order, before.sort_target = Range.DESCEND, Range.CREATE
-        pairs = self._to_pairs((await self._read_page(before)).kvs)
+        newest = Range(first, end, 2, keys_only=True, sort_order=Range.DESCEND, sort_target=Range.CREATE)
+        own = Range(self._keyspace.key(path), keys_only=True)
+        answers = (await self._connection.txn(Txn(success=[Operation(range=own), Operation(range=newest)]))).responses
+        found, kvs = (answer.range.kvs if answer.range is not None else [] for answer in answers)
+        if not found:
+            return False, None
+        if not kvs or kvs[0].key != own.key:
+            # Nobody writes such a key again: its index is that of its creation.
+            newest.max_create_revision = found[0].mod_revision
+            kvs = (await self._read_page(newest)).kvs
+        pairs = self._to_pairs(kvs[1:])
         return True, pairs[0].key if pairs else None
 
     async def is_key(self, directory: str, revision: int, *, consistent: bool = True) -> bool:
