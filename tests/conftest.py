@@ -1,8 +1,13 @@
 """What all tests share."""
 
+import hypothesis
 import pytest
 
 from aiolibkv.store import endpoints
+
+# An example may take long on a machine that does other things.
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
 
 pytest_plugins = ["aiolibkv.testing.plugin", "pytester", "secrecy", "missing"]
 

@@ -3,13 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 
 import pytest
 import pytest_asyncio
 
 from aiolibkv import AccessDeniedError, KVPair, NotReachableError, RequestTimeoutError, Watch
-from aiolibkv.backends.consul.encoding import Answer
+from aiolibkv.backends.consul import polls
+from aiolibkv.backends.consul.encoding import Answer, parse_tree
 from aiolibkv.backends.consul.polls import Poll, Polls
 from aiolibkv.store import Endpoint, Feed
 from aiolibkv.store.tasks import Tasks
@@ -214,6 +215,12 @@ class Script:
         self.requests.append((target, answer))
         return await answer
 
+    async def check_access(self, *paths: str) -> None:
+        """Deny nothing."""
+
+    def understanding(self, _: Answer) -> AbstractContextManager[None]:
+        return nullcontext()
+
     async def next(self, kind: str, number: int = -1) -> asyncio.Future[Answer]:
         """Return the answer to be given to a read ("read") or a blocking query ("query") that is under way."""
         found: list[asyncio.Future[Answer]] = []
@@ -335,6 +342,26 @@ class TestPoll:
         assert "index=20&" in targets[1]
         await tasks.close()
 
+    async def test_what_is_not_changed_is_not_decoded_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A query of a tree that ends without a change brings the whole tree."""
+        decoded: list[Answer] = []
+
+        async def decode(answer: Answer) -> list[KVPair]:
+            decoded.append(answer)
+            return await parse_tree(answer)
+
+        monkeypatch.setattr(polls, "parse_tree", decode)
+        script, tasks = Script(), Tasks()
+        poll = Poll(script, tasks, "dir", tree=True, own=True, on_end=lambda _: None)  # type: ignore[arg-type]
+        feed = Feed("dir", tree=True, name=lambda path: path)
+        poll.join(feed)
+        for index in (10, 10, 10, 11):
+            body = f'[{{"Key":"dir/key","Value":"MQ==","Flags":0,"ModifyIndex":{index}}}]'.encode()
+            (await script.next("query" if decoded else "read")).set_result(Answer(200, str(index), body, ENDPOINT))
+            await eventually(lambda index=index: feed.index == index, within=5, message="it is read")  # type: ignore[misc]
+        assert [answer.index for answer in decoded] == [10, 11]
+        await tasks.close()
+
     async def test_an_index_is_above_zero(self) -> None:
         script, tasks = Script(), Tasks()
         Watcher(self._poll(script, tasks))
@@ -372,7 +399,7 @@ class TestPoll:
         assert not ended
         parked.set_result(_value(b"3", 3))
         await eventually(lambda: ended == [poll], within=5, message="the poll ends with its query")
-        assert poll.ended.result() is None
+        assert poll.failure is None
         assert again.take() == [(b"1", 1), (b"2", 2)]
         await tasks.close()
 
@@ -386,8 +413,8 @@ class TestPoll:
         if kind == "query":
             (await script.next("read")).set_result(_value(b"1", 1))
         (await script.next(kind)).set_exception(error)
-        assert await poll.ended is error
-        assert ended == [poll]
+        await eventually(lambda: ended == [poll], within=5, message="the poll ends")
+        assert poll.failure is error
         await tasks.close()
 
 

@@ -9,7 +9,7 @@ from random import Random
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, Event, RequestReceived, StreamEnded, StreamReset
-from h2.exceptions import StreamClosedError
+from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
 from aiolibkv.backends.etcd import frames
@@ -66,7 +66,9 @@ class _Connection(asyncio.Protocol):
         self._h2.local_settings = Settings(
             client=False, initial_values={SettingCodes(code): value for code, value in server.manners.settings.items()}
         )
+        # What follows from settings that are there from the beginning.
         self._h2.max_inbound_frame_size = self._h2.local_settings.max_frame_size
+        self._h2.decoder.max_allowed_table_size = self._h2.local_settings.header_table_size
         self._requests: dict[int, bytes] = {}
         self._answers: dict[int, bytes] = {}
         self._count = 0
@@ -83,8 +85,8 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for event in self._h2.receive_data(data):
-            # The end of a stream may be known already when its beginning is looked at.
-            with contextlib.suppress(StreamClosedError):
+            # A stream may have been reset already when its end is looked at.
+            with contextlib.suppress(ProtocolError):
                 self._take(event)
         self._say()
         self.transport.write(self._h2.data_to_send())

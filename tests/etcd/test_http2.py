@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from aiolibkv.backends.etcd import frames
+from aiolibkv.backends.etcd import frames, http2
 from aiolibkv.backends.etcd.channel import Channel, RpcFailedError
 from aiolibkv.backends.etcd.frames import END_HEADERS, END_STREAM, frame
 from aiolibkv.testing.scale import eventually, scaled
@@ -285,6 +285,38 @@ async def test_a_server_that_leaves_and_is_gone() -> None:
         (await accepted.get()).writer.transport.abort()
         failure = await failure_of(call)
         assert (failure.code, failure.sent) == ("UNAVAILABLE", False)
+
+
+async def test_what_arrives_for_a_cancelled_call_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with talking() as (channel, script, _):
+        monkeypatch.setattr(http2, "_RETURNED_AT", 300)
+        call = asyncio.ensure_future(channel.call(ECHO, b"", ()))
+        stream, _ = await script.request()
+        call.cancel()
+        assert (await script.next(frames.RST_STREAM))[2:] == (stream, frames.CANCEL.to_bytes(4))
+        # A field that goes into the table, which the next answer refers to, and data that uses up the window.
+        indexed = b"\x40\x0bgrpc-status\x010"
+        script.write(
+            frame(frames.HEADERS, END_HEADERS, stream, HEAD + indexed) + frame(frames.DATA, 0, stream, bytes(300))
+        )
+        _, _, number, size = await script.next(frames.WINDOW_UPDATE)
+        assert (number, size) == (0, (300 + len(b"\0\0\0\0\0")).to_bytes(4))
+        again = asyncio.ensure_future(channel.call(ECHO, b"", ()))
+        stream, message = await script.request()
+        script.write(frame(frames.HEADERS, END_HEADERS, stream, HEAD) + frame(frames.DATA, 0, stream, message))
+        script.write(frame(frames.HEADERS, END_HEADERS | END_STREAM, stream, b"\xbf"))
+        assert await again == b""
+
+
+async def test_padding_uses_up_no_window_of_a_stream() -> None:
+    async with talking() as (channel, script, _):
+        call = asyncio.ensure_future(channel.call(ECHO, b"", ()))
+        stream, message = await script.request()
+        script.write(frame(frames.HEADERS, END_HEADERS, stream, HEAD))
+        script.write(frame(frames.DATA, frames.PADDED, stream, b"\x09" + message + bytes(9)))
+        assert (await script.next(frames.WINDOW_UPDATE))[2:] == (stream, (10).to_bytes(4))
+        script.write(frame(frames.HEADERS, END_HEADERS | END_STREAM, stream, STATUS_0))
+        assert await call == b""
 
 
 async def test_pings_are_answered() -> None:

@@ -1,6 +1,6 @@
-"""A process that campaigns until it is killed, and says when it leads and when it does not.
+"""A process that works while it is the leader, until it is killed, and says when its work begins and what it writes.
 
-Arguments: the store's URL, its name, the ttl.
+Arguments: the store's URL, its name, the ttl. Times are of the common clock; that of a write is when it was sent.
 """
 
 from __future__ import annotations
@@ -9,13 +9,21 @@ import asyncio
 import sys
 import time
 
-from aiolibkv import Candidate, open_store
+from aiolibkv import Candidate, HeldLock, open_store
 
 
 async def main(url: str, node: str, ttl: float) -> None:
     async with open_store(url) as store:
-        async for elected in Candidate(store, "leader", node, ttl=ttl).run_for_election():
-            print(int(elected), f"{time.monotonic():.6f}", flush=True)
+
+        async def work(held: HeldLock) -> None:
+            print("begin", f"{time.monotonic():.6f}", flush=True)
+            while True:
+                sent = time.monotonic()
+                await store.put("work", node.encode(), guard=held)
+                print("wrote", f"{sent:.6f}", flush=True)
+                await asyncio.sleep(0.02)
+
+        await Candidate(store, "leader", node, ttl=ttl).run(work)
 
 
 if __name__ == "__main__":

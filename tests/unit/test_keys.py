@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiolibkv import InvalidKeyError
-from aiolibkv.keys import below, normalize_directory, normalize_key
+from aiolibkv.keys import below, is_key, normalize_directory, normalize_key
+from aiolibkv.store.paths import Paths
 
 
 @pytest.mark.parametrize("key", ["a", "/a", "a/", "//a//"])
@@ -51,3 +52,28 @@ def test_bounds_hold_what_is_below_and_nothing_else(directory: str, key: str) ->
     first, end = below(f"d{directory}")
     inside = key.startswith(f"d{directory}/")
     assert (first <= key < end) == inside
+
+
+def _take(path: str) -> None:
+    """Take any path."""
+
+
+@given(st.lists(st.text("a/.é\n ", max_size=4) | st.just(".aiolibkv/x") | st.just("a" * 513), max_size=4))
+def test_what_is_plain_is_seen(names: list[str]) -> None:
+    paths = Paths("", _take)
+    if paths.are_plain(names):
+        assert [paths.visible(name) for name in names] == names
+
+
+def test_most_lists_are_plain() -> None:
+    assert Paths("app", _take).are_plain(["app/a b", "app/a.b/c", "app/%?#"])
+    assert not Paths("app", _take).are_plain(["app/a", "app/.aiolibkv/waiters/x"])
+
+
+@given(st.text("a/.é\n " + "\u00a0", max_size=6) | st.just(".aiolibkv/x") | st.just("a" * 512) | st.just("é" * 257))
+def test_a_key_in_its_one_spelling(name: str) -> None:
+    try:
+        is_one = normalize_key(name) == name
+    except InvalidKeyError:
+        is_one = False
+    assert is_key(name) == is_one

@@ -87,6 +87,11 @@ class Lifetimes:
         self._shared: dict[float, _Shared] = {}
         self._in_doubt: dict[Lease, asyncio.TimerHandle] = {}
 
+    @property
+    def is_any(self) -> bool:
+        """Tell whether this store has written any key with a lifetime."""
+        return bool(self._records)
+
     async def put(
         self, path: str, value: bytes, *, expected: int | None, lifetime: Lifetime, guard: Guard | None
     ) -> int:

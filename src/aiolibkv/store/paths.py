@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from aiolibkv.keys import RESERVED, is_key, normalize_directory, normalize_key
+from aiolibkv.keys import MAX_KEY_BYTES, RESERVED, is_key, normalize_directory, normalize_key
 
 
 class Paths:
@@ -58,3 +58,20 @@ class Paths:
         """Return the key of a path, None for one that users do not see: the library's own, or what is no key."""
         name = path[len(self._start) :]
         return name if is_key(name) else None
+
+    def are_plain(self, paths: Sequence[str]) -> bool:
+        """Tell whether users see all of these paths, without looking at each, which costs most of a long list.
+
+        False says nothing: there may be one that they do not see, or one that is only unusual.
+        """
+        text = "/".join(paths)
+        return (
+            text.isascii()
+            and text.isprintable()
+            and "//" not in text
+            and "/." not in text
+            and text[:1] not in {"", "/", "."}
+            and text[-1] != "/"
+            and "" not in paths
+            and max(map(len, paths)) - len(self._start) <= MAX_KEY_BYTES
+        )

@@ -85,7 +85,7 @@ class Store(Generic[D]):
         """Read every pair strictly below a directory; see AsyncStore."""
         path = self._directory(directory)
         listing = await self._calls.run(partial(self.driver.list, directory=path, consistent=consistent), path)
-        pairs = [named for pair in listing.pairs if (named := self._visible(pair)) is not None]
+        pairs = self._visible_pairs(listing.pairs)
         self._check_found(path, is_empty=not pairs, exists=listing.exists)
         return pairs
 
@@ -261,9 +261,13 @@ class Store(Generic[D]):
         data = self._value(value, path)
 
         async def write(call: Call) -> int:
+            if not self._lifetimes.is_any:
+                return await self.driver.put(call, path, data, expected=expected, lease=None, guard=held)
             with self._lifetimes.ending(call, (path,)):
                 return await self.driver.put(call, path, data, expected=expected, lease=None, guard=held)
 
+        if lifetime is None and guard is None:
+            return KVPair(self._paths.name(path), data, await self._calls.run(write, path))
         with _Guarded(guard):
             if lifetime is None:
                 index = await self._calls.run(write, path)
@@ -303,6 +307,11 @@ class Store(Generic[D]):
         if name is None:
             return None
         return KVPair(name, pair.value, pair.last_index) if self._paths.root else pair
+
+    def _visible_pairs(self, pairs: Sequence[KVPair]) -> Sequence[KVPair]:
+        if self._paths.are_plain([pair.key for pair in pairs]):
+            return [self._named(pair) for pair in pairs] if self._paths.root else pairs
+        return [named for pair in pairs if (named := self._visible(pair)) is not None]
 
     def _not_found(self, path: str) -> KeyNotFoundError | None:
         if path == self._paths.root:

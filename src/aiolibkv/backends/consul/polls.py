@@ -81,7 +81,8 @@ class Poll:
         path: the key or directory.
         tree: whether it is everything below a directory.
         own: whether it is there for watches of just this, and not only for sharing.
-        ended: done when the poll is over: with an error, or with None when its watches are to find another.
+        is_over: whether it is, and its watches are to find another.
+        failure: why it is over; None when it just is.
         reads: what was sent and not answered yet.
     """
 
@@ -108,38 +109,51 @@ class Poll:
         self.path = path
         self.tree = tree
         self.own = own
-        self.ended: asyncio.Future[StoreError | None] = asyncio.get_running_loop().create_future()
+        self.is_over = False
+        self.failure: StoreError | None = None
         self.reads: set[_Read] = set()
         self._connection = connection
         self._tasks = tasks
         self._on_end = on_end
         self._running: set[asyncio.Task[None]] = set()
+        self._followers: dict[Feed, asyncio.Future[None]] = {}
         self._waiting: set[Feed] = set()
         self._filled: set[Feed] = set()
         self._refreshing = False
         self._repeating = False
         self._state: dict[str, KVPair] = {}
+        self._body = b""
         self._index = 0
         self._setbacks = 0
         self._checked = asyncio.get_running_loop().time()
 
-    def join(self, feed: Feed) -> None:
-        """Fill a feed, beginning with a read from now."""
+    def join(self, feed: Feed) -> asyncio.Future[None]:
+        """Fill a feed, beginning with a read from now; what is returned is done when the poll is over.
+
+        Each follower has a future of its own, since one of many is left only after a look at all who wait for it.
+        """
         self._waiting.add(feed)
         if not self._refreshing:
             self._refreshing = True
             self._start(self._refresh())
+        over = self._followers[feed] = asyncio.get_running_loop().create_future()
+        return over
 
     def leave(self, feed: Feed) -> None:
         """Fill a feed no more."""
+        del self._followers[feed]
         self._waiting.discard(feed)
         self._filled.discard(feed)
 
     def end(self, failure: StoreError | None) -> None:
         """Be over, at once."""
-        if not self.ended.done():
-            self.ended.set_result(failure)
+        if not self.is_over:
+            self.is_over = True
+            self.failure = failure
             self._on_end(self)
+            for over in self._followers.values():
+                if not over.done():
+                    over.set_result(None)
             for task in self._running:
                 task.cancel()
 
@@ -200,8 +214,12 @@ class Poll:
             raise
         self.reads.discard(read)
         if self.tree:
-            with self._connection.understanding(answer):
-                state = {pair.key: pair for pair in await parse_tree(answer)}
+            if answer.found and answer.body == self._body:
+                # As after each query that ended without a change.
+                state = self._state
+            else:
+                with self._connection.understanding(answer):
+                    state = {pair.key: pair for pair in await parse_tree(answer)}
             if not await self._is_readable(state, replaced):
                 return None
         elif not answer.found:
@@ -214,6 +232,7 @@ class Poll:
             self._setbacks += 1
         elif answer.index < self._index:
             return False
+        self._body = answer.body
         return self._take(state, answer.index)
 
     async def _is_readable(self, state: dict[str, KVPair], replaced: int) -> bool:
@@ -232,7 +251,7 @@ class Poll:
         is_due = now >= self._checked + _CHECKING_INTERVAL
         if is_due:
             self._checked = now
-        gone = self._state.keys() - state.keys()
+        gone = set() if state is self._state else self._state.keys() - state.keys()
         sharing = [feed for feed in self._filled if not self.own or feed.path != self.path]
         shared = [_named(feed) for feed in sharing if is_due or _concerns(feed, gone)]
         try:
@@ -245,8 +264,10 @@ class Poll:
 
     def _take(self, state: dict[str, KVPair], index: int) -> bool:
         before, self._state, self._index = self._state, state, index
+        if state is before:
+            return False
         changed: dict[str, KVPair | None] = dict.fromkeys(before.keys() - state.keys())
-        changed |= {path: pair for path, pair in state.items() if before.get(path) != pair}
+        changed |= {path: pair for path, pair in state.items() if _differs(pair, before.get(path))}
         if not changed:
             return False
         for feed in self._filled:
@@ -264,6 +285,10 @@ class Poll:
             start = start_of(feed.path)
             return [pair for path, pair in self._state.items() if path.startswith(start)]
         return [self._state[feed.path]] if feed.path in self._state else []
+
+
+def _differs(pair: KVPair, before: KVPair | None) -> bool:
+    return before is None or pair.last_index != before.last_index or pair.value != before.value
 
 
 def _named(feed: Feed) -> str:
@@ -307,12 +332,12 @@ class Polls:
                 # The server leaves out of a directory what the token may not read, as if it were not there.
                 await self._check_access(feed)
             poll = self._place(feed)
-            poll.join(feed)
+            over = poll.join(feed)
             try:
-                failure = await asyncio.shield(poll.ended)
+                await over
             finally:
                 poll.leave(feed)
-            if failure is not None:
+            if (failure := poll.failure) is not None:
                 raise type(failure)(failure.message, endpoint=failure.endpoint) from failure
 
     async def _check_access(self, feed: Feed) -> None:

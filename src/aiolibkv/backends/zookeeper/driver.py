@@ -5,21 +5,27 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import ClassVar
 
+from aiolibkv.backends.zookeeper.committing import Committer
 from aiolibkv.backends.zookeeper.connection import Connection
+from aiolibkv.backends.zookeeper.epochs import Epochs
 from aiolibkv.backends.zookeeper.leases import Lifespans, SharedSession, ZooKeeperLease
+from aiolibkv.backends.zookeeper.locking import Locker
 from aiolibkv.backends.zookeeper.operations import CREATOR, NoNodeError, Operation, exists, get, sync
+from aiolibkv.backends.zookeeper.scanning import read_children, read_many, read_page
 from aiolibkv.backends.zookeeper.security import User, acl, credentials
 from aiolibkv.backends.zookeeper.session import Reach, SessionLostError, ZooKeeperSession
 from aiolibkv.backends.zookeeper.tree import Reader, is_servers_own, pair, znode
 from aiolibkv.backends.zookeeper.watching import Watching
 from aiolibkv.backends.zookeeper.writing import Writer
 from aiolibkv.config import Config
-from aiolibkv.errors import CallNotSupportedError, InvalidKeyError, KeyModifiedError, StoreError
+from aiolibkv.errors import InvalidKeyError, KeyModifiedError, StoreError
 from aiolibkv.store import (
     Acquired,
     Call,
+    Condition,
     Driver,
     Endpoints,
     Feed,
@@ -27,10 +33,12 @@ from aiolibkv.store import (
     LeaseLost,
     Lifetime,
     Listing,
+    Names,
+    Page,
     Removed,
     Step,
 )
-from aiolibkv.store.names import Names
+from aiolibkv.store.names import Names as LookUps
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.store.tls import Tls
 from aiolibkv.types import Capabilities, KVPair
@@ -38,6 +46,9 @@ from aiolibkv.types import Capabilities, KVPair
 _PORT = 2181
 _MAX_VALUE_BYTES = 1_000_000
 """A request of more than 1 MB (jute.maxbuffer) has the server drop the connection; this leaves room for the rest."""
+_MAX_OPERATIONS = 100
+_MAX_COMMIT_BYTES = 850_000
+"""What is sent for a hundred keys of 512 bytes, each up to three times, fits into the same 1 MB beside this."""
 _TICK = 2.0
 """Seconds. Clients are not told the server's; this is what ZooKeeper's sample configuration says."""
 _SHORTEST_SESSION = 2 * _TICK
@@ -107,8 +118,8 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
             ttl_survives_client=False,
             min_ttl=_SHORTEST_SESSION,
             max_value_bytes=_MAX_VALUE_BYTES,
-            max_operations=20,
-            max_commit_bytes=256 * 1024,
+            max_operations=_MAX_OPERATIONS,
+            max_commit_bytes=_MAX_COMMIT_BYTES,
             ttl_overshoot=self._ttl_overshoot,
         )
         self._reader = Reader(self.hidden, bundles=self.uses_operations_of_3_6)
@@ -117,11 +128,21 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
     def _prepare(self) -> None:
         self._watches = Watching(self._reader, are_persistent=self.uses_operations_of_3_6)
         self._session = ZooKeeperSession(
-            self._reach, self._session_timeout, is_replaced=True, on_event=self._watches.dispatch
+            self._reach,
+            self._session_timeout,
+            is_replaced=True,
+            on_event=self._watches.dispatch,
+            on_connected=self.connected,
+            on_disconnected=self.disconnected,
         )
         hidden = f"{self.hidden}/"
-        self._writer = Writer(self._reader, acl=self._acl, hidden=hidden, root=self.config.prefix)
-        self._lifespans = Lifespans(self._session, self._writer, hidden=hidden, new_session=self._new_session)
+        epochs = Epochs(hidden, self.config.prefix)
+        self._writer = Writer(self._reader, epochs, self._acl)
+        self._committer = Committer(epochs, self._acl)
+        self._locker = Locker(self._writer, epochs, self._acl)
+        self._lifespans = Lifespans(
+            self._session, self._writer, self._locker, hidden=hidden, new_session=self._new_session
+        )
 
     def _new_session(self, shared: SharedSession, timeout: float) -> ZooKeeperSession:
         return ZooKeeperSession(
@@ -135,13 +156,17 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
     def _ttl_overshoot(self, ttl: float) -> float:
         return max(0.0, self._session_timeout - ttl, _SHORTEST_SESSION - ttl) + _TICK
 
+    def hosts(self) -> str:
+        connection = self._session.connection_now
+        return super().hosts() if connection is None else str(connection.endpoint)
+
     def check_path(self, path: str) -> None:
         if is_servers_own(path):
             raise InvalidKeyError("the key is in the server's own tree", key=path)
 
     async def connect(self) -> None:
         self._reach.tls.context()
-        self._reach.names = Names()
+        self._reach.names = LookUps()
         self._prepare()
         self._session.begin()
         await self._session.connect()
@@ -221,7 +246,24 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
     async def commit(
         self, call: Call, steps: Sequence[Step], *, lease: ZooKeeperLease | None = None, guard: Guard | None = None
     ) -> Sequence[int]:
-        raise CallNotSupportedError
+        connection = await (self._session.connection() if lease is None else self._connection_of(lease))
+        owner = 0 if lease is None else connection.welcome.session
+        with ExitStack() as ending:
+            for step in steps:
+                if not isinstance(step, Condition):
+                    ending.enter_context(self._lifespans.ending(step.path))
+            indices = await self._committer.commit(call, connection, steps, owner=owner, guard=guard)
+        self._created(connection)
+        return indices
+
+    async def get_many(self, call: Call, paths: Sequence[str], *, consistent: bool) -> Sequence[KVPair | None]:
+        return await read_many(self._reader, await self._session.connection(), paths, consistent=consistent)
+
+    async def children(self, call: Call, directory: str, *, consistent: bool) -> Names:
+        return await read_children(self._reader, await self._session.connection(), directory, consistent=consistent)
+
+    async def page(self, call: Call, directory: str, after: str, limit: int) -> Page:
+        return await read_page(self._reader, await self._session.connection(), directory, after, limit)
 
     async def follow(self, feed: Feed) -> None:
         await self._watches.follow(await self._session.connection(), feed)
@@ -257,7 +299,7 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
         connection = await self._connection_of(lease)
         holder = lease.acquiring(path)
         try:
-            stat, token = await self._writer.acquire(call, connection, path, value, holder)
+            stat, token = await self._locker.acquire(call, connection, path, value, holder)
         except StoreError:
             if not call.maybe_applied:
                 del lease.acquisitions[holder]
@@ -265,7 +307,7 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
             # The number is nobody else's. A request that is still under way is not carried out once the session has
             # moved to another connection.
             connection = await self._connection_of(lease, wait=True)
-            found = await self._writer.find_acquired(connection, path, holder)
+            found = await self._locker.find_acquired(connection, path, holder)
             if found is None:
                 call.settled()
                 del lease.acquisitions[holder]

@@ -18,9 +18,10 @@ from random import getrandbits, uniform
 from typing import Any
 
 from aiolibkv.backends.zookeeper.connection import Connection
-from aiolibkv.backends.zookeeper.operations import Stat
+from aiolibkv.backends.zookeeper.locking import Locker, delete_all
+from aiolibkv.backends.zookeeper.operations import Stat, delete
 from aiolibkv.backends.zookeeper.session import SessionLostError, ZooKeeperSession
-from aiolibkv.backends.zookeeper.tree import ancestors
+from aiolibkv.backends.zookeeper.tree import ancestors, znode
 from aiolibkv.backends.zookeeper.watching import LeaseWatching
 from aiolibkv.backends.zookeeper.writing import Writer
 from aiolibkv.errors import NotReachableError, StoreError
@@ -121,6 +122,7 @@ class Lifespans:
         self,
         session: ZooKeeperSession,
         writer: Writer,
+        locker: Locker,
         *,
         hidden: str,
         new_session: Callable[[SharedSession, float], ZooKeeperSession],
@@ -130,11 +132,13 @@ class Lifespans:
         Args:
             session: the store's.
             writer: of deletions.
+            locker: of releases.
             hidden: where the library keeps what is its own, with a slash at the end.
             new_session: makes one, of a timeout, for leases to share.
         """
         self._session = session
         self._writer = writer
+        self._locker = locker
         self._hidden = hidden
         self._new_session = new_session
         self._keys: dict[str, _Key] = {}
@@ -216,7 +220,7 @@ class Lifespans:
         for holder, (key, token) in tuple(lease.acquisitions.items()):
             if key == path:
                 is_key = path in self._keys and self._keys[path].lease is not lease
-                stood = await self._writer.release(connection, path, holder, token, places, is_key=is_key)
+                stood = await self._locker.release(connection, path, holder, token, places, is_key=is_key)
                 del lease.acquisitions[holder]
         for name in {path, *places} & lease.paths:
             self.forget(name)
@@ -262,10 +266,10 @@ class Lifespans:
             left = places
             removals: list[Coroutine[Any, Any, object]] = []
             for holder, (path, token) in lease.acquisitions.items():
-                removals.append(self._writer.release(connection, path, holder, token, left, is_key=path in self._keys))
+                removals.append(self._locker.release(connection, path, holder, token, left, is_key=path in self._keys))
                 left = []
             if left:
-                removals.append(self._writer.delete_places(connection, left))
+                removals.append(delete_all(connection, [delete(znode(path)) for path in left]))
             removals += [self._writer.delete_exactly(connection, *each) for each in others]
             removals += [self._writer.delete_owned(connection, path) for path in doubtful if path not in self._keys]
             results = await asyncio.gather(*removals, return_exceptions=True)

@@ -112,6 +112,8 @@ class ZooKeeperSession:
         is_replaced: bool,
         on_event: Callable[[Event], None] = lambda _: None,
         on_agreed: Callable[[float, float], None] = lambda _timeout, _sent: None,
+        on_connected: Callable[[str], None] = lambda _: None,
+        on_disconnected: Callable[[str, str], None] = lambda _endpoint, _reason: None,
     ) -> None:
         """Make a session that has not begun.
 
@@ -122,6 +124,8 @@ class ZooKeeperSession:
             on_event: called with what its watches say.
             on_agreed: called with the timeout whenever a server has agreed to one, and when it was asked for; it may be
                 another each time.
+            on_connected: called with the endpoint of each connection.
+            on_disconnected: called with the endpoint of each connection that has ended, and why.
         """
         self.timeout = timeout
         self.is_lost = False
@@ -130,6 +134,8 @@ class ZooKeeperSession:
         self._is_replaced = is_replaced
         self._on_event = on_event
         self._on_agreed = on_agreed
+        self._on_connected = on_connected
+        self._on_disconnected = on_disconnected
         self._id = 0
         self._password = b""
         self._zxid = 0
@@ -270,6 +276,7 @@ class ZooKeeperSession:
                 reason = await asyncio.shield(connection.closed)
             finally:
                 await connection.drop(NotReachableError("the session was closed"))
+                self._on_disconnected(str(connection.endpoint), connection.closed.result().message)
             self._zxid = max(self._zxid, connection.zxid)
             self._reach.endpoints.failed(connection.endpoint)
             _log.debug("zookeeper: %s", reason)
@@ -308,6 +315,7 @@ class ZooKeeperSession:
         self.timeout = connection.welcome.timeout
         self._connection, self._outage, self._failures = connection, None, 0
         self._on_agreed(self.timeout, sent)
+        self._on_connected(str(endpoint))
         self._wake()
         return connection
 

@@ -190,10 +190,11 @@ async def delete_and_look(connection: Connection, operations: Ops, rest: str | N
     results = (await connection.ask_all(asked)).values
     if isinstance(results[0], StoreError):
         raise results[0]
-    return rest is not None and _looks_idle(results[1])
+    return rest is not None and looks_idle(results[1])
 
 
-def _looks_idle(stat: Stat | StoreError) -> bool:
+def looks_idle(stat: Stat | StoreError) -> bool:
+    """Tell whether a node may be an implicit parent without children."""
     return isinstance(stat, Stat) and stat.children == 0 and stat.size == 0 and _is_of_parent(stat.version)
 
 
@@ -312,18 +313,19 @@ class Reader:
         if isinstance(node, StoreError) or isinstance(names, StoreError):
             return Subtree(None, above, {}, zxid)
         nodes: dict[str, Node] = {}
-        level = self._children(directory, directory, names)
+        level = self.children(directory, directory, names)
         while level:
             deeper: list[str] = []
             async for path, found, below, known in self.read_nodes(connection, level, page_read=page_read):
                 zxid = known
                 if found is not None:
                     nodes[path] = found
-                    deeper += self._children(directory, path, below)
+                    deeper += self.children(directory, path, below)
             level = deeper
         return Subtree(node, above, nodes, zxid)
 
-    def _children(self, directory: str, path: str, names: Sequence[str]) -> list[str]:
+    def children(self, directory: str, path: str, names: Sequence[str]) -> list[str]:
+        """Return the paths of a node's children, without what is left out of what is below a directory."""
         start = f"{path}/" if path else ""
         return [child for name in names if not self.is_hidden(directory, child := start + name)]
 
@@ -335,6 +337,7 @@ class Reader:
         with_children: bool = True,
         watch: bool = False,
         page_read: Callable[[], None] = nothing,
+        consistent: bool = False,
     ) -> AsyncIterator[tuple[str, Node | None, Sequence[str], int]]:
         """Read nodes.
 
@@ -344,6 +347,7 @@ class Reader:
             with_children: read the names of their children, too.
             watch: be told once of a change of what is read of each that exists.
             page_read: called after each round trip.
+            consistent: let the server catch up first.
 
         Yields:
             (path, node or None, names of its children, the last transaction that the server knew).
@@ -356,7 +360,11 @@ class Reader:
             group = paths[start : start + at_once]
             start += len(group)
             reads = [kind(znode(path), watch=watch) for path in group for kind in kinds]
-            values, zxid = await (self._read_bundles(connection, reads) if is_small else self._read(connection, reads))
+            if is_small:
+                values, zxid = await self._read_bundles(connection, reads)
+            else:
+                values, zxid = await self._read(connection, reads, consistent=consistent)
+            consistent = False
             page_read()
             size = 0
             for path, results in zip(group, _slices(values, len(kinds)), strict=True):

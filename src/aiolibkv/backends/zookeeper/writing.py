@@ -10,10 +10,10 @@ import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from aiolibkv.backends.zookeeper.connection import Connection
+from aiolibkv.backends.zookeeper.epochs import Epochs, guard_failed
 from aiolibkv.backends.zookeeper.operations import (
     ANY_VERSION,
     BadVersionError,
@@ -25,7 +25,6 @@ from aiolibkv.backends.zookeeper.operations import (
     Operation,
     Stat,
     TransactionRefusedError,
-    check,
     create,
     delete,
     get,
@@ -47,7 +46,6 @@ from aiolibkv.backends.zookeeper.tree import (
     make_parents,
     prune,
     read_place,
-    read_places,
     seen,
     tidy_from,
     znode,
@@ -58,16 +56,11 @@ from aiolibkv.errors import (
     KeyExistsError,
     KeyModifiedError,
     KeyNotFoundError,
-    LockLostError,
     NotReachableError,
     StoreError,
 )
-from aiolibkv.store import Call, Guard, LeaseLost, Removed
+from aiolibkv.store import Call, Guard, Removed
 
-_LOCK_VERSION = 3
-"""The least version of a held lock's key, so that a guard sees when others deleted and wrote it."""
-_VERSIONS = 2**32
-"""More than a node has versions."""
 _REQUEST_BYTES = 950_000
 """Of one transaction; the server takes 1 MB."""
 _OPERATION_BYTES = 80
@@ -82,21 +75,17 @@ _log = logging.getLogger("aiolibkv")
 class Writer:
     """The writes of one store."""
 
-    def __init__(self, reader: Reader, *, acl: bytes, hidden: str, root: str) -> None:
+    def __init__(self, reader: Reader, epochs: Epochs, acl: bytes) -> None:
         """Make a writer.
 
         Args:
             reader: of trees.
+            epochs: what guards compare.
             acl: of the nodes that are created.
-            hidden: where the library keeps what is its own, with a slash at the end.
-            root: the store's prefix.
         """
         self._reader = reader
+        self._epochs = epochs
         self._acl = acl
-        self._hidden = hidden
-        # Stores that know the same key by another name have other epochs, and a prefix of another depth.
-        depth = len(root.split("/")) if root else 0
-        self._lock_version = _LOCK_VERSION + 2 * depth
         self._making: dict[str, asyncio.Future[None]] = {}
 
     # -- put ---------------------------------------------------------------------------------------------------------
@@ -136,7 +125,7 @@ class Writer:
                     is_directory_missing = isinstance(error, NoNodeError) and not expected
                     continue
                 except EphemeralParentError as error:
-                    raise _no_children() from error
+                    raise no_children() from error
                 if stat.owner != owner:
                     return await self._change_kind(call, connection, path, value, stat, owner)
                 return stat
@@ -147,12 +136,12 @@ class Writer:
             with self._making_directory(directory if is_directory_missing else None):
                 place = await read_place(connection, path)
                 if expected is not None and (unexpected := _unexpected(place, expected)) is not None:
-                    await self._require(connection, guard)
+                    await self._epochs.require(connection, guard)
                     raise unexpected
                 try:
                     return await self._write_at(call, connection, path, value, place, owner, guard)
                 except EphemeralParentError as error:
-                    raise _no_children() from error
+                    raise no_children() from error
                 except (NoNodeError, NodeExistsError, BadVersionError, NotEmptyError) as error:
                     _log.debug("zookeeper: a write begins again: %s", error)
             guesses = []
@@ -182,23 +171,8 @@ class Writer:
         if not expected and is_alone:
             guesses.append([create(znode(path), value, self._acl, ephemeral=owner != 0)])
         elif not expected:
-            guesses.append(self._fresh(path, value, owner))
+            guesses.append(fresh(path, value, self._acl, owner))
         return guesses
-
-    def _fresh(self, path: str, value: bytes, owner: int, *, other_than: int | None = None) -> Ops:
-        """Create a node within a transaction, where only writing it gives its index.
-
-        Args:
-            path: of the node.
-            value: its data.
-            owner: the session that it lives with, 0 for none.
-            other_than: the version that it is not to have, so that no comparison takes it for the one it replaces.
-        """
-        node = znode(path)
-        operations: Ops = [create(node, b"", self._acl, ephemeral=owner != 0), set_data(node, value)]
-        if other_than == 1:
-            operations.insert(1, set_data(node, b""))
-        return operations
 
     async def _write_at(
         self,
@@ -213,13 +187,13 @@ class Writer:
         """Write a key whose place was read."""
         node = place.node
         if node is None:
-            operations = self._fresh(path, value, owner)
-            results = await self._create(call, connection, operations, len(value), [place], guard)
+            operations = fresh(path, value, self._acl, owner)
+            results = await self.create(call, connection, operations, len(value), [place], guard)
         elif node.stat.owner == owner:
             operations = [set_data(znode(path), value, node.stat.version)]
             results = await self._transact(call, connection, operations, guard)
-        elif node.stat.children and not await self._sweep(connection, path):
-            raise _no_children()
+        elif node.stat.children and not await self.sweep(connection, path):
+            raise no_children()
         else:
             operations = self._replace(path, value, node.stat.version, owner)
             results = await self._transact(call, connection, operations, guard)
@@ -228,7 +202,7 @@ class Writer:
 
     def _replace(self, path: str, value: bytes, version: int, owner: int) -> Ops:
         """Make a node of the other kind."""
-        return [delete(znode(path), version), *self._fresh(path, value, owner, other_than=version)]
+        return [delete(znode(path), version), *fresh(path, value, self._acl, owner, other_than=version)]
 
     async def _change_kind(
         self, call: Call, connection: Connection, path: str, value: bytes, stat: Stat, owner: int
@@ -241,7 +215,7 @@ class Writer:
         except BadVersionError:
             return stat
         except NotEmptyError as error:
-            raise _no_children() from error
+            raise no_children() from error
         except NoNodeError as error:
             _log.debug("zookeeper: a key went before it was made permanent: %s", error)
         finally:
@@ -260,7 +234,7 @@ class Writer:
             finally:
                 call.writing()
 
-    async def _create(
+    async def create(
         self,
         call: Call,
         connection: Connection,
@@ -269,7 +243,16 @@ class Writer:
         places: Sequence[Place],
         guard: Guard | None,
     ) -> Sequence[Any]:
-        """Create nodes with those of their directories that are missing."""
+        """Create nodes with those of their directories that are missing.
+
+        Args:
+            call: told when the write is sent and when its answer is known.
+            connection: to a server.
+            operations: that create the nodes.
+            size: bytes of their values.
+            places: theirs.
+            guard: what has to hold.
+        """
         missing = {parent[0].path: parent for place in places for parent in make_parents(place, self._acl)}
         parents = sorted(missing.values(), key=lambda parent: len(parent[0].path))
         size += sum(len(parent) * (len(parent[0].path.encode()) + _OPERATION_BYTES) for parent in parents)
@@ -298,10 +281,10 @@ class Writer:
             place = place or await read_place(connection, path)
             key = place.key
             if key is None or (expected is not None and key.stat.index != expected):
-                await self._require(connection, guard)
+                await self._epochs.require(connection, guard)
                 raise KeyNotFoundError if key is None else KeyModifiedError
             deletion = _deletion(path, key, place.above if may_prune else (), expected)
-            checks = self._checks(guard)
+            checks = self._epochs.checks(guard)
             try:
                 connection.check_open()
                 if call is not None:
@@ -312,7 +295,7 @@ class Writer:
                     call.settled()
                 position = error.position - len(checks)
                 if position < 0:
-                    raise _guard_failed(error) from error
+                    raise guard_failed(error) from error
                 if isinstance(error.reason, AccessDeniedError) and position >= deletion.decisive:
                     may_prune = False
                 elif not is_retried(error.reason):
@@ -348,15 +331,6 @@ class Writer:
             raise KeyNotFoundError
         return None
 
-    async def delete_places(self, connection: Connection, paths: Sequence[str]) -> None:
-        """Delete nodes whose names nobody else uses, in one round trip; what is gone is gone."""
-        await self._delete_all(connection, [delete(znode(path)) for path in paths])
-
-    async def _delete_all(self, connection: Connection, deletions: Ops) -> None:
-        for result in (await connection.ask_all(deletions)).values:
-            if isinstance(result, StoreError) and not isinstance(result, NoNodeError):
-                raise result
-
     async def delete_exactly(self, connection: Connection, path: str, index: int) -> None:
         """Delete a key if it is still at an index; may be repeated."""
         try:
@@ -379,7 +353,7 @@ class Writer:
         for path in await self._reader.find_idle(connection, directories):
             await tidy_from(connection, [(path, None)])
 
-    async def _sweep(self, connection: Connection, path: str) -> bool:
+    async def sweep(self, connection: Connection, path: str) -> bool:
         """Prune directories below a path that hold no keys, as the server leaves them when a session ends.
 
         Returns:
@@ -424,14 +398,14 @@ class Writer:
             if deleted:
                 call.writing()
             if not any(node.data is not None for node in tree.nodes.values()):
-                await self._require(connection, guard)
+                await self._epochs.require(connection, guard)
                 return Removed(deleted, tree.node is not None and tree.node.data is not None)
             above, rest = _prune_tree(directory, tree) if may_prune else Pruning([], None)
             parts = _in_parts(_deletions(tree), _REQUEST_BYTES - sum(map(_size, above)))
             try:
                 for part in parts:
                     is_last = part is parts[-1]
-                    checks = self._checks(guard)
+                    checks = self._epochs.checks(guard)
                     operations = checks + [operation for operation, _ in part] + (above if is_last else [])
                     connection.check_open()
                     call.writing()
@@ -442,7 +416,7 @@ class Writer:
                 if not deleted:
                     call.settled()
                 if error.position < len(checks):
-                    raise _guard_failed(error) from error
+                    raise guard_failed(error) from error
                 if isinstance(error.reason, AccessDeniedError) and error.position >= len(checks) + len(part):
                     may_prune = False
                 elif not is_retried(error.reason):
@@ -452,163 +426,13 @@ class Writer:
                 await self._tidy_after(connection, [(rest, None)])
             return Removed(deleted, exists=False)
 
-    # -- locks -------------------------------------------------------------------------------------------------------
-
-    async def acquire(
-        self, call: Call, connection: Connection, path: str, value: bytes, holder: int
-    ) -> tuple[Stat, int]:
-        """Create a lock's key for the connection's session, and count the acquisition.
-
-        Args:
-            call: told when the write is sent and when its answer is known.
-            connection: of the session.
-            path: the key.
-            value: its value.
-            holder: a number that no other acquisition has.
-
-        Returns:
-            The key's stat, and the token of the acquisition, which guards compare.
-        """
-        node, epoch = znode(path), self._epoch(path)
-        acquire: Ops = [
-            create(node, b"", self._acl, ephemeral=True),
-            *(set_data(node, b"") for _ in range(self._lock_version - 1)),
-            set_data(node, value),
-        ]
-        count: Ops = [
-            create(znode(_holder(epoch, holder)), None, self._acl, ephemeral=True),
-            set_data(znode(epoch), b""),
-        ]
-        places: Sequence[Place] = []
-        while True:
-            if places and places[0].node is not None:
-                take = [delete(node, places[0].node.stat.version), *acquire]
-            else:
-                take = acquire
-            operations = [*take, *count]
-            if places and places[1].node is None:
-                operations = [*take, create(znode(epoch), b"", self._acl), *count]
-            try:
-                results = await self._create(call, connection, operations, len(value), places, None)
-                return results[len(take) - 1], _token(holder, results[-1].version)
-            except EphemeralParentError as error:
-                raise _no_children() from error
-            except (NoNodeError, NodeExistsError, BadVersionError, NotEmptyError) as error:
-                _log.debug("zookeeper: a lock is tried again: %s", error)
-            places = await read_places(connection, [path, epoch])
-            if places[0].key is not None:
-                raise KeyExistsError
-            if places[0].node is not None and places[0].node.stat.children and not await self._sweep(connection, path):
-                raise _no_children()
-
-    async def find_acquired(self, connection: Connection, path: str, holder: int) -> tuple[Stat, int] | None:
-        """Return what ``acquire`` would have, if it was carried out.
-
-        Raises:
-            LeaseLost: it was, and somebody has taken the lock away since.
-        """
-        path_of_epoch = self._epoch(path)
-        lock, epoch, found = await read_places(connection, [path, path_of_epoch, _holder(path_of_epoch, holder)])
-        if found.node is None:
-            return None
-        if lock.node is None or epoch.node is None:
-            raise LeaseLost
-        if (lock.node.stat.owner, lock.node.stat.version) != (connection.welcome.session, self._lock_version):
-            raise LeaseLost
-        return lock.node.stat, _token(holder, epoch.node.stat.version)
-
-    async def release(
-        self,
-        connection: Connection,
-        path: str,
-        holder: int,
-        token: int | None,
-        places: Sequence[str],
-        *,
-        is_key: bool,
-    ) -> bool:
-        """Delete a lock's key if its acquisition still stands, and what was left of that otherwise; may be repeated.
-
-        Args:
-            connection: of the session that acquired it.
-            path: the key.
-            holder: the number of the acquisition.
-            token: of the acquisition; None when it is not known whether it was carried out.
-            places: nodes whose names nobody else uses, which are deleted as well.
-            is_key: whether the session has written the lock's key meanwhile as one that is not to go.
-
-        Returns:
-            Whether the acquisition stood.
-        """
-        if token is None:
-            token = await self._find_token(connection, path, holder)
-        left = delete(znode(_holder(self._epoch(path), holder)))
-        deletions: Ops = [delete(znode(place)) for place in places]
-        if token is not None:
-            checks = self._checks(Guard(path, token))
-            decisive = [*checks, delete(znode(path), self._lock_version), left]
-            try:
-                await connection.ask(transaction([*decisive, *deletions]))
-            except TransactionRefusedError as error:
-                if not is_retried(error.reason):
-                    raise error.reason from error
-                if error.position >= len(decisive):
-                    # A place has gone already: each is then deleted by itself.
-                    await self._delete_all(connection, deletions)
-                    return await self.release(connection, path, holder, token, [], is_key=is_key)
-            else:
-                return True
-            if not is_key:
-                await self._delete_overwritten(connection, path, checks[1:])
-        await self._delete_all(connection, [left, *deletions])
-        return False
-
-    async def _find_token(self, connection: Connection, path: str, holder: int) -> int | None:
-        path_of_epoch = self._epoch(path)
-        epoch, found = await read_places(connection, [path_of_epoch, _holder(path_of_epoch, holder)])
-        return None if epoch.node is None or found.node is None else _token(holder, epoch.node.stat.version)
-
-    async def _delete_overwritten(self, connection: Connection, path: str, checks: Ops) -> None:
-        """Delete a lock's node that others have written since, but which lives with the session of the holder.
-
-        It always went with its holder; a store that writes a lock's key makes a node of its own of it.
-        """
-        node = (await read_place(connection, path)).node
-        if node is not None and node.stat.owner == connection.welcome.session:
-            try:
-                await connection.ask(transaction([*checks, delete(znode(path), node.stat.version)]))
-            except TransactionRefusedError as error:
-                _log.debug("zookeeper: a lock's node is somebody else's: %s", error)
-
-    def _epoch(self, path: str) -> str:
-        return f"{self._hidden}epochs/{blake2b(path.encode(), digest_size=16).hexdigest()}"
-
-    def _checks(self, guard: Guard | None) -> Ops:
-        if guard is None:
-            return []
-        epoch = self._epoch(guard.path)
-        holder, version = divmod(guard.token, _VERSIONS)
-        return [
-            check(znode(guard.path), self._lock_version),
-            check(znode(epoch), version),
-            check(znode(_holder(epoch, holder))),
-        ]
-
-    async def _require(self, connection: Connection, guard: Guard | None) -> None:
-        """Raise LockLostError unless a guard holds."""
-        if guard is not None:
-            try:
-                await connection.ask(transaction(self._checks(guard)))
-            except TransactionRefusedError as error:
-                raise _guard_failed(error) from error
-
     # -- all ---------------------------------------------------------------------------------------------------------
 
     async def _transact(
         self, call: Call, connection: Connection, operations: Ops, guard: Guard | None
     ) -> Sequence[Any]:
         """Carry out operations if the guard holds; raises what is wrong with the first that cannot be."""
-        checks = self._checks(guard)
+        checks = self._epochs.checks(guard)
         connection.check_open()
         call.writing()
         try:
@@ -618,7 +442,7 @@ class Writer:
         except TransactionRefusedError as error:
             call.settled()
             if error.position < len(checks):
-                raise _guard_failed(error) from error
+                raise guard_failed(error) from error
             raise error.reason from error
         except NotReachableError:
             raise
@@ -634,21 +458,26 @@ def _unexpected(place: Place, expected: int) -> StoreError | None:
     return None if place.key is not None and place.key.stat.index == expected else KeyModifiedError()
 
 
-def _holder(epoch: str, number: int) -> str:
-    """Return the node that keeps an epoch from being deleted and made again while a guard may be of the old one."""
-    return f"{epoch}/{number}"
+def fresh(path: str, value: bytes, acl: bytes, owner: int, *, other_than: int | None = None) -> Ops:
+    """Create a node within a transaction, where only writing it gives its index.
+
+    Args:
+        path: of the node.
+        value: its data.
+        acl: who may use it.
+        owner: the session that it lives with, 0 for none.
+        other_than: the version that it is not to have, so that no comparison takes it for the one it replaces.
+    """
+    node = znode(path)
+    operations: Ops = [create(node, b"", acl, ephemeral=owner != 0), set_data(node, value)]
+    if other_than == 1:
+        operations.insert(1, set_data(node, b""))
+    return operations
 
 
-def _token(holder: int, version: int) -> int:
-    return holder * _VERSIONS + version
-
-
-def _no_children() -> StoreError:
+def no_children() -> StoreError:
+    """Say why there can be nothing below a key."""
     return CallNotSupportedError("on ZooKeeper a key with ttl or keep_alive, or a lock, has no keys below it")
-
-
-def _guard_failed(error: TransactionRefusedError) -> StoreError:
-    return LockLostError() if is_retried(error.reason) else error.reason
 
 
 class _Deletion(NamedTuple):
