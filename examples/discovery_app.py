@@ -1,6 +1,6 @@
 """An aiohttp application that registers itself and answers with all of its instances.
 
-Start it several times: python examples/discovery_app.py etcd://127.0.0.1:2379/shop 8080
+Start it several times: python examples/discovery_app.py sqlite:///shop.db 8080 (then 8081, 8082)
 Then: curl http://127.0.0.1:8080/instances
 """
 
@@ -33,5 +33,6 @@ def make_app(url: str, address: str) -> web.Application:
 
 
 if __name__ == "__main__":
+    store_url = sys.argv[1] if len(sys.argv) > 1 else "sqlite:///shop.db"
     port = int(sys.argv[2]) if len(sys.argv) > 2 else 8080
-    web.run_app(make_app(sys.argv[1] if len(sys.argv) > 1 else "memory://", f"127.0.0.1:{port}"), port=port)
+    web.run_app(make_app(store_url, f"127.0.0.1:{port}"), host="127.0.0.1", port=port)

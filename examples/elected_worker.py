@@ -1,18 +1,21 @@
 """A worker that works while it is the leader, and steps aside when it is not.
 
-Start it several times and stop the leader: python examples/elected_worker.py etcd://127.0.0.1:2379/workers
+Start it several times and stop the leader: python examples/elected_worker.py
+The processes of one machine share a SQLite database; give another store for more: etcd://127.0.0.1:2379/workers
 """
 
 import asyncio
 import os
 import sys
 
-from aiolibkv import Candidate, Follower, open_store
+from aiolibkv import Candidate, Follower, HeldLock, open_store
+
+NODE = f"node-{os.getpid()}"
 
 
-async def work(node: str) -> None:
+async def work(_: HeldLock) -> None:
     while True:
-        print(f"{node} works", flush=True)
+        print(f"{NODE} works", flush=True)
         await asyncio.sleep(1)
 
 
@@ -22,26 +25,17 @@ async def follow(follower: Follower) -> None:
 
 
 async def main(url: str) -> None:
-    node = f"node-{os.getpid()}"
     async with open_store(url) as store:
-        candidate = Candidate(store, "leader", node)
         following = asyncio.create_task(follow(Follower(store, "leader")))
-        working: asyncio.Task[None] | None = None
         try:
-            async for elected in candidate.run_for_election():
-                if elected:
-                    working = asyncio.create_task(work(node))
-                elif working is not None:
-                    working.cancel()
+            await Candidate(store, "leader", NODE).run(work)
         finally:
-            await candidate.stop()
             following.cancel()
-            if working is not None:
-                working.cancel()
+            await asyncio.wait({following})
 
 
 if __name__ == "__main__":
     try:
-        asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "memory://"))
+        asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "sqlite:///workers.db"))
     except KeyboardInterrupt:
         print("stopped", flush=True)

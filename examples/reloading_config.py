@@ -1,40 +1,35 @@
-"""Settings that reload themselves: a watch on a directory.
+"""Settings that reload themselves: a mirror of a directory; an outage leaves them as they were.
 
-Run it, and change a setting from elsewhere: python examples/reloading_config.py etcd://127.0.0.1:2379/app
+Run it: python examples/reloading_config.py sqlite:///app.db
+Change a setting from elsewhere: python examples/reloading_config.py sqlite:///app.db color=blue
 """
 
 import asyncio
 import sys
 
-from aiolibkv import AsyncStore, open_store
+from aiolibkv import AsyncStore, Mirror, open_store
 
 
-class Settings:
-    """The settings as they are now; an outage leaves them as they were."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, str] = {}
-        self.changed = asyncio.Event()
-
-    async def follow(self, store: AsyncStore, directory: str) -> None:
-        async with store.watch_tree(directory) as watch:
-            async for snapshot in watch:
-                self.values = {pair.key.removeprefix(f"{directory}/"): pair.value.decode() for pair in snapshot}
-                self.changed.set()
+async def follow(store: AsyncStore) -> None:
+    async with Mirror(store, "config") as settings:
+        async for snapshot in settings.changes():
+            values = {pair.key.removeprefix("config/"): pair.value.decode() for pair in snapshot}
+            print(f"settings: {values}", flush=True)
+            if values.get("stop") == "yes":
+                break
 
 
-async def main(url: str) -> None:
-    settings = Settings()
+async def main(url: str, *assignments: str) -> None:
     async with open_store(url) as store:
-        following = asyncio.create_task(settings.follow(store, "config"))
-        try:
-            while settings.values.get("stop") != "yes":
-                await settings.changed.wait()
-                settings.changed.clear()
-                print(f"settings: {dict(sorted(settings.values.items()))}", flush=True)
-        finally:
-            following.cancel()
+        for assignment in assignments:
+            name, _, value = assignment.partition("=")
+            await store.put(f"config/{name}", value.encode())
+        if not assignments:
+            await follow(store)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "memory://"))
+    try:
+        asyncio.run(main(*(sys.argv[1:] or ["sqlite:///app.db"])))
+    except KeyboardInterrupt:
+        print("stopped", flush=True)

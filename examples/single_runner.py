@@ -1,6 +1,7 @@
 """A job that only one of many processes runs at a time: a lock, and a guard on what it writes.
 
-Start it several times: python examples/single_runner.py etcd://127.0.0.1:2379/jobs
+Start it several times: python examples/single_runner.py
+The processes of one machine share a SQLite database; give another store for more: etcd://127.0.0.1:2379/jobs
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from aiolibkv import AsyncStore, LockLostError, open_store
 
 
 async def run_job(store: AsyncStore, worker: str) -> None:
+    print(f"{worker} waits for its turn", flush=True)
     async with store.new_lock("nightly/lock", value=worker.encode(), ttl=15) as held:
         print(f"{worker} runs the job, fencing token {held.fencing_token}", flush=True)
         for step in range(3):
@@ -30,4 +32,7 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "memory://"))
+    try:
+        asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "sqlite:///jobs.db"))
+    except KeyboardInterrupt:
+        print("stopped", flush=True)

@@ -41,7 +41,7 @@ async def run_demo(url: str) -> None:
     """Run every step on the store of a URL, in a directory of its own that is removed at the end."""
     directory = f"demo-{uuid.uuid4().hex[:6]}"
     async with open_store(url) as store:
-        click.secho(f"Connected to {type(store).__name__}; everything happens below {directory}/", bold=True)
+        click.secho(f"Connected to {url.partition(':')[0]}; everything happens below {directory}/", bold=True)
         await store.put(directory, b"a demonstration")
         discovery = Discovery(store, "demo-services")
         try:
