@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import AsyncStore, Config
-from aiolibkv.testing.conformance import Committing, ConformanceSuite, CutOff, Listing, StoreFactory
+from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.servers import ConsulCluster, ConsulServer
 from stores import ConsulStore
@@ -32,7 +32,7 @@ async def cluster() -> AsyncIterator[ConsulCluster]:
         yield running
 
 
-class TestOneServer(Committing, Listing, ConformanceSuite):
+class TestOneServer(ConformanceSuite):
     """Every test of the suite."""
 
     @pytest.fixture
@@ -46,7 +46,7 @@ class TestOneServer(Committing, Listing, ConformanceSuite):
             yield CutOff(_factory([proxy.endpoint]), proxy.blackhole)
 
 
-class TestThreeServers(Committing, Listing, ConformanceSuite):
+class TestThreeServers(ConformanceSuite):
     """Every test of the suite."""
 
     @pytest.fixture

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from aiolibkv.testing.conformance import Committing, ConformanceSuite, CutOff, Listing, StoreFactory, factory_of
+from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory, factory_of
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.servers import EtcdCluster, EtcdServer
 
@@ -24,7 +24,7 @@ async def cluster() -> AsyncIterator[EtcdCluster]:
         yield running
 
 
-class TestOneServer(Committing, Listing, ConformanceSuite):
+class TestOneServer(ConformanceSuite):
     """Every test of the suite."""
 
     @pytest.fixture
@@ -39,7 +39,7 @@ class TestOneServer(Committing, Listing, ConformanceSuite):
             yield CutOff(factory_of("etcd", [proxy.endpoint]), proxy.blackhole)
 
 
-class TestThreeServers(Committing, Listing, ConformanceSuite):
+class TestThreeServers(ConformanceSuite):
     """Every test of the suite."""
 
     @pytest.fixture

@@ -4,11 +4,11 @@ from uuid import uuid4
 
 import pytest
 
-from aiolibkv.testing.conformance import Committing, ConformanceSuite, CutOff, Listing, StoreFactory, factory_of
+from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory, factory_of
 from memory.severing import severable
 
 
-class TestMemory(Committing, Listing, ConformanceSuite):
+class TestMemory(ConformanceSuite):
     """Every test of the suite."""
 
     @pytest.fixture

@@ -6,8 +6,6 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory
-from aiolibkv.testing.conformance.committing import Committing
-from aiolibkv.testing.conformance.listing import Listing
 from aiolibkv.testing.conformance.suite import factory_of
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.servers import PostgresServer
@@ -18,7 +16,7 @@ def _factory(server: PostgresServer, endpoint: str) -> StoreFactory:
     return factory_of("postgresql", [endpoint], username=username, password=password)
 
 
-class TestPostgres(Committing, Listing, ConformanceSuite):
+class TestPostgres(ConformanceSuite):
     """Every test of the suite."""
 
     @pytest.fixture

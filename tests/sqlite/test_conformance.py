@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from aiolibkv import AsyncStore, Config
-from aiolibkv.testing.conformance import Committing, ConformanceSuite, Listing, StoreFactory
+from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory
 from stores import SqliteStore
 
 
@@ -14,7 +14,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sqlite") / "store.db"
 
 
-class TestSqlite(Committing, Listing, ConformanceSuite):
+class TestSqlite(ConformanceSuite):
     """Every test of the suite."""
 
     @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from aiolibkv import AsyncStore
-from aiolibkv.testing.conformance import Committing, ConformanceSuite, Listing, StoreFactory
+from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory
 from sqlite.remote import Remote, RemoteStore
 from sqlite.workers import open_sqlite
 
@@ -25,7 +25,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Rem
         other.end()
 
 
-class TestSqliteInTwoProcesses(Committing, Listing, ConformanceSuite):
+class TestSqliteInTwoProcesses(ConformanceSuite):
     """The first store of a test is here, the second there, and so on."""
 
     @pytest.fixture

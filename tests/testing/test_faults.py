@@ -10,9 +10,11 @@ import pytest
 
 from aiolibkv import AccessDeniedError, AsyncStore, Config, KeyNotFoundError, NotReachableError, Put, StoreError
 from aiolibkv.store import Store
-from aiolibkv.testing.conformance import Committing, Listing, StoreFactory
+from aiolibkv.testing.conformance import StoreFactory
 from aiolibkv.testing.conformance.calls import Calls, CompareAndSwap
+from aiolibkv.testing.conformance.committing import Committing
 from aiolibkv.testing.conformance.directories import DeletingTrees, Directories
+from aiolibkv.testing.conformance.listing import Listing
 from aiolibkv.testing.conformance.locking import Guarding, Locking
 from aiolibkv.testing.conformance.watching import Watching
 from aiolibkv.testing.faults import FaultyDriver

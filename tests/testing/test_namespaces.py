@@ -21,7 +21,7 @@ from aiolibkv import (
     StoreClosedError,
     new_store,
 )
-from aiolibkv.testing.conformance import Committing, ConformanceSuite, Listing, StoreFactory
+from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory
 from aiolibkv.testing.scale import eventually, scaled
 
 
@@ -50,7 +50,7 @@ def _factory(space: str, *, is_nested: bool) -> StoreFactory:
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["namespace", "nested"])
-class TestNamespace(Committing, Listing, ConformanceSuite):
+class TestNamespace(ConformanceSuite):
     """Every test of the suite."""
 
     @pytest.fixture

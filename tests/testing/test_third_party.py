@@ -27,8 +27,7 @@ from aiolibkv.store import (
     Step,
     Write,
 )
-from aiolibkv.testing.conformance import Committing, ConformanceSuite, StoreFactory, factory_of
-from aiolibkv.testing.conformance import Listing as ListingPart
+from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory, factory_of
 
 T = TypeVar("T")
 
@@ -268,7 +267,7 @@ def test_a_driver_class_is_a_backend(backend: str) -> None:
         new_store(backend, ["one"], Config(options={"speed": 1}))
 
 
-class TestDistant(Committing, ListingPart, ConformanceSuite):
+class TestDistant(ConformanceSuite):
     """Every test of the suite."""
 
     @pytest.fixture

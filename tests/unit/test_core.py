@@ -13,6 +13,7 @@ import pytest
 from aiolibkv import (
     AccessDeniedError,
     Config,
+    InvalidKeyError,
     LockLostError,
     NotReachableError,
     RequestTimeoutError,
@@ -81,13 +82,14 @@ async def test_a_watch_that_is_left_at_once_leaves_nothing() -> None:
         assert not store.space.feeds
 
 
-async def test_the_error_of_a_watch_does_not_grow() -> None:
+@pytest.mark.parametrize("kind", [AccessDeniedError, InvalidKeyError])
+async def test_the_error_of_a_watch_does_not_grow(kind: type[StoreError]) -> None:
     async with FaultyStore() as store:
-        store.faults["follow"].append(AccessDeniedError())
+        store.faults["follow"].append(kind())
         watch = store.watch("key")
         sizes = []
         for _ in range(5):
-            with pytest.raises(AccessDeniedError) as caught:
+            with pytest.raises(kind) as caught:
                 await anext(watch)
             sizes.append(len(traceback.extract_tb(caught.value.__traceback__)))
         assert sizes[1:] == sizes[:-1]

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import pytest_asyncio
 
-from aiolibkv.testing.conformance import Committing, ConformanceSuite, CutOff, Listing, StoreFactory
+from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory
 from aiolibkv.testing.conformance.calls import Calls, CompareAndSwap
 from aiolibkv.testing.conformance.cancelling import Cancelling
 from aiolibkv.testing.conformance.closing import Closing, Errors
@@ -29,7 +29,7 @@ async def cluster() -> AsyncIterator[ZooKeeperCluster]:
         yield running
 
 
-class TestZooKeeper(Committing, Listing, ConformanceSuite):
+class TestZooKeeper(ConformanceSuite):
     """Every test of the suite, on one server."""
 
     @pytest.fixture

@@ -6,7 +6,14 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from aiolibkv.errors import AccessDeniedError, NotReachableError, RequestTimeoutError, StoreClosedError, StoreError
+from aiolibkv.errors import (
+    AccessDeniedError,
+    InvalidKeyError,
+    NotReachableError,
+    RequestTimeoutError,
+    StoreClosedError,
+    StoreError,
+)
 from aiolibkv.events import WatchResumed, WatchStale
 from aiolibkv.store.backoff import growing_pauses
 from aiolibkv.store.calls import Calls
@@ -98,7 +105,8 @@ class _KeptUp:
                 except LeaseLost as error:
                     feed.fail(error)
                     return
-                except AccessDeniedError as error:
+                except (AccessDeniedError, InvalidKeyError) as error:
+                    # It cannot heal: no right, or a key that this server refuses.
                     feed.fail(calls.located(error, feed.path))
                     return
                 except StoreError as error:

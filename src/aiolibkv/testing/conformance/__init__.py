@@ -63,6 +63,8 @@ class ConformanceSuite(
     Watching,
     Rooting,
     SelfDescription,
+    Committing,
+    Listing,
     DeletingTrees,
     Directories,
     Values,
@@ -74,4 +76,4 @@ class ConformanceSuite(
     """All parts of the suite."""
 
 
-__all__ = ["Committing", "ConformanceSuite", "CutOff", "Listing", "StoreFactory", "factory_of"]
+__all__ = ["ConformanceSuite", "CutOff", "StoreFactory", "factory_of"]
