@@ -221,6 +221,10 @@ async def test_a_service_of_two_workers_goes_on_when_its_leader_is_killed(framew
     async def another_leads() -> bool:
         return await leader(store) not in ("", first)
 
+    async def it_goes_on() -> bool:
+        now = await store.get("heartbeat")
+        return now.value == beat.value and now.last_index > beat.last_index
+
     async def is_well() -> bool:
         return (await ask(port, "GET", "/health"))[0] == (await ask(port, "GET", "/ready"))[0] == 200
 
@@ -238,6 +242,8 @@ async def test_a_service_of_two_workers_goes_on_when_its_leader_is_killed(framew
         (report, *_) = await store.list("reports")
         os.kill(int(first.removeprefix("worker-")), signal.SIGKILL)
         await eventually(another_leads, within=10, message="another one leads")
+        beat = await store.get("heartbeat")
+        await eventually(it_goes_on, within=10, message="the other one goes on working")
         await eventually(is_well, within=10, message="the service is well")
         assert await store.get(report.key) == report
 
