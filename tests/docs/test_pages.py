@@ -110,7 +110,7 @@ def test_the_table_of_options_is_that_of_the_drivers() -> None:
 
 def test_the_limits_told_are_kept() -> None:
     (rows,) = (table for table in tables("docs/backends.md", "") if table[0][0] == "URL")
-    names = ["memory", "sqlite", "etcd", "consul", "zookeeper"]
+    names = ["memory", "sqlite", "etcd", "consul", "zookeeper", "postgresql"]
     told = {row[0]: row[1:] for row in rows}
     for label, field in {
         "largest value, bytes": "max_value_bytes",
