@@ -148,17 +148,6 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert version("aiolibkv") == aiolibkv.__version__
 
 
-def test_the_example_of_the_readme_runs() -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    example = text.split("```python\n")[1].split("```")[0]
-    done = run("-W", "error", "-c", example)
-    assert (done.returncode, done.stderr) == (0, "")
-    first, second, third = done.stdout.splitlines()
-    assert "b'10'" in first
-    assert "b'20'" in second
-    assert "the key was modified" in third
-
-
 def test_demo() -> None:
     done = run("-W", "error", "-c", "import sys; sys.argv = ['aiolibkv', 'demo']; import aiolibkv.cli as c; c.main()")
     assert done.returncode == 0, done.stderr
