@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -134,3 +136,19 @@ def test_put_keeps_alive(tool: Tool) -> None:
     tool("put", "key", "value", "--ttl", "0.2")
     with tool.start("watch", "key") as watch:
         until(lambda: watch.line() == "key\t-", within=20)
+
+
+def test_every_runs_each_slot_once(tool: Tool, tmp_path: Path) -> None:
+    file = tmp_path / "slots"
+    file.touch()
+    command = ["every", "0.5", "job", "--", "sh", "-c", f"echo $AIOLIBKV_SLOT >> {file}; exit 3"]
+    with ExitStack() as stack:
+        processes = [stack.enter_context(tool.start(*command)) for _ in range(5)]
+        until(lambda: len(file.read_text().split()) >= 6, within=30)
+        for process in processes:
+            process.send(signal.SIGTERM)
+        ends = [process.ended() for process in processes]
+    slots = file.read_text().split()
+    assert len(slots) == len(set(slots))
+    assert {end.code for end in ends} <= {143, 3}
+    assert any("has ended with 3" in end.err for end in ends)

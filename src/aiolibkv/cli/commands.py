@@ -26,7 +26,14 @@ MODULES = {
     "register": "registering",
     "services": "registering",
     "instances": "registering",
+    "every": "locking",
+    "export": "transferring",
+    "import": "transferring",
+    "cp": "copying",
+    "doctor": "doctor",
+    "backends": "backends",
     "demo": "demo",
+    "completion": "completion",
 }
 """Where each command is, in the order in which --help shows them."""
 

@@ -8,12 +8,12 @@ from aiolibkv import AsyncStore, Follower
 from aiolibkv.cli.failures import NOT_FOUND, CommandError
 from aiolibkv.cli.output import Output
 from aiolibkv.cli.running import run_with_store
-from aiolibkv.cli.settings import Command, Settings
+from aiolibkv.cli.settings import Command, Settings, complete_key
 from aiolibkv.cli.text import escaped
 
 
 @click.command("leader", cls=Command)
-@click.argument("key")
+@click.argument("key", shell_complete=complete_key)
 @click.option("--follow", "-f", is_flag=True, help="Write each change, until interrupted.")
 @click.pass_obj
 def leader_command(settings: Settings, key: str, *, follow: bool) -> int | None:

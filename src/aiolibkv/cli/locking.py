@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 import click
 
-from aiolibkv import AsyncStore, Candidate, HeldLock, Lock, LockLostError
+from aiolibkv import AsyncStore, Candidate, HeldLock, Lock, LockLostError, PeriodicJob
 from aiolibkv.cli.child import Child
 from aiolibkv.cli.failures import NOT_LOCKED, CommandError
+from aiolibkv.cli.output import tell
 from aiolibkv.cli.running import run_with_store
-from aiolibkv.cli.settings import Command, Settings
+from aiolibkv.cli.settings import Command, Settings, complete_key
 from aiolibkv.events import Event, LockLost
 
 DEFAULT_TTL = 15.0
@@ -33,14 +35,14 @@ def this_process() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-async def run_while_held(command: Sequence[str], held: HeldLock) -> int:
-    """Run a command that must not outlive a lock, and return its exit code."""
-    environment = {"AIOLIBKV_FENCING_TOKEN": str(held.fencing_token), "AIOLIBKV_LOCK_KEY": held.key}
+async def run_while_held(command: Sequence[str], held: HeldLock, more: Mapping[str, str] | None = None) -> int:
+    """Run a command that must not outlive a lock, with more in its environment, and return its exit code."""
+    environment = {**(more or {}), "AIOLIBKV_FENCING_TOKEN": str(held.fencing_token), "AIOLIBKV_LOCK_KEY": held.key}
     return await Child(command, environment, held=held).run()
 
 
 @click.command("lock", cls=Command)
-@click.argument("key")
+@click.argument("key", shell_complete=complete_key)
 @command_argument
 @click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long; 0: do not wait.")
 @ttl_option
@@ -94,7 +96,7 @@ async def _acquire(lock: Lock, key: str, seconds: float | None) -> HeldLock:
 
 
 @click.command("elect", cls=Command)
-@click.argument("key")
+@click.argument("key", shell_complete=complete_key)
 @command_argument
 @click.option("--node", metavar="NAME", help="This node's name, which followers see; host and process when not given.")
 @ttl_option
@@ -112,3 +114,28 @@ def elect_command(settings: Settings, key: str, command: Sequence[str], *, node:
         return await candidate.run(lambda held: run_while_held(command, held))
 
     return run_with_store(settings, elect)
+
+
+@click.command("every", cls=Command)
+@click.argument("seconds", type=float)
+@click.argument("key", shell_complete=complete_key)
+@command_argument
+@ttl_option
+@click.pass_obj
+def every_command(settings: Settings, seconds: float, key: str, command: Sequence[str], *, ttl: float) -> int | None:
+    """Run COMMAND every so many SECONDS, in one of all processes that do this for KEY, until interrupted.
+
+    Slots are multiples of SECONDS since 1970 in UTC; none begins twice, and one that was missed is not made up for. The
+    command has AIOLIBKV_SLOT, AIOLIBKV_LOCK_KEY and AIOLIBKV_FENCING_TOKEN in its environment. That it fails is told.
+    When the lock is lost, its process group gets SIGTERM, and SIGKILL before anybody else can have the lock.
+    """
+
+    async def every(store: AsyncStore) -> None:
+        async def work(slot: datetime, held: HeldLock) -> None:
+            code = await run_while_held(command, held, {"AIOLIBKV_SLOT": slot.isoformat()})
+            if code:
+                tell(f"the command for {slot.isoformat()} has ended with {code}")
+
+        await PeriodicJob(store, key, every=seconds, ttl=ttl).run(work)
+
+    return run_with_store(settings, every)

@@ -9,12 +9,12 @@ import click
 from aiolibkv import AsyncStore, KVPair
 from aiolibkv.cli.output import Output, columns
 from aiolibkv.cli.running import run_with_store
-from aiolibkv.cli.settings import Command, Settings
+from aiolibkv.cli.settings import Command, Settings, complete_key
 from aiolibkv.cli.text import beginning, escaped, pair_fields
 
 
 @click.command("get", cls=Command)
-@click.argument("key")
+@click.argument("key", shell_complete=complete_key)
 @click.pass_obj
 def get_command(settings: Settings, key: str) -> int | None:
     """Write the value of KEY, as it is."""
@@ -31,7 +31,7 @@ def get_command(settings: Settings, key: str) -> int | None:
 
 
 @click.command("ls", cls=Command)
-@click.argument("directory", default="")
+@click.argument("directory", default="", shell_complete=complete_key)
 @click.option("--recursive", "-R", is_flag=True, help="All keys below, in full.")
 @click.option("--long", "-l", "is_long", is_flag=True, help="With index, size and the beginning of the value.")
 @click.option("--tree", is_flag=True, help="Draw all that is below as a tree.")

@@ -15,6 +15,8 @@ from aiolibkv import AsyncStore, Config, open_store
 from aiolibkv.cli.text import escaped, masked
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from aiolibkv.events import Event
 
 URL_VARIABLE = "AIOLIBKV_URL"
@@ -101,6 +103,13 @@ class Command(click.Command):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.params += common_options()
+
+
+def complete_key(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the keys and directories that begin like this; for ``shell_complete`` of an argument."""
+    from aiolibkv.cli.completion import keys_like
+
+    return keys_like(context, incomplete)
 
 
 def common_options() -> list[click.Parameter]:

@@ -13,14 +13,14 @@ from aiolibkv import AsyncStore, KVPair
 from aiolibkv.cli.child import Child
 from aiolibkv.cli.output import Output, tell
 from aiolibkv.cli.running import run_with_store
-from aiolibkv.cli.settings import Command, Settings
+from aiolibkv.cli.settings import Command, Settings, complete_key
 from aiolibkv.cli.text import escaped, escaped_value, pair_fields
 
 Item = tuple[str, KVPair | None]
 
 
 @click.command("watch", cls=Command)
-@click.argument("key")
+@click.argument("key", shell_complete=complete_key)
 @click.option("--tree", "-t", is_flag=True, help="Watch what is below the directory KEY.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N items.")
 @click.option("--exec", "command", metavar="COMMAND", help="Run a shell command for each item instead of writing it.")

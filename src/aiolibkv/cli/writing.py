@@ -14,14 +14,14 @@ from aiolibkv import AsyncStore, KeyNotFoundError, KVPair
 from aiolibkv.cli.failures import OTHER, CommandError, exit_code, message
 from aiolibkv.cli.output import Output, tell
 from aiolibkv.cli.running import run, run_with_store
-from aiolibkv.cli.settings import Command, Settings
+from aiolibkv.cli.settings import Command, Settings, complete_key
 from aiolibkv.cli.text import escaped, pair_fields
 
 _DEFAULT_TTL = 15.0
 
 
 @click.command("put", cls=Command)
-@click.argument("key")
+@click.argument("key", shell_complete=complete_key)
 @click.argument("value", required=False)
 @click.option(
     "--file", "-f", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Take the value from here."
@@ -79,7 +79,7 @@ def _read(file: Path | None, most: int) -> bytes:
 
 
 @click.command("rm", cls=Command)
-@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...", shell_complete=complete_key)
 @click.option("--recursive", "-r", is_flag=True, help="Each KEY and all that is below it; say how many keys that were.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--if-index", type=int, metavar="INDEX", help="Only when the key is at this index.")

@@ -1,0 +1,78 @@
+"""The command backends, and capabilities as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.metadata import entry_points
+from typing import Any
+
+import click
+
+from aiolibkv import BackendNotSupportedError, Capabilities, new_store
+from aiolibkv.cli.output import Output, columns
+from aiolibkv.cli.running import run
+from aiolibkv.cli.settings import Command, Settings
+from aiolibkv.cli.text import escaped
+
+_EXAMPLE_TTL = 15.0
+_EXAMPLE_ENDPOINTS = ((), ("localhost",))
+"""Endpoints that a backend may take; nobody connects to them."""
+
+
+@click.command("backends", cls=Command)
+@click.pass_obj
+def backends_command(settings: Settings) -> int | None:
+    """List the backends: which are there, how to install the others, and what each can do."""
+    output = Output(as_json=settings.as_json)
+
+    async def backends() -> None:
+        found: dict[str, Mapping[str, Any]] = {}
+        missing: dict[str, str] = {}
+        for name in sorted({point.name for point in entry_points(group="aiolibkv.backends")}):
+            try:
+                found[name] = capabilities_of(name)
+            except BackendNotSupportedError as error:
+                missing[name] = str(error)
+        if output.as_json:
+            for name, capabilities in found.items():
+                await output.item("", {"backend": name, "installed": True, **capabilities})
+            for name, reason in missing.items():
+                await output.item("", {"backend": name, "installed": False, "reason": reason})
+            return
+        rows = [("", *found)]
+        names = next(iter(found.values()), {})
+        rows += [(name, *(_shown(capabilities[name]) for capabilities in found.values())) for name in names]
+        for line in columns(rows, is_terminal=output.is_terminal):
+            await output.line(line)
+        for name, reason in missing.items():
+            await output.line(f"{name} is missing: {escaped(reason)}")
+
+    return run(settings, backends)
+
+
+def capabilities_of(backend: str) -> Mapping[str, Any]:
+    """Return what a backend can do.
+
+    Raises:
+        BackendNotSupportedError: it is not installed.
+    """
+    for endpoints in _EXAMPLE_ENDPOINTS:
+        try:
+            return as_fields(new_store(backend, endpoints).capabilities)
+        except ValueError:
+            continue
+    return {}
+
+
+def as_fields(capabilities: Capabilities) -> dict[str, Any]:
+    """Return capabilities as JSON has them; what depends on a ttl is told for one."""
+    found = {field.name: getattr(capabilities, field.name) for field in fields(capabilities)}
+    overshoot = found.pop("ttl_overshoot")
+    return {**found, f"ttl_overshoot_of_{_EXAMPLE_TTL:g}_s": overshoot(_EXAMPLE_TTL)}
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

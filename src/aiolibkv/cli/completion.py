@@ -1,0 +1,46 @@
+"""Completion in shells: of commands and options by click, of keys by asking the store."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from aiolibkv import Config, StoreError, open_store
+from aiolibkv.cli.settings import Command, Settings
+
+_PATIENCE = 1.0
+"""Seconds; who presses the tab key waits."""
+
+
+@click.command("completion", cls=Command)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion_command(context: click.Context, shell: str) -> None:
+    """Write what a SHELL evaluates to complete commands, options and keys.
+
+    bash: eval "$(aiolibkv completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc; fish: aiolibkv completion fish >
+    ~/.config/fish/completions/aiolibkv.fish.
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None, "one of click's own"
+    click.echo(kind(context.find_root().command, {}, "aiolibkv", "_AIOLIBKV_COMPLETE").source())
+
+
+def keys_like(context: click.Context, incomplete: str) -> list[CompletionItem]:
+    """Return the keys and directories that begin like this, one level; none when the store does not answer."""
+    settings = context.find_object(Settings) or Settings()
+    directory, slash, _ = incomplete.rpartition("/")
+
+    async def names() -> list[str]:
+        config = Config(connection_timeout=_PATIENCE, request_timeout=_PATIENCE)
+        async with open_store(settings.resolved_url(), config) as store:
+            return list(await store.children(directory))
+
+    try:
+        found = asyncio.run(names())
+    except (StoreError, ValueError, OSError):
+        return []
+    whole = (f"{directory}{slash}{name}" for name in found)
+    return [CompletionItem(name) for name in whole if name.startswith(incomplete)]

@@ -1,0 +1,180 @@
+"""The command cp."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Container, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import click
+
+from aiolibkv import AsyncStore, KeyNotFoundError, KVPair, NotReachableError, RequestTimeoutError
+from aiolibkv.cli.changes import Step, Tally, batches, everything, steps_to, steps_to_clear
+from aiolibkv.cli.failures import MODIFIED, CommandError
+from aiolibkv.cli.output import Output, tell
+from aiolibkv.cli.running import run
+from aiolibkv.cli.settings import Command, Settings
+
+_MOST_PASSES = 10
+"""Of which each but the last has found differences: who writes at the same time is faster."""
+_PAUSE = 1.0
+"""Seconds between two attempts to go on."""
+
+
+@click.command("cp", cls=Command)
+@click.argument("source", metavar="SOURCE_URL")
+@click.argument("destination", metavar="DESTINATION_URL")
+@click.option("--delete", is_flag=True, help="Delete what the destination has and the source has not.")
+@click.option("--dry-run", is_flag=True, help="Only show what would change.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with each change of the source until interrupted.")
+@click.pass_obj
+def cp_command(
+    settings: Settings, source: str, destination: str, *, delete: bool, dry_run: bool, follow: bool
+) -> int | None:
+    """Copy everything from one store to another, each with its prefix.
+
+    What is equal already is not written again, so that a copy which was interrupted can be completed. In the end all is
+    compared: what the source has is equal in the destination, and with --delete the destination has nothing else.
+    Lifetimes are not copied. With --follow deletions are carried out too.
+    """
+    if dry_run and follow:
+        raise click.UsageError("--dry-run and --follow do not go together.")
+    output = Output(as_json=settings.as_json)
+
+    async def cp() -> None:
+        async with settings.store(source) as from_store, settings.store(destination) as to_store:
+            copy = _Copy(from_store, to_store, delete=delete)
+            if dry_run:
+                async for steps in copy.steps():
+                    for step in steps:
+                        await step.show(output)
+                return
+            await copy.complete(settings)
+            if output.as_json:
+                await output.item("", {"keys": copy.keys, "written": copy.written})
+            elif not settings.is_quiet:
+                tell(f"{copy.keys} keys are equal; {copy.written} were written or deleted for that")
+            if follow:
+                await copy.follow(settings)
+
+    return run(settings, cp)
+
+
+class _Copy:
+    """A copy from a store to another one.
+
+    Attributes:
+        keys: how many the source had when they were last compared.
+        written: how many were written or deleted.
+    """
+
+    def __init__(self, source: AsyncStore, destination: AsyncStore, *, delete: bool) -> None:
+        self.keys = 0
+        self.written = 0
+        self._source = source
+        self._destination = destination
+        self._delete = delete
+
+    async def steps(self, progress: _Progress | None = None) -> AsyncIterator[Sequence[Step]]:
+        """Compare everything, and find what is to be done."""
+        self.keys = 0
+        async for batch in batches(everything(self._source)):
+            yield await steps_to(self._destination, batch)
+            self.keys += len(batch)
+            if progress is not None:
+                progress.advance(len(batch))
+        if self._delete:
+            async for steps in steps_to_clear(self._destination, "", self._there):
+                yield steps
+
+    async def complete(self, settings: Settings) -> None:
+        """Copy until a comparison finds no difference.
+
+        Raises:
+            CommandError: there is always another one.
+        """
+        for _ in range(_MOST_PASSES):
+            tally = Tally()
+            with _progress(await self._number(), is_shown=not settings.is_quiet) as progress:
+                async for steps in self.steps(progress):
+                    await tally.carry_out(steps, self._destination)
+            self.written += tally.done
+            if not tally.done and not tally.modified:
+                return
+        raise CommandError("source and destination are not equal: others change them all the time", MODIFIED)
+
+    async def follow(self, settings: Settings) -> None:
+        """Carry out each change of the source, through outages."""
+        while True:
+            try:
+                async with self._source.watch_tree("") as watch:
+                    is_first = True
+                    async for snapshot in watch:
+                        if is_first:
+                            # What changed since it was compared is found by comparing.
+                            await self.complete(settings)
+                            is_first = False
+                            continue
+                        for change in snapshot.changes:
+                            await self._apply(change.key, change.pair)
+            except (NotReachableError, RequestTimeoutError) as error:
+                tell(f"tries again: {error}")
+                await asyncio.sleep(_PAUSE)
+
+    async def _apply(self, key: str, pair: KVPair | None) -> None:
+        if pair is not None:
+            await self._destination.put(key, pair.value)
+            return
+        try:
+            await self._destination.delete(key)
+        except KeyNotFoundError:
+            pass
+
+    async def _there(self, keys: Sequence[str]) -> Container[str]:
+        return await self._source.get_many(keys)
+
+    async def _number(self) -> int | None:
+        """Return how many keys there are to copy, where somebody wants to know how long it takes."""
+        if not sys.stderr.isatty():
+            return None
+        try:
+            return len(await self._source.keys(""))
+        except KeyNotFoundError:
+            return 0
+
+
+class _Progress(Protocol):
+    def advance(self, number: int) -> None: ...
+
+
+class _Unseen:
+    def advance(self, number: int) -> None:
+        """Show nothing."""
+
+
+@contextmanager
+def _progress(total: int | None, *, is_shown: bool) -> Iterator[_Progress]:
+    """Show progress, with rate and time left, at a terminal."""
+    if total is None or not is_shown:
+        yield _Unseen()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+        task = shown.add_task("", total=total, rate="")
+
+        class _Shown:
+            def advance(self, number: int) -> None:
+                speed = shown.tasks[0].speed
+                shown.update(task, advance=number, rate=f"{speed or 0:.0f} keys/s")
+
+        yield _Shown()

@@ -1,0 +1,128 @@
+"""The command line on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from aiolibkv import open_store
+from aiolibkv.testing.proxy import FaultProxy
+from aiolibkv.testing.scale import scaled
+from aiolibkv.testing.servers import ConsulServer, EtcdServer, ZooKeeperServer
+from aiolibkv.testing.servers.base import Server
+from cli.tool import Tool, is_alive, until
+
+KINDS: dict[str, type[Server]] = {"consul": ConsulServer, "etcd": EtcdServer, "zookeeper": ZooKeeperServer}
+ALL_BYTES = bytes(range(256))
+SLEEP = "echo $$; exec sleep 60"
+MANY = 10_000
+
+
+class Servers:
+    """Servers that are started when a test needs them, and shared by all."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._running: dict[str, Server] = {}
+
+    def __getitem__(self, backend: str) -> Server:
+        if backend not in self._running:
+            server = KINDS[backend]()
+            asyncio.run(server.start())
+            self._stack.callback(lambda: asyncio.run(server.close()))
+            self._running[backend] = server
+        return self._running[backend]
+
+    def tool(self, backend: str) -> Tool:
+        """Return the command line on a directory of the test's own."""
+        return Tool(f"{backend}://{self[backend].endpoint}/{uuid4().hex}")
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    with ExitStack() as stack:
+        yield Servers(stack)
+
+
+@pytest.mark.parametrize("backend", KINDS)
+def test_commands(servers: Servers, backend: str, tmp_path: Path) -> None:
+    tool = servers.tool(backend)
+    tool("put", "dir/all", stdin=ALL_BYTES)
+    tool.put("dir/all/empty")
+    assert tool("get", "dir/all").out == ALL_BYTES
+    assert tool("ls", "dir").lines == ["all", "all/"]
+    file = tmp_path / "export"
+    tool("export", "--output", str(file))
+    other = servers.tool(backend)
+    assert other("import", str(file)).lines == ["create\tdir/all", "create\tdir/all/empty"]
+    assert other.values() == {"dir/all": ALL_BYTES, "dir/all/empty": b""}
+    with tool.start("watch", "key") as watch:
+        assert watch.line() == "key\t-"
+        index = tool.put("key", b"value")
+        assert watch.line() == f"key\t{index}\tvalue"
+    doctor = {item["check"]: item for item in tool("doctor", "--json").items}
+    assert doctor["reachable"]["detail"] == servers[backend].endpoint
+    assert doctor["version"]["detail"][0].isdecimal()
+
+
+@pytest.mark.parametrize("backend", KINDS)
+def test_a_lock_that_is_deleted_ends_the_command(servers: Servers, backend: str) -> None:
+    tool = servers.tool(backend)
+    with tool.start("lock", "key", "--", "sh", "-c", SLEEP) as lock:
+        child = int(lock.line())
+        tool.delete("key")
+        until(lambda: not is_alive(child), within=2)
+        ended = lock.ended()
+        assert (ended.code, len(ended.err.splitlines())) == (7, 1)
+        assert f"{backend} at {servers[backend].endpoint}" in ended.err
+
+
+@pytest.mark.parametrize(("backend", "ttl"), [("consul", 10), ("etcd", 3), ("zookeeper", 4)])
+def test_the_command_is_dead_before_others_have_the_lock(servers: Servers, backend: str, ttl: float) -> None:
+    tool, server = servers.tool(backend), servers[backend]
+
+    async def take_over() -> None:
+        async with FaultProxy(server.host, server.port) as proxy, open_store(tool.url) as store:
+            through = Tool(tool.url.replace(server.endpoint, proxy.endpoint))
+            stubborn = "trap '' TERM; echo $$; while :; do sleep 0.1; done"
+            with through.start("lock", "key", "--ttl", str(ttl), "--", "sh", "-c", stubborn) as lock:
+                child = int(await asyncio.to_thread(lock.line))
+                waiting = asyncio.create_task(store.new_lock("key", ttl=ttl).acquire())
+                proxy.blackhole()
+                await asyncio.wait_for(waiting, scaled(40))
+                assert not is_alive(child)
+                assert (await asyncio.to_thread(lock.ended)).code == 7
+
+    asyncio.run(take_over())
+
+
+def test_many_keys_there_and_back(servers: Servers) -> None:
+    first, second, third = servers.tool("zookeeper"), servers.tool("etcd"), servers.tool("zookeeper")
+
+    async def fill() -> None:
+        async with open_store(first.url) as store:
+            for at in range(0, MANY, 200):
+                await asyncio.gather(
+                    *(store.put(f"dir-{key % 10}/key-{key}", b"%d" % key) for key in range(at, at + 200))
+                )
+            await store.put("all", ALL_BYTES)
+            await store.put("all/empty", b"")
+
+    asyncio.run(fill())
+    with first.start("cp", first.url, second.url) as copy:
+        until(second.values, within=30)
+        copy.send(signal.SIGKILL)
+        copy.process.wait()
+    assert 0 < len(second.values()) < MANY
+    assert first("cp", first.url, second.url, "--quiet").out == b""
+    assert second("cp", second.url, third.url, "--quiet").out == b""
+    values = first.values()
+    assert len(values) == MANY + 2
+    assert second.values() == values
+    assert third.values() == values

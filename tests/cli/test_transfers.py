@@ -1,0 +1,86 @@
+"""export, import and cp between databases."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from cli.tool import Tool, until
+
+VALUES = {"a": bytes(range(256)), "a/b": b"", "d/e": b"text\n"}
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Tool:
+    """The command line on another database."""
+    return Tool(f"sqlite:///{tmp_path / 'other.db'}")
+
+
+def filled(tool: Tool) -> None:
+    for key, value in VALUES.items():
+        tool.put(key, value)
+
+
+def test_export_and_import(tool: Tool, other: Tool, tmp_path: Path) -> None:
+    filled(tool)
+    exported = tool("export")
+    assert [item["key"] for item in exported.items] == list(VALUES)
+    file = tmp_path / "export.jsonl"
+    assert tool("export", "--output", str(file)).out == b""
+    assert file.read_bytes() == exported.out
+    assert [item["key"] for item in tool("export", "d").items] == ["d/e"]
+    assert tool.run("export", "nothing", "--output", str(file)).code == 1
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".jsonl"] == [file.name]
+    assert file.read_bytes() == exported.out
+
+    assert other("import", "--dry-run", stdin=exported.out).lines == ["create\ta", "create\ta/b", "create\td/e"]
+    assert other.values() == {}
+    other("import", str(file))
+    assert other.values() == VALUES
+    assert other("import", str(file)).out == b""
+
+
+def test_import_changes_what_it_says(tool: Tool) -> None:
+    for key in ("into/a", "into/b", "into/c", "other"):
+        tool.put(key, b"old")
+    lines = b'{"key": "a", "value": "new"}\n{"key": "b", "value": "old"}\n{"key": "d", "value_base64": "/w=="}\n'
+    assert tool("import", "--into", "into", "--create-only", stdin=lines).lines == ["create\tinto/d"]
+    assert tool("import", "--into", "into", "--delete", "--json", stdin=lines).items == [
+        {"event": "change", "key": "into/a"},
+        {"event": "delete", "key": "into/c"},
+    ]
+    after = {"into/a": b"new", "into/b": b"old", "into/d": b"\xff", "other": b"old"}
+    assert tool.values() == after
+    for line in (b"no JSON", b'{"key": "a"}', b'{"key": "d", "value": ""}\n{"key": "d", "value": ""}', b"[]"):
+        assert tool.run("import", stdin=b'{"key": "x", "value": ""}\n' + line).code == 2
+    assert tool.values() == after
+
+
+def test_cp(tool: Tool, other: Tool) -> None:
+    filled(tool)
+    other.put("a", b"other")
+    other.put("more", b"")
+    source, destination = f"{tool.url}?prefix=", f"{other.url}?prefix="
+    assert tool("cp", source, destination, "--dry-run", "--delete").lines == [
+        "change\ta",
+        "create\ta/b",
+        "create\td/e",
+        "delete\tmore",
+    ]
+    assert tool("cp", source, destination, "--json").items == [{"keys": 3, "written": 3}]
+    assert other.values() == {**VALUES, "more": b""}
+    assert tool("cp", source, destination, "--delete", "--json").items == [{"keys": 3, "written": 1}]
+    assert other.values() == VALUES
+
+
+def test_cp_follows(tool: Tool, other: Tool) -> None:
+    filled(tool)
+    with tool.start("cp", tool.url, other.url, "--follow") as following:
+        until(lambda: other.values() == VALUES, within=20)
+        tool.put("new", b"1")
+        tool.delete("a")
+        until(lambda: other.values().get("new") == b"1" and "a" not in other.values(), within=20)
+        following.send(signal.SIGINT)
+        assert following.ended().code == 130
