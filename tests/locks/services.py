@@ -12,7 +12,7 @@ import pytest
 
 from aiolibkv.testing.framing import Framing
 from aiolibkv.testing.proxy import FaultProxy
-from aiolibkv.testing.servers import ConsulServer, EtcdServer, ZooKeeperServer
+from aiolibkv.testing.servers import ConsulServer, EtcdServer, PostgresServer, ZooKeeperServer
 from aiolibkv.testing.servers.base import Server
 
 
@@ -79,6 +79,14 @@ async def zookeeper() -> AsyncIterator[Service]:
 
 
 @asynccontextmanager
+async def postgresql() -> AsyncIterator[Service]:
+    """Run PostgreSQL, of which a store asks every two seconds what is new."""
+    async with PostgresServer() as server:
+        user = ":".join(server.user)
+        yield Service(f"postgresql://{user}@{{endpoint}}/{server.database}?prefix={{name}}", server, 2, heartbeats=1)
+
+
+@asynccontextmanager
 async def sqlite() -> AsyncIterator[Service]:
     with TemporaryDirectory() as directory:
         template = f"sqlite:///{Path(directory) / 'locks.db'}?prefix={{name}}"
@@ -94,6 +102,7 @@ async def memory() -> AsyncIterator[Service]:
 SERVICES: dict[str, Callable[[], AbstractAsyncContextManager[Service]]] = {
     "consul": consul,
     "etcd": etcd,
+    "postgresql": postgresql,
     "sqlite": sqlite,
     "zookeeper": zookeeper,
 }

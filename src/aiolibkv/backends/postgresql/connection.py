@@ -29,14 +29,19 @@ _PATIENCE = 1.0
 """Seconds that a call may wait before the server is tried."""
 _ANSWERING_TIME = 1.5
 """Seconds that a server may take to answer a new connection meanwhile."""
+_SOON = 0.05
+"""Seconds that a call waits for a connection that is in use before it has another one made."""
 _SHARE = 0.9
 """Of connection_timeout, for all endpoints together."""
 _CLOSING_TIME = 0.2
 
-_HELLO = """SELECT pg_backend_pid() AS pid, pg_is_in_recovery() AS is_standby,
-    current_setting('default_transaction_read_only') = 'on' AS is_read_only,
-    current_setting('server_encoding') AS encoding, current_setting('synchronous_standby_names') AS standbys,
-    current_setting('synchronous_commit') AS waits"""
+_HELLO = Statement(
+    """SELECT pg_backend_pid()::bigint,
+    (pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on')::integer::bigint,
+    current_setting('server_encoding'), current_setting('synchronous_standby_names'),
+    current_setting('synchronous_commit')""",
+    "iittt",
+)
 
 
 _FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
@@ -80,7 +85,7 @@ class Link:
         waiting = _Waiting(lambda: self._connections.suspect(self.server.endpoint))
         try:
             if self.server.is_pooled:
-                return await self._copy(statement, arguments)
+                return await _copy(self.connection, statement, arguments)
             prepared = self._prepared.get(statement) or await self._prepare(statement)
             rows: Sequence[Any] = await prepared.fetch(*arguments)
         except _FAILURES as error:
@@ -98,25 +103,15 @@ class Link:
         prepared = self._prepared[statement] = await self.connection.prepare(statement.text)
         return prepared
 
-    async def _copy(self, statement: Statement, arguments: Sequence[object]) -> Sequence[Any]:
-        data = bytearray()
-
-        async def take(piece: bytes) -> None:
-            data.extend(piece)
-
-        query = statement.with_arguments(arguments)
-        await self.connection.copy_from_query(query, output=take, format="binary")
-        return statement.rows(bytes(data))
-
-    async def listen(self, channel: str, notified: Callable[[], None]) -> None:
-        """Have something called at each notification, and when the connection ends.
+    async def listen(self, channel: str, notified: Callable[[str], None]) -> None:
+        """Have something called with each notification, and with nothing when the connection ends.
 
         Raises:
             StoreError: as for ``rows``.
         """
         try:
-            await self.connection.add_listener(channel, lambda *_: notified())
-            self.connection.add_termination_listener(lambda _: notified())
+            await self.connection.add_listener(channel, lambda _, __, ___, payload: notified(payload))
+            self.connection.add_termination_listener(lambda _: notified(""))
         except _FAILURES as error:
             raise self._connections.failed(self, error) from error
 
@@ -139,6 +134,18 @@ class Link:
                 yield
         except _FAILURES as error:
             raise self._connections.failed(self, error) from error
+
+
+async def _copy(connection: Any, statement: Statement, arguments: Sequence[object]) -> Sequence[Any]:
+    """Carry out a statement without preparing it, in one round trip."""
+    data = bytearray()
+
+    async def take(piece: bytes) -> None:
+        data.extend(piece)
+
+    query = statement.with_arguments(arguments)
+    await connection.copy_from_query(query, output=take, format="binary")
+    return statement.rows(bytes(data))
 
 
 class _Waiting:
@@ -213,6 +220,8 @@ class Connections:
         self._names = Names()
         self._tasks = Tasks()
         self._places = asyncio.Semaphore(_FOR_CALLS)
+        self._returned = asyncio.Event()
+        self._lent = 0
         self._idle: list[Link] = []
         self._links: set[Link] = set()
         self._trying: asyncio.Task[None] | None = None
@@ -256,10 +265,21 @@ class Connections:
     async def borrow(self) -> AsyncIterator[Link]:
         """Give one of the connections for calls to a task that is not cancelled while the store is open."""
         async with self._places:
+            if not self._idle and self._lent:
+                # One that is given back soon saves a connection.
+                self._returned.clear()
+                try:
+                    async with asyncio.timeout(_SOON):
+                        await self._returned.wait()
+                except TimeoutError:
+                    pass
             link = self._idle.pop() if self._idle else await self.open()
+            self._lent += 1
             try:
                 yield link
             finally:
+                self._lent -= 1
+                self._returned.set()
                 if link.is_good and link in self._links:
                     self._idle.append(link)
 
@@ -360,16 +380,15 @@ class Connections:
         )
 
     async def _greet(self, connection: Any, endpoint: Endpoint) -> Server:
-        async with connection.transaction():
-            hello = await connection.fetchrow(_HELLO)
-        if hello["is_standby"] or hello["is_read_only"]:
+        ((pid, is_read_only, encoding, standbys, waits),) = await _copy(connection, _HELLO, ())
+        if is_read_only:
             raise NotReachableError("the server takes no writes")
-        if hello["encoding"] != "UTF8":
-            raise StoreError(f"the database's encoding is {hello['encoding']}; a store needs UTF8")
+        if encoding != "UTF8":
+            raise StoreError(f"the database's encoding is {encoding}; a store needs UTF8")
         return Server(
             endpoint,
-            is_pooled=hello["pid"] != connection.get_server_pid(),
-            is_replicated=bool(hello["standbys"]) and hello["waits"] != "local",
+            is_pooled=pid != connection.get_server_pid(),
+            is_replicated=bool(standbys) and waits != "local",
         )
 
     async def _try(self, endpoint: Endpoint) -> None:

@@ -112,6 +112,7 @@ class PostgresDriver(Driver[PostgresLease]):
         self._endpoints = Endpoints(self.endpoints, _PORT, unix=True)
         self._tasks = Tasks()
         self._connections: Connections | None = None
+        self._is_checked = False
 
     def hosts(self) -> str:
         return super().hosts() if self._connections is None else self._connections.server
@@ -124,6 +125,7 @@ class PostgresDriver(Driver[PostgresLease]):
         self._reader = Reader(self._names, connections, self._tasks)
         self._writer = Writer(self._names, connections, self._tasks)
         self._tail = Tail(self._names, connections, self._reader, self._tasks, self._writer.sweep)
+        self._is_checked = False
         link = await connections.open()
         connections.give(link)
         self.capabilities = dataclasses.replace(self.capabilities, survives_failover=link.server.is_replicated)
@@ -209,7 +211,14 @@ class PostgresDriver(Driver[PostgresLease]):
             await self._writer.write(call, [Step(Kind.END, number=lease.id)])
 
     async def _begin(self, link: Link) -> None:
-        """Have a new connection ready, and what is missing in the database created."""
+        """Have a new connection ready, and what is missing in the database created when it is the first."""
+        if not self._is_checked:
+            await self._check(link)
+            self._is_checked = True
+        await self._writer.prepare(link)
+        await self._reader.prepare(link)
+
+    async def _check(self, link: Link) -> None:
         version = Statement(f"SELECT version::bigint FROM {self._names.state}", "i")  # noqa: S608 - a checked name
         try:
             rows = await link.rows(version)
@@ -220,8 +229,6 @@ class PostgresDriver(Driver[PostgresLease]):
             rows = await link.rows(version)
         if rows[0][0] != VERSION:
             raise StoreError(f"the store has format {rows[0][0]}; this version of the library knows {VERSION}")
-        await self._writer.prepare(link)
-        await self._reader.prepare(link)
 
     async def _create(self, link: Link) -> None:
         names = self._names

@@ -24,10 +24,17 @@ _NEXT = "\x01"
 
 
 class State(NamedTuple):
-    """A key or what is below a directory, and the revision of that instant."""
+    """A key or what is below a directory.
+
+    Attributes:
+        pairs: sorted.
+        revision: of that instant.
+        remaining: seconds until anything expires; None when nothing does.
+    """
 
     pairs: Sequence[KVPair]
     revision: int
+    remaining: float | None
 
 
 class Reader:
@@ -43,9 +50,9 @@ class Reader:
             f"SELECT p.key, p.value, p.rev FROM {pairs} AS p WHERE p.key = ANY ($1::text[]) AND {live}", "tbi"
         )
         self._state = Statement(
-            f"SELECT s.rev AS index, p.key, p.value, p.rev FROM {tables.state} AS s"
+            f"SELECT s.rev AS index, {tables.remaining()}, p.key, p.value, p.rev FROM {tables.state} AS s"
             f" LEFT JOIN {pairs} AS p ON p.key >= $1 AND p.key < $2 AND {live} ORDER BY p.key",
-            "itbi",
+            "iftbi",
         )
         self._page = Statement(
             "(SELECT key, value, rev FROM (SELECT p.key, p.value, p.rev, sum(octet_length(p.value))"
@@ -89,7 +96,8 @@ class Reader:
         """Return a key, or what is below a directory, with the revision of that instant."""
         first, end = _bounds(path) if tree else (path, path + _NEXT)
         rows = await self._connections.run(lambda link: link.rows(self._state, first, end))
-        return State([KVPair(key, value, rev) for _, key, value, rev in rows if key is not None], rows[0][0])
+        pairs = [KVPair(*row[2:]) for row in rows if row[2] is not None]
+        return State(pairs, rows[0][0], rows[0][1])
 
     async def list(self, directory: str, *, paged: Callable[[], None]) -> Listing:
         """Return what is below a directory, at one instant."""

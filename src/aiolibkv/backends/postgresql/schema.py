@@ -4,6 +4,8 @@ All writes go through one function, which locks the one row with the revision un
 revisions become visible in their order, and the log has no gaps: what follows a revision is all that came after it.
 """
 
+# ruff: noqa: S608 - what is put into statements are only names of tables, made of checked identifiers
+
 from __future__ import annotations
 
 import re
@@ -96,6 +98,13 @@ class Names:
         return (
             f"({row}.expires IS NULL OR {row}.expires > statement_timestamp()) AND ({row}.lease IS NULL OR EXISTS"
             f" (SELECT FROM {self.leases} AS l WHERE l.id = {row}.lease AND l.expires > statement_timestamp()))"
+        )
+
+    def remaining(self) -> str:
+        """Return the seconds until the next key or lease is over, as an expression."""
+        return (
+            f"extract(epoch FROM least((SELECT min(expires) FROM {self.pairs} WHERE expires IS NOT NULL),"
+            f" (SELECT min(expires) FROM {self.leases})) - clock_timestamp())::float8"
         )
 
     def creation(self) -> str:
@@ -242,6 +251,9 @@ DECLARE
     _first text;
     _end text;
     _outcome bigint[] := '{}';
+    _paths_told text[] := '{}';
+    _revs_told bigint := 0;
+    _told text;
 BEGIN
     IF current_setting('synchronous_commit') = 'off' THEN
         PERFORM set_config('synchronous_commit', 'on', true);
@@ -275,6 +287,7 @@ BEGIN
             IF _operation > 0 THEN
                 _outcome := array_append(array_append(_outcome, _refused), _number);
             END IF;
+            _revs_told := _revs_told + CASE WHEN _own IS NULL THEN 0 ELSE 1 END;
             _operation := _step.operation;
             _refused := 0;
             _number := 0;
@@ -329,11 +342,13 @@ BEGIN
                     lease = excluded.lease, value = excluded.value;
             INSERT INTO $log (rev, key, value) VALUES (_own, _step.path, _step.value);
             _state.bytes := _state.bytes + octet_length(_step.value);
+            _paths_told := _paths_told || _step.path;
         ELSIF _step.kind = $DELETE THEN
             _own := coalesce(_own, _state.rev + 1);
             _state.rev := _own;
             DELETE FROM $pairs WHERE key = _step.path;
             INSERT INTO $log (rev, key) VALUES (_own, _step.path);
+            _paths_told := _paths_told || _step.path;
         ELSIF _step.kind = $DELETE_TREE THEN
             _first := CASE _step.path WHEN '' THEN '' ELSE _step.path || '/' END;
             _end := CASE _step.path WHEN '' THEN chr(1114111) ELSE _step.path || '0' END;
@@ -367,6 +382,7 @@ BEGIN
     IF _operation > 0 THEN
         _outcome := array_append(array_append(_outcome, _refused), _number);
     END IF;
+    _revs_told := _revs_told + CASE WHEN _own IS NULL THEN 0 ELSE 1 END;
 
     UPDATE $state AS s SET rev = _state.rev, floor = _state.floor, bytes = _state.bytes, timeline = _state.timeline,
         swept = _state.swept WHERE s IS DISTINCT FROM _state;
@@ -375,7 +391,13 @@ BEGIN
             ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, outcome = excluded.outcome, at = excluded.at;
     END IF;
     IF _state.rev > _begun THEN
-        PERFORM pg_notify('$channel', '');
+        -- Who follows none of these keys need not look. Nothing told means that all have to.
+        IF _state.rev - _begun > _revs_told THEN
+            _told := '';
+        ELSE
+            _told := array_to_string(_paths_told, E'\\n');
+        END IF;
+        PERFORM pg_notify('$channel', CASE WHEN octet_length(_told) < 7000 THEN _told ELSE '' END);
     END IF;
     RETURN _outcome;
 END $$body$$;

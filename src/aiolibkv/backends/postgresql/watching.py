@@ -83,10 +83,7 @@ class Tail:
         self._sweep = sweep
         self._channel = names.channel
         self._log = Statement(
-            "SELECT s.rev AS index, s.floor, extract(epoch FROM least("
-            f"(SELECT min(expires) FROM {names.pairs} WHERE expires IS NOT NULL),"
-            f" (SELECT min(expires) FROM {names.leases})) - clock_timestamp())::float8 AS remaining,"
-            f" l.rev, l.key, l.value FROM {names.state} AS s"
+            f"SELECT s.rev AS index, s.floor, {names.remaining()}, l.rev, l.key, l.value FROM {names.state} AS s"
             " LEFT JOIN LATERAL (SELECT rev, key, value, sum(octet_length(value))"
             " OVER (ORDER BY rev RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before"
             f" FROM (SELECT rev, key, value FROM {names.log} WHERE rev > $1 ORDER BY rev"
@@ -117,8 +114,7 @@ class Tail:
         feed = follower.feed
         (self._of_directory if feed.tree else self._of_key)[feed.path].add(follower)
         self._followers.add(follower)
-        if len(self._followers) == 1:
-            self._lose_position()
+        if self._cursor is None:
             self._wakeup.set()
         if self._task is None:
             self._task = self._tasks.start(self._run())
@@ -146,6 +142,8 @@ class Tail:
             return
         state = await self._reader.state(feed.path, tree=feed.tree)
         feed.reset(state.pairs, state.revision)
+        if state.remaining is not None and state.remaining < _INTERVAL:
+            asyncio.get_running_loop().call_later(max(0, state.remaining), self._wakeup.set)
         early, follower.early = follower.early or (), None
         for index, changes in early:
             if index > state.revision:
@@ -160,7 +158,7 @@ class Tail:
                 link = await self._connections.open()
                 try:
                     if not link.server.is_pooled:
-                        await link.listen(self._channel, self._wakeup.set)
+                        await link.listen(self._channel, self._notified)
                     while True:
                         pause = await self._look(link)
                         breaks = growing_pauses()
@@ -176,9 +174,15 @@ class Tail:
                 self._end_all(error)
             await asyncio.sleep(next(breaks))
 
+    def _notified(self, paths: str) -> None:
+        """Look at the log if somebody follows one of the keys written; which they are is not always told."""
+        if not paths or any(True for path in paths.split("\n") for _ in self._concerned(path)):
+            self._wakeup.set()
+
     async def _look(self, link: Link) -> float | None:
         """Take what is new in the log, if somebody follows it; return the seconds until it is to be looked at again."""
         if not self._followers:
+            self._lose_position()
             return None
         remaining = await self._read_on(link)
         for follower in tuple(self._followers):

@@ -1,0 +1,126 @@
+"""PgBouncer, another version, and a standby that takes over."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from aiolibkv import LockLostError, StoreError
+from aiolibkv.testing.conformance.suite import follow, next_of
+from aiolibkv.testing.scale import eventually
+from aiolibkv.testing.servers import PgBouncer, PostgresServer
+from postgresql.conftest import Make
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
+
+
+@pytest_asyncio.fixture
+async def primary() -> AsyncIterator[PostgresServer]:
+    async with PostgresServer() as running:
+        yield running
+
+
+async def test_through_a_pooler_in_transaction_mode(server: PostgresServer, make: Make) -> None:
+    """More stores than connections of the pooler to the server, so that these change from one call to the next."""
+    settings = {"default_pool_size": "2", "max_client_conn": "100"}
+    async with PgBouncer(server, settings=settings) as pooler:
+        stores = [make(pooler.endpoint) for _ in range(6)]
+        await asyncio.gather(*(store.open() for store in stores))
+        try:
+            value = bytes(range(256))
+            odd = "a'b\"c\\d{e},$1"
+            async with stores[0].watch_tree("") as watch:
+                await next_of(watch)
+                pairs = await asyncio.gather(
+                    *(store.put(f"{odd}/{number}", value) for number in range(20) for store in stores)
+                )
+                assert len({pair.last_index for pair in pairs}) == 120
+                last = max(pairs, key=lambda pair: pair.last_index)
+                await follow(watch, lambda snapshot: last in snapshot)
+            for store in stores:
+                assert [pair.value for pair in await store.list(odd)] == [value] * 20
+                assert await store.children("") == [f"{odd}/"]
+            held = await stores[0].new_lock("lock", ttl=5).acquire()
+            assert await stores[1].new_lock("lock", ttl=5).try_acquire() is None
+            await stores[2].put("guarded", b"", guard=None)
+            waiting = asyncio.ensure_future(stores[3].new_lock("lock", ttl=5).acquire())
+            await stores[0].delete("lock")
+            taken = await asyncio.wait_for(waiting, 20)
+            assert taken.fencing_token > held.fencing_token
+            with pytest.raises(LockLostError):
+                await stores[0].put("guarded", b"", guard=held)
+        finally:
+            await asyncio.gather(*(store.close() for store in stores))
+
+
+async def test_a_standby_takes_over(primary: PostgresServer, make: Make) -> None:
+    """What it lost is not mistaken for what comes after: neither by a watch, nor by a guard, nor by a comparison."""
+    username, password = primary.user
+    async with PostgresServer(standby_of=primary) as standby:
+        store = make(standby.endpoint, primary.endpoint, username=username, password=password)
+        async with store:
+            assert not store.capabilities.survives_failover
+            kept = await store.put("kept", b"1")
+            await eventually(lambda: _has(standby, kept.last_index), within=20, message="the standby follows")
+            await primary.sql("SELECT pg_switch_wal()")
+            # From here on the standby hears nothing.
+            await standby.sql("ALTER SYSTEM SET primary_conninfo = ''; ", database="postgres")
+            await standby.sql("SELECT pg_reload_conf()", database="postgres")
+            await eventually(lambda: _is_alone(primary), within=20, message="the standby hears nothing")
+            async with store.watch_tree("") as watch:
+                held = await store.new_lock("lock", ttl=30).acquire()
+                lost = await store.put("lost", b"1")
+                await follow(watch, lambda snapshot: "lost" in snapshot)
+                await primary.kill()
+                await standby.promote()
+                await eventually(lambda: _works(store), within=30, message="the store goes on")
+                snapshots = await follow(watch, lambda snapshot: "lost" not in snapshot and "works" in snapshot)
+                assert "kept" in snapshots[-1]
+                with pytest.raises(LockLostError):
+                    await store.put("guarded", b"", guard=held)
+                again = await store.put("lost", b"2")
+                assert again.last_index > lost.last_index + 100_000
+                assert await store.get("kept") == kept
+
+
+async def _has(server: PostgresServer, index: int) -> bool:
+    try:
+        return int(await server.sql("SELECT rev FROM aiolibkv_state")) >= index
+    except Exception:  # noqa: BLE001 - the table is not there yet
+        return False
+
+
+async def _is_alone(server: PostgresServer) -> bool:
+    return await server.sql("SELECT count(*) FROM pg_stat_replication") == "0\n"
+
+
+async def _works(store: object) -> bool:
+    try:
+        await store.put("works", b"")  # type: ignore[attr-defined]
+    except StoreError:
+        return False
+    return True
+
+
+async def test_a_commit_that_waits_for_a_standby_survives(make: Make) -> None:
+    settings = {"synchronous_standby_names": "*", "synchronous_commit": "local"}
+    async with PostgresServer(settings=settings) as server:
+        async with make(server.endpoint) as store:
+            assert not store.capabilities.survives_failover
+        await server.sql("ALTER ROLE app SET synchronous_commit = 'on'")
+        async with PostgresServer(standby_of=server), make(server.endpoint) as store:
+            assert store.capabilities.survives_failover
+            await store.put("key", b"")
+
+
+async def test_another_version(make: Make) -> None:
+    async with PostgresServer(version="18") as server, make(server.endpoint) as store:
+        async with store.watch_tree("") as watch:
+            await next_of(watch)
+            await store.put("dir/key", b"", ttl=0.5)
+            await follow(watch, lambda snapshot: "dir/key" in snapshot)
+            await follow(watch, lambda snapshot: "dir/key" not in snapshot)
+        async with store.new_lock("lock", ttl=2) as held:
+            await store.put("key", b"", guard=held)
+        assert await store.delete_tree("") == 1

@@ -1,0 +1,177 @@
+"""Round trips, what has gathered is one transaction, and answers that are lost."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from aiolibkv import Delete, KeyExistsError, KVPair, NotReachableError, Put, RequestTimeoutError, StoreError
+from aiolibkv.testing.proxy import FaultProxy
+from aiolibkv.testing.scale import eventually
+from aiolibkv.testing.servers import PostgresServer
+from postgresql.conftest import Make
+from stores import PostgresStore
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
+
+
+async def _cost(proxy: FaultProxy, call: Callable[[], Awaitable[Any]]) -> int:
+    with proxy.counting() as counts:
+        await call()
+    return counts.round_trips
+
+
+async def test_round_trips(proxied: PostgresStore, proxy: FaultProxy) -> None:
+    store = proxied
+    reads: list[Callable[[], Awaitable[Any]]] = [
+        lambda: store.list(""),
+        lambda: store.keys(""),
+        lambda: store.children(""),
+        lambda: anext(store.scan("")),
+        lambda: store.get_many(f"key{number}" for number in range(100)),
+        lambda: store.delete_tree("dir"),
+    ]
+    await store.put("key", b"")
+    await store.put("dir/key", b"")
+    for read in reads:
+        # A statement is prepared when it is first used.
+        await read()
+        await store.put("dir/key", b"")
+        assert await _cost(proxy, read) == 1
+    pair = await store.put("key", b"")
+    for call in (
+        lambda: store.put("key", b""),
+        lambda: store.put("other", b"", ttl=60),
+        lambda: store.get("key"),
+        lambda: store.exists("key"),
+        lambda: store.atomic_put("new", b"", None),
+        lambda: store.commit(Put("a", b""), Put("b", b""), Delete("new")),
+        lambda: store.delete("key"),
+    ):
+        assert await _cost(proxy, call) == 1
+    with pytest.raises(StoreError):
+        await store.atomic_delete("key", pair)
+    assert await _cost(proxy, lambda: store.put("alive", b"", keep_alive=True)) == 2
+    assert await _cost(proxy, lambda: store.put("alive", b"", keep_alive=True)) == 1
+
+
+async def test_what_has_gathered_is_one_transaction(direct: PostgresStore, server: PostgresServer) -> None:
+    """One of them being refused, or cancelled, is nothing to the others."""
+
+    async def transactions() -> int:
+        return int(await server.sql("SELECT batch FROM aiolibkv_writers ORDER BY at DESC LIMIT 1"))
+
+    there = await direct.put("there", b"")
+    before = await transactions()
+    puts = [asyncio.ensure_future(direct.put(f"{number:03}", b"v")) for number in range(300)]
+    refused = asyncio.ensure_future(direct.atomic_put("there", b"x", None))
+    cancelled = asyncio.ensure_future(direct.put("cancelled", b""))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    with pytest.raises(KeyExistsError):
+        await refused
+    indexes = {pair.last_index for pair in await asyncio.gather(*puts)}
+    assert await transactions() - before <= 2
+    assert len(indexes) == 300
+    assert await direct.get("there") == there
+    assert not await direct.exists("cancelled")
+
+
+async def test_a_lost_answer_is_found_out(proxied: PostgresStore, proxy: FaultProxy, direct: PostgresStore) -> None:
+    """The write is done and told as done, though the same value was there before."""
+    previous = await direct.put("swapped", b"same")
+    writes: list[Callable[[], Awaitable[Any]]] = [
+        lambda: proxied.put("put", b"same"),
+        lambda: proxied.atomic_put("created", b"", None),
+        lambda: proxied.atomic_put("swapped", b"same", previous),
+        lambda: proxied.put("short", b"", ttl=60),
+        lambda: proxied.put("alive", b"", keep_alive=True),
+    ]
+    for write in writes:
+        await proxied.exists("warm")
+        proxy.cut_answers(1, matching=lambda sent: b"warm" not in sent)
+        pair = await write()
+        assert isinstance(pair, KVPair)
+        assert await direct.get(pair.key) == pair
+    proxy.cut_answers(1)
+    assert await proxied.delete_tree("") == 5
+    assert await direct.list("") == []
+
+
+async def test_a_request_that_arrives_late_does_nothing(proxied: PostgresStore, direct: PostgresStore) -> None:
+    """What was found not to be written is repeated, and the first request never takes effect."""
+    writer = proxied.driver._writer
+    await proxied.put("key", b"1")
+    async with proxied.driver._connections.borrow() as link:  # type: ignore[union-attr]
+        late = writer._batch + 1
+        assert (await link.rows(writer._resolve, writer._id, late))[0][0] is None
+        arguments = [[1], [7], ["key"], [b"late"], [None], [None]]
+        assert (await link.rows(writer._apply, writer._id, late, *arguments))[0][0] is None
+    assert (await direct.get("key")).value == b"1"
+    writer._batch = late
+    assert (await proxied.put("key", b"2")).value == b"2"
+
+
+async def test_a_write_in_doubt_is_told_when_the_server_stays_away(
+    make: Make, proxy: FaultProxy, direct: PostgresStore
+) -> None:
+    async with make(proxy.endpoint, request_timeout=1.5) as store:
+        await store.put("key", b"1")
+        proxy.cut_answers(1)
+        proxy.refuse()
+        with pytest.raises(StoreError) as caught:
+            await store.put("key", b"2")
+        assert isinstance(caught.value, NotReachableError | RequestTimeoutError)
+        assert caught.value.maybe_applied
+        proxy.accept()
+        await eventually(lambda: _is_back(store), within=10, message="the store is back")
+    assert (await direct.get("key")).value == b"2"
+
+
+async def _is_back(store: PostgresStore) -> bool:
+    try:
+        return await store.exists("key")
+    except StoreError:
+        return False
+
+
+async def test_a_statement_that_the_server_cancels_was_not_applied(
+    direct: PostgresStore, server: PostgresServer
+) -> None:
+    """A transaction of somebody else that holds the store up is waited for; what waits can be cancelled there."""
+    await direct.put("key", b"1")
+    holding = asyncio.ensure_future(server.sql("BEGIN; SELECT * FROM aiolibkv_state FOR UPDATE; SELECT pg_sleep(3)"))
+    waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%apply%'"
+    await eventually(lambda: _is_sleeping(server), within=5, message="the lock is held")
+    writing = asyncio.ensure_future(direct.put("key", b"2"))
+    await eventually(lambda: _is_true(server, f"SELECT count(*) > 0 {waiting}"), within=5, message="it waits")
+    # Reads do not wait.
+    assert (await direct.get("key")).value == b"1"
+    await server.sql(f"SELECT pg_cancel_backend(pid) {waiting}")
+    pair = await writing
+    assert pair.value == b"2"
+    await holding
+
+
+async def _is_sleeping(server: PostgresServer) -> bool:
+    return await _is_true(server, "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+
+
+async def _is_true(server: PostgresServer, statement: str) -> bool:
+    return await server.sql(statement) == "t\n"
+
+
+async def test_renewals_leave_the_table_as_large_as_it_is(direct: PostgresStore, server: PostgresServer) -> None:
+    await direct.put("alive", b"", keep_alive=True)
+    async with direct.driver._connections.borrow() as link:  # type: ignore[union-attr]
+        (lease,) = [int(row) for row in (await server.sql("SELECT id FROM aiolibkv_leases")).split()]
+        for _ in range(2000):
+            assert await link.rows(direct.driver._writer._renew, [lease])
+    size, hot = (await server.sql(_BLOAT)).strip().split("|")
+    assert int(size) <= 4 * 8192
+    assert float(hot) > 0.9
+
+
+_BLOAT = """SELECT pg_relation_size(relid), n_tup_hot_upd::float8 / greatest(n_tup_upd, 1)
+    FROM pg_stat_user_tables WHERE relname = 'aiolibkv_leases'"""
