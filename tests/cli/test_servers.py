@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from aiolibkv import open_store
+from aiolibkv import Put, open_store
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers import ConsulServer, EtcdServer, ZooKeeperServer
@@ -107,10 +107,8 @@ def test_many_keys_there_and_back(servers: Servers) -> None:
 
     async def fill() -> None:
         async with open_store(first.url) as store:
-            for at in range(0, MANY, 200):
-                await asyncio.gather(
-                    *(store.put(f"dir-{key % 10}/key-{key}", b"%d" % key) for key in range(at, at + 200))
-                )
+            for at in range(0, MANY, 20):
+                await store.commit(*(Put(f"dir-{key % 10}/key-{key}", b"%d" % key) for key in range(at, at + 20)))
             await store.put("all", ALL_BYTES)
             await store.put("all/empty", b"")
 
