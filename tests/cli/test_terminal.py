@@ -1,0 +1,95 @@
+"""Commands at a terminal."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from aiolibkv.testing.scale import scaled
+from cli.tool import Tool, until
+
+ASKING = "echo ready; read x; echo got $x"
+
+
+class Terminal:
+    """A process that has a terminal of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], screen: int) -> None:
+        self.process = process
+        self._screen = screen
+
+    def type(self, text: bytes) -> None:
+        os.write(self._screen, text)
+
+    def shows(self, text: bytes) -> bytes:
+        """Wait until a text is shown; return all that was."""
+        shown = b""
+        deadline = time.monotonic() + scaled(20)
+        while text not in shown:
+            assert time.monotonic() < deadline, shown
+            if select.select([self._screen], [], [], 0.1)[0]:
+                shown += os.read(self._screen, 4096)
+        return shown
+
+
+@contextmanager
+def at_terminal(tool: Tool, *arguments: str) -> Iterator[Terminal]:
+    screen, side = os.openpty()
+    # The terminal that the leader of a session opens first is its own.
+    shell = 'terminal=$1; shift; exec "$@" < "$terminal" > "$terminal" 2>&1'
+    command = ["sh", "-c", shell, "sh", os.ttyname(side), sys.executable, "-m", "aiolibkv", *arguments]
+    process = subprocess.Popen(command, start_new_session=True, env={**os.environ, "AIOLIBKV_URL": tool.url})
+    try:
+        yield Terminal(process, screen)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(side)
+        os.close(screen)
+
+
+def test_a_command_reads_the_terminal(tool: Tool) -> None:
+    with at_terminal(tool, "lock", "key", "--", "sh", "-c", ASKING) as terminal:
+        terminal.shows(b"ready")
+        terminal.type(b"hello\n")
+        terminal.shows(b"got hello")
+        assert terminal.process.wait(scaled(20)) == 0
+
+
+def test_ctrl_c_ends_the_command(tool: Tool) -> None:
+    with at_terminal(tool, "lock", "key", "--", "sh", "-c", "echo ready; exec sleep 60") as terminal:
+        terminal.shows(b"ready")
+        terminal.type(b"\x03")
+        assert terminal.process.wait(scaled(20)) == 130
+    assert tool.values() == {}
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_ctrl_z_stops_both(tool: Tool, *, is_lost: bool) -> None:
+    with at_terminal(tool, "lock", "key", "--ttl", "60", "--", "sh", "-c", ASKING) as terminal:
+        terminal.shows(b"ready")
+        terminal.type(b"\x1a")
+        until(lambda: os.waitid(os.P_PID, terminal.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT), within=20)
+        if is_lost:
+            tool.delete("key")
+        terminal.process.send_signal(signal.SIGCONT)
+        if is_lost:
+            assert terminal.process.wait(scaled(20)) == 7
+        else:
+            terminal.type(b"again\n")
+            terminal.shows(b"got again")
+            assert terminal.process.wait(scaled(20)) == 0
+
+
+def test_text_at_a_terminal_ends_with_its_line(tool: Tool) -> None:
+    tool.put("key", b"value")
+    with at_terminal(tool, "get", "key") as terminal:
+        assert terminal.shows(b"\n") == b"value\r\n"
