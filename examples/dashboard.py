@@ -170,7 +170,9 @@ function row(key) {
     event.preventDefault()
     if (input.disabled) return
     const value = input.value
-    if (await send(key, value, made.index)) made.shown = value
+    if (!await send(key, value, made.index)) return
+    made.shown = value
+    refresh(made)
   }
   return made
 }
@@ -179,6 +181,11 @@ function show(made, pair) {
   made.input.value = made.shown = pair.value ?? ""
   made.input.disabled = pair.value === null
   made.input.placeholder = pair.value === null ? pair.size + " bytes that are no text" : ""
+}
+// What is being edited keeps the index it began with, so that saving it tells a conflict.
+function refresh(made) {
+  const isEdited = made.index !== null && made.input.value !== made.shown
+  if (made.now.index !== made.index && !isEdited) show(made, made.now)
 }
 new EventSource("/events").onmessage = event => {
   const state = JSON.parse(event.data), keys = new Set(state.pairs.map(pair => pair.key))
@@ -192,8 +199,7 @@ new EventSource("/events").onmessage = event => {
     }
     const made = rows.get(pair.key)
     made.now = pair
-    // What is being edited keeps the index it began with, so that saving it tells a conflict.
-    if (made.index === null || made.input.value === made.shown) show(made, pair)
+    refresh(made)
   })
 }
 at("new").onsubmit = async event => {
