@@ -95,6 +95,34 @@ async def swallowing(server: EtcdServer, part: bytes) -> AsyncIterator[str]:
         yield f"{host}:{port}"
 
 
+@contextlib.asynccontextmanager
+async def throttled(server: EtcdServer, rate: int) -> AsyncIterator[str]:
+    """Pass everything on to a server and back, at so many bytes a second, and without holding much.
+
+    Yields:
+        The address.
+    """
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(rate // 20):
+                writer.write(data)
+                await writer.drain()
+                await asyncio.sleep(len(data) / rate)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection(server.host, server.port, limit=rate // 20)
+        returning = asyncio.ensure_future(forward(server_reader, writer))
+        await forward(reader, server_writer)
+        server_writer.close()
+        await returning
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, limit=rate // 20) as listener:
+        host, port = listener.sockets[0].getsockname()
+        yield f"{host}:{port}"
+
+
 def _string(text: str) -> bytes:
     return bytes([len(text)]) + text.encode()
 

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import Certificates, EtcdCluster, EtcdServer
 from etcd.channels import channel_to
-from etcd.fronts import front, status, web_status
+from etcd.fronts import front, status, throttled, web_status
 from stores import EtcdStore
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
@@ -129,8 +130,7 @@ async def test_other_services_over_http2_are_no_servers(server: EtcdServer, name
         for user in (None, "root"):
             settings = Config(connection_timeout=scaled(3), username=user, password=user)
             with pytest.raises(NotReachableError):
-                async with EtcdStore([other], settings):
-                    pass
+                await EtcdStore([other], replace(settings, connection_timeout=0.3)).open()
             async with EtcdStore([other, server.endpoint], settings) as store:
                 await store.put("key", b"")
 
@@ -216,6 +216,20 @@ async def test_a_link_may_be_as_slow_as_connection_timeout_allows(proxy: FaultPr
         proxy.delay(1.5)
         await store.put("key", b"new")
         assert proxy.connections_total == 1
+
+
+async def test_data_on_a_slow_link_is_a_sign_of_life(server: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 s for the value there, and again back, longer than a silent server is waited for."""
+    monkeypatch.setattr("aiolibkv.backends.etcd.link._PATIENCE", 0.1)
+    monkeypatch.setattr("aiolibkv.backends.etcd.link._ANSWERING_STEP", 0.3)
+    monkeypatch.setattr("aiolibkv.backends.etcd.connection._ANSWERING_TIME", 0.9)
+    config = Config(connection_timeout=2, request_timeout=scaled(15))
+    async with throttled(server, 500_000) as address, EtcdStore([address], config) as store:
+        lost: list[str] = []
+        monkeypatch.setattr(store.driver, "disconnected", lambda _, reason: lost.append(reason))
+        pair = await store.put("key", bytes(1_000_000))
+        assert await store.get("key") == pair
+        assert not lost
 
 
 async def test_a_link_that_takes_long_is_replaced_when_there_is_time_to_connect(proxy: FaultProxy) -> None:

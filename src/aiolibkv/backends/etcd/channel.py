@@ -134,6 +134,11 @@ class Channel:
                 if failure.sent or not is_alive or not attempts or self._dropped is not None:
                     raise
 
+    @property
+    def progress(self) -> int:
+        """A number that changes when the server sends data, or takes some."""
+        return sum(connection.progress for connection in self._connections)
+
     def stream(self, method: str, metadata: Metadata) -> Stream:
         """Open a stream of messages in both directions.
 

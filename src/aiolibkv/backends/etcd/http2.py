@@ -106,6 +106,7 @@ class Connection(asyncio.Protocol):
         is_leaving: whether no more can be begun, while those under way go on: the server said so, or the numbers of
             streams are used up.
         failure: why it ended, None as long as it has not.
+        progress: grows when the server sends data, or takes some.
         cause: the error that ended it, if there was one.
         greeted: done when the server has said what it allows, or the connection has ended.
         closed: done when the socket is closed.
@@ -122,6 +123,7 @@ class Connection(asyncio.Protocol):
         self.is_usable = True
         self.is_leaving = False
         self.failure: str | None = None
+        self.progress = 0
         self.cause: Exception | None = None
         self.greeted: asyncio.Future[None] = self._loop.create_future()
         self.closed: asyncio.Future[None] = self._loop.create_future()
@@ -342,6 +344,7 @@ class Connection(asyncio.Protocol):
 
     def _take_data(self, flags: int, stream: int, payload: bytes) -> None:
         size = len(payload)
+        self.progress += 1
         self._received += size
         if self._received >= _RETURNED_AT:
             self._send(number_frame(WINDOW_UPDATE, 0, self._received))
@@ -405,6 +408,7 @@ class Connection(asyncio.Protocol):
         more = frames.read_number(payload) & frames.LARGEST_WINDOW
         if not more:
             raise WrongFrameError(frames.PROTOCOL_ERROR, "a window opened by nothing")
+        self.progress += 1
         if not stream:
             self._window += more
             _check_window(self._window)

@@ -2,7 +2,8 @@
 
 A server that is paused or cut off keeps its TCP connections open and says nothing. While something waits for the
 server (a call for long, or a stream that is silent) it is asked to read the empty key. A live server refuses that at
-once, and a proxy asks the server behind it. No answer means that the link is lost. Nothing is asked while nobody waits.
+once, and a proxy asks the server behind it. No answer means that the link is lost, unless data comes or is taken: then
+the question may be queued behind it. Nothing is asked while nobody waits.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _SILENCE = 1.5
 """Seconds that open streams may be silent before the server is asked."""
 _ANSWERING_STEP = 0.5
 """Seconds, in steps: a stall of this process itself then costs one step, and is not taken for one of the server's."""
+_LONGEST_QUEUE = 10
+"""How many times the time for an answer may pass, while data comes: a proxy's other servers might send it."""
 
 
 class Link:
@@ -162,9 +165,12 @@ class Link:
 
     async def _ask(self) -> None:
         asked = self._tasks.start(self._answers())
-        for _ in range(self._answering_steps):
+        progress, silent = self._channel.progress, 0
+        for _ in range(_LONGEST_QUEUE * self._answering_steps):
             await asyncio.wait({asked}, timeout=_ANSWERING_STEP)
-            if asked.done():
+            before, progress = progress, self._channel.progress
+            silent = silent + 1 if progress == before else 0
+            if asked.done() or silent == self._answering_steps:
                 break
         self._asking = False
         failure = asked.result() if asked.done() else "the server does not answer"
