@@ -228,7 +228,7 @@ def close_drops_the_data(patch: pytest.MonkeyPatch) -> None:
 @mutant(Closing)
 def any_loop_and_process_will_do(patch: pytest.MonkeyPatch) -> None:
     """Use from another event loop or after a fork is not noticed."""
-    patch.setattr(Calls, "_check_home", lambda self: None)
+    patch.setattr(Calls, "check_home", lambda self: None)
 
 
 @mutant(Closing)
