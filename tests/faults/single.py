@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from aiolibkv import AsyncStore, Config, KeyNotFoundError, new_store
 from aiolibkv.backends.memory.space import open_space
+from aiolibkv.backends.zookeeper import ZooKeeperDriver
 from aiolibkv.store import Store
 from aiolibkv.testing.framing import Framing
 from aiolibkv.testing.proxy import FaultProxy
@@ -80,14 +81,10 @@ class Scene:
 
     async def begin(self) -> None:
         """Take what is on the server from now on for what has to be there in the end."""
-        end_idle_leases(self.store, self.other)
-        await eventually(self._has_settled, within=_LEAVING_TIME, message="idle leases end")
+        await eventually(
+            lambda: end_idle_leases(self.store, self.other), within=_LEAVING_TIME, message="idle leases end"
+        )
         self._before = await self.state()
-
-    async def _has_settled(self) -> bool:
-        before = await self.state()
-        await asyncio.sleep(0.05)
-        return before == await self.state()
 
     async def state(self) -> State:
         """Return what is on the server."""
@@ -131,8 +128,9 @@ class Scene:
         return [pair.key for pair in pairs if "/.aiolibkv/epochs/" not in pair.key]
 
 
-def end_idle_leases(*stores: AsyncStore) -> None:
-    """End the leases that stores keep, for a while, for the next lock or key: they are used by nobody."""
+def end_idle_leases(*stores: AsyncStore) -> bool:
+    """End the leases that stores keep, for a while, for the next lock or key; tell whether that is done."""
+    ending: set[object] = set()
     for store in stores:
         assert isinstance(store, Store)
         sessions, lifetimes = store._sessions, store._lifetimes
@@ -143,6 +141,15 @@ def end_idle_leases(*stores: AsyncStore) -> None:
             if shared.timer is not None:
                 shared.timer.cancel()
                 lifetimes._end(shared)
+        ending |= sessions._revocations._running
+        if isinstance(store.driver, ZooKeeperDriver):
+            lifespans = store.driver._lifespans
+            for kept in tuple(lifespans._sessions):
+                if kept.idle is not None and not kept.leases:
+                    kept.idle.cancel()
+                    lifespans._close(kept)
+            ending |= lifespans._removals._running
+    return not ending
 
 
 async def eventually_equal(look: Callable[[], Awaitable[State]], expected: State) -> None:

@@ -19,7 +19,9 @@ from typing import Any
 from urllib.parse import quote
 
 from aiolibkv import AsyncStore, Candidate, Config, Discovery, Follower, new_store, open_store, register_backend
-from stores import EtcdStore, ZooKeeperStore
+from aiolibkv.backends.etcd import EtcdDriver
+from aiolibkv.backends.zookeeper import ZooKeeperDriver
+from aiolibkv.store import Store
 
 _NONSENSE = b"\x00\xff nonsense \r\n\r\n" * 20
 
@@ -51,9 +53,9 @@ async def attempt(work: Callable[[], Awaitable[object]]) -> None:
 
 async def learned_by(store: AsyncStore) -> list[str]:
     """Return the secrets that a store was given by its server."""
-    if isinstance(store, EtcdStore):
+    if isinstance(store, Store) and isinstance(store.driver, EtcdDriver):
         return [str(store.driver._connection.token)]
-    if isinstance(store, ZooKeeperStore):
+    if isinstance(store, Store) and isinstance(store.driver, ZooKeeperDriver):
         password = (await store.driver._session.connection()).welcome.password
         return [repr(password), password.hex()]
     return []

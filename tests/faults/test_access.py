@@ -32,9 +32,11 @@ from aiolibkv import (
     new_store,
     update,
 )
+from aiolibkv.backends.zookeeper import ZooKeeperDriver
 from aiolibkv.backends.zookeeper import operations as ops
 from aiolibkv.backends.zookeeper.connection import Connection
 from aiolibkv.backends.zookeeper.session import ZooKeeperSession
+from aiolibkv.store import Store
 from aiolibkv.store.names import Address
 from aiolibkv.testing.conformance.suite import next_of
 from aiolibkv.testing.proxy import FaultProxy
@@ -42,7 +44,6 @@ from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import Certificates, ConsulServer, EtcdServer, ZooKeeperServer
 from aiolibkv.testing.servers.base import Server
 from faults.guarded import GUARDED, OTHERS, OWN, TOKEN_TTL, Guarded
-from stores import ZooKeeperStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -281,7 +282,8 @@ async def test_a_user_is_known_again_when_the_session_has_expired() -> None:
         guarded.store(guarded.admin, prefix="session") as store,
         guarded.store(guarded.admin, prefix="session") as other,
     ):
-        assert isinstance(store, ZooKeeperStore)
+        assert isinstance(store, Store)
+        assert isinstance(store.driver, ZooKeeperDriver)
         pair = await store.put("key", b"1")
         await store.put("timed", b"", ttl=1000)
         watch = store.watch("key")

@@ -28,7 +28,7 @@ from aiolibkv.backends.consul.encoding import (
     read_mode,
     start_of,
 )
-from aiolibkv.backends.consul.failures import TxnFailedError, failure_of, lacks_right
+from aiolibkv.backends.consul.failures import TxnFailedError, failure_of, knows_no_token, lacks_right
 from aiolibkv.backends.consul.scope import Scope
 from aiolibkv.backends.consul.transactions import MAX_TXN_OPERATIONS, Transaction, looking
 from aiolibkv.config import Config
@@ -287,7 +287,10 @@ class Connection:
         if self._token.renewable:
             with self.understanding(answer):
                 denied = denies(answer)
-            if denied and (renewed := await self._token.renewed(headers)) != headers:
+            if (
+                denied
+                and (renewed := await self._token.renewed(headers, is_known=not knows_no_token(answer.text))) != headers
+            ):
                 answer = await self._admit(request, renewed, counted=counted)
         return self._checked(request, answer)
 

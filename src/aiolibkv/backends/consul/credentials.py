@@ -32,7 +32,7 @@ class TokenSource:
         self._source = token
         self._headers: dict[str, str] | None = {} if token is None else None
         self._asking = asyncio.Lock()
-        self._asked_again = -math.inf
+        self._asked_again = dict.fromkeys((True, False), -math.inf)
         if isinstance(token, str):
             _check(token)
             self._headers = {_HEADER: token}
@@ -54,24 +54,28 @@ class TokenSource:
                     self._headers = await self._ask()
         return self._headers
 
-    async def renewed(self, refused: dict[str, str]) -> dict[str, str]:
+    async def renewed(self, refused: dict[str, str], *, is_known: bool) -> dict[str, str]:
         """Return the header with another token, or the refused one when there is no other now.
 
         The callable is asked once for all requests that were refused with the same token, and not again soon: a token
-        may be refused for one key and do for all others.
+        may be refused for one key and do for all others. That it is not known any more is a reason of its own.
+
+        Args:
+            refused: the header.
+            is_known: whether the server knows the token, which lacks a right.
 
         Raises:
             AccessDeniedError: the callable failed. The token stays, since it may do for everything else.
         """
         async with self._asking:
             clock = asyncio.get_running_loop().time
-            if refused == self._headers and clock() >= self._asked_again + _ASKING_INTERVAL:
-                self._asked_again = clock()
+            if refused == self._headers and clock() >= self._asked_again[is_known] + _ASKING_INTERVAL:
+                self._asked_again[is_known] = clock()
                 headers = await self._ask()
                 if headers != refused:
                     self.replaced += 1
                     self._headers = headers
-                    self._asked_again = -math.inf
+                    self._asked_again = dict.fromkeys((True, False), -math.inf)
         return self._headers or refused
 
     async def _ask(self) -> dict[str, str]:

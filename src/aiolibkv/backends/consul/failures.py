@@ -78,6 +78,11 @@ def denies(text: str) -> bool:
     return lacks_right(text) or text.endswith(_UNKNOWN_TOKEN)
 
 
+def knows_no_token(text: str) -> bool:
+    """Tell whether a server says, or one of several errors of a transaction does, that there is no such token."""
+    return _UNKNOWN_TOKEN in text
+
+
 def lacks_node(text: str) -> bool:
     """Tell whether a server says that there is no node of the name that a session was to be bound to."""
     return cause_of(text).startswith(_NO_NODE)
