@@ -1,6 +1,6 @@
 """Memory stores that are broken on purpose, each in one way that the conformance suite has to notice."""
 
-from mutants.broken import calls, closing, coordination, directories, keys, lifetimes, locks, prefixes, watches
+from mutants.broken import calls, closing, commits, coordination, directories, keys, lifetimes, locks, prefixes, watches
 from mutants.broken.registry import FIRST, MUTANTS
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "MUTANTS",
     "calls",
     "closing",
+    "commits",
     "coordination",
     "directories",
     "keys",
