@@ -238,7 +238,7 @@ class PostgresDriver(Driver[PostgresLease]):
         except AccessDeniedError as error:
             raise AccessDeniedError(
                 f"the store's tables are not in schema {self._schema!r}, and this role may not create them; an"
-                f" administrator has to run what 'aiolibkv postgresql-schema' prints: {error.message}"
+                f" administrator has to run what 'python -m aiolibkv.backends.postgresql' prints: {error.message}"
             ) from error
 
 
