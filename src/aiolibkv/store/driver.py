@@ -23,8 +23,9 @@ What a driver must do:
 - Reconnect by itself: after ``connect`` returned, every method is called again and again, whatever happened to the
   connection.
 - Expect any method any number of times at once, in one event loop, and a cancellation at every await. ``revoke`` may
-  run beside a ``grant`` of the same lease whose caller was cancelled, and after the store began to close. A request that
-  several callers share runs in a task of the driver's own (``aiolibkv.store.Tasks``), which their cancellations do not reach.
+  run beside a ``grant`` of the same lease whose caller was cancelled, and after the store began to close. A request
+  that several callers share runs in a task of the driver's own (``aiolibkv.store.Tasks``): what cancels one of them
+  must not end it.
 
 What an index is: a number above 0 that the server gives to each modification of a key. A key that is written again,
 deleted and created again, or restored never has an index that it had before, and a reader who sees an index sees
@@ -353,8 +354,9 @@ class Driver(ABC, Generic[L]):
         Begin with ``feed.reset`` of a consistent read, or go on after ``feed.index`` when nothing was missed
         (``feed.resumed``); then ``feed.apply`` or ``feed.reset`` as things change. When it returns, or raises
         NotReachableError because the connection broke, the watch is stale, and this is called again after a pause.
-        AccessDeniedError ends the watch. A driver that stays through an outage itself calls ``feed.cut_off`` with the error,
-        and later ``feed.resumed``, or ``reset`` and ``apply``. When it is cancelled the server must not be left watching.
+        AccessDeniedError ends the watch. A driver that stays through an outage itself calls ``feed.cut_off`` with the
+        error, and later ``feed.resumed``, or ``reset`` and ``apply``. When it is cancelled the server must not be left
+        watching.
         """
 
     @abstractmethod
