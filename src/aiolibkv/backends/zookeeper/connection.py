@@ -106,6 +106,7 @@ class Connection(asyncio.Protocol):
         welcome: what the server said of the session; session is 0 when it does not know it.
         zxid: the last transaction that the server has told of.
         closed: done when the connection has ended; its result is why.
+        when_closed: called then.
     """
 
     welcome: Welcome
@@ -115,6 +116,7 @@ class Connection(asyncio.Protocol):
         self.endpoint = endpoint
         self.zxid = 0
         self.closed: asyncio.Future[StoreError] = loop.create_future()
+        self.when_closed: set[Callable[[], None]] = set()
         self._gone: asyncio.Future[None] = loop.create_future()
         self._loop = loop
         self._on_event = on_event
@@ -221,7 +223,7 @@ class Connection(asyncio.Protocol):
             StoreError: the server refused.
         """
         (future,) = self.send([operation])
-        return self._read(operation, await future)
+        return self.read(operation, await future)
 
     async def ask_all(self, operations: Sequence[Operation[Any]]) -> Results:
         """Carry out operations in one round trip.
@@ -235,7 +237,7 @@ class Connection(asyncio.Protocol):
         for operation, future in zip(operations, futures, strict=True):
             answer = await future
             try:
-                values.append(self._read(operation, answer))
+                values.append(self.read(operation, answer))
             except NotReachableError:
                 raise
             except StoreError as error:
@@ -409,7 +411,13 @@ class Connection(asyncio.Protocol):
             if code in SESSION_CODES:
                 self.abort(refusal(code))
 
-    def _read(self, operation: Operation[T], answer: Answer | None) -> T:
+    def read(self, operation: Operation[T], answer: Answer | None) -> T:
+        """Read what a future of ``send`` gave.
+
+        Raises:
+            NotReachableError: the connection ended before the answer.
+            StoreError: the server refused.
+        """
         if answer is None:
             raise self._failure()
         if answer.code:
@@ -438,6 +446,8 @@ class Connection(asyncio.Protocol):
             self._watchdog.cancel()
         if not self._greeted.done():
             self._greeted.set_result(None)
+        for told in tuple(self.when_closed):
+            told()
         pending, self._pending = self._pending, deque()
         for _, _, future in pending:
             if not future.done():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 
-from aiolibkv.backends.zookeeper.connection import Connection
+from aiolibkv.backends.zookeeper.connection import Answer, Connection
 from aiolibkv.backends.zookeeper.operations import (
     Event,
     Node,
@@ -38,10 +38,10 @@ class _Interest:
         self.is_gone = False
         self._changed: set[str] = set()
         self._wakeup: asyncio.Future[None] | None = None
-        connection.closed.add_done_callback(self._wake)
+        connection.when_closed.add(self._wake)
 
     def close(self) -> None:
-        self.connection.closed.remove_done_callback(self._wake)
+        self.connection.when_closed.discard(self._wake)
 
     def tell(self, path: str) -> None:
         self._changed.add(path)
@@ -59,7 +59,7 @@ class _Interest:
         changed, self._changed = self._changed, set()
         return changed
 
-    def _wake(self, _: object = None) -> None:
+    def _wake(self) -> None:
         if self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
 
@@ -78,10 +78,12 @@ class Watching:
         self._are_persistent = are_persistent
         self._interests: defaultdict[str, set[_Interest]] = defaultdict(set)
         self._armed: Counter[tuple[Connection, str]] = Counter()
+        self._reading: dict[str, tuple[Connection, asyncio.Future[Answer | None]]] = {}
 
     def dispatch(self, event: Event) -> None:
         """Tell those that an event concerns."""
         path = path_of(event.path)
+        self._reading.pop(path, None)  # it may have been sent before
         for above in (path, *ancestors(path), ""):
             for interest in self._interests.get(above, ()):
                 if above == path or interest.feed.tree:
@@ -134,12 +136,36 @@ class Watching:
     async def _apply(self, interest: _Interest, changed: set[str]) -> None:
         changes: list[tuple[str, KVPair | None]] = []
         index = 0
+        if len(changed) == 1:
+            (path,) = changed
+            found, index = await self._read_changed(interest.connection, path)
+            interest.feed.apply([(path, found)], index)
+            return
         reads = self._reader.read_nodes(interest.connection, sorted(changed), with_children=False)
         async for path, node, _, zxid in reads:
             changes.append((path, _pair_of(path, node)))
             index = zxid
         if changes:
             interest.feed.apply(changes, index)
+
+    async def _read_changed(self, connection: Connection, path: str) -> tuple[KVPair | None, int]:
+        """Read a key that has changed, once for all that watch it."""
+        operation = get(znode(path))
+        reading = self._reading.get(path)
+        if reading is None or reading[0] is not connection or reading[1].done():
+            (answering,) = connection.send([operation])
+            reading = self._reading[path] = connection, answering
+            answering.add_done_callback(lambda _: self._read(path, answering))
+        answer = await asyncio.shield(reading[1])
+        try:
+            node: Node | StoreError = connection.read(operation, answer)
+        except NoNodeError as error:
+            node = error
+        return _pair_of(path, node), 0 if answer is None else answer.zxid
+
+    def _read(self, path: str, answering: asyncio.Future[Answer | None]) -> None:
+        if path in self._reading and self._reading[path][1] is answering:
+            del self._reading[path]
 
     # -- watches that end with their event ---------------------------------------------------------------------------
 
