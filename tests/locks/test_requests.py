@@ -82,6 +82,23 @@ async def test_what_a_lock_with_many_waiters_costs(service: Service, waiters: in
     assert sent <= 10 * waiters + heartbeats
 
 
+async def test_acquiring_the_same_lock_again_costs_what_the_first_time_did_or_less(service: Service) -> None:
+    """Round trips; what it costs to hold the lock is part of it each time."""
+    service.needs_server()
+    async with service.proxy() as proxy, open_store(service.url(proxy.endpoint, "again")) as store:
+        await store.put("warm", b"")
+        lock = store.new_lock("dir/lock", ttl=_NOT_RENEWED)
+        trips = []
+        for _ in range(3):
+            with proxy.counting() as counts:
+                held = await lock.acquire()
+                assert held.is_held
+                trips.append(counts.round_trips)
+            await lock.release()
+    print(f"trips to acquire: {trips}")
+    assert max(trips[1:]) <= max(trips[0], 2)
+
+
 async def test_an_answer_lost_to_each_request_of_an_acquisition(service: Service) -> None:
     """Acquired once, and nothing else is left."""
     service.needs_server()

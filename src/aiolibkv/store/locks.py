@@ -476,8 +476,7 @@ class StoreLock:
 
     async def _acquire(self) -> StoreHeldLock:
         mutex = self._locks.mutex(self._path)
-        # Who had the lock before stands in line again, so that it does not come before those who wait elsewhere.
-        is_in_line = (mutex.is_taken or self._was_held) and not self._calls.driver.keeps_line
+        is_in_line = mutex.is_taken and not self._calls.driver.keeps_line
         await mutex.take()
         held = None
         try:
@@ -495,7 +494,7 @@ class StoreLock:
             session = await self._locks.sessions.take(self._ttl, self._path)
             self._calls.outages.healed(self)
             try:
-                return await self._wait(session, mutex, is_in_line=is_in_line)
+                return await self._wait(session, mutex, is_in_line=is_in_line or await self._is_behind_others())
             except LeaseLost as error:
                 is_in_line = True
                 await self._locks.sessions.end_and_wait(session)
@@ -508,6 +507,14 @@ class StoreLock:
                 raise
 
         return await retry(self._calls, attempt, waiter=self, only_outages=True)
+
+    async def _is_behind_others(self) -> bool:
+        """Tell whether who had the lock before has to let others go first, where acquiring does not see to that."""
+        calls, line = self._calls, self._line
+        if not self._was_held or calls.driver.keeps_line:
+            return False
+        waiting = await calls.run(lambda call: calls.driver.keys(call, line, consistent=True), self._path)
+        return bool(waiting.names)
 
     async def _wait(self, session: Session, mutex: Mutex, *, is_in_line: bool) -> StoreHeldLock:
         calls, line = self._calls, self._line
