@@ -399,7 +399,7 @@ BAD_ANSWERS: dict[str, Handler] = {
 
 
 def zookeeper(answer: Callable[[int, int], bytes]) -> Handler:
-    """Begin a session and answer pings as ZooKeeper does, and everything else as told.
+    """Begin a session, answer pings and whether there is a root as ZooKeeper does, and everything else as told.
 
     Args:
         answer: gives what is sent, lengths included, for the number and the kind of a request.
@@ -411,7 +411,11 @@ def zookeeper(answer: Callable[[int, int], bytes]) -> Handler:
         while True:
             request = await reader.readexactly(int.from_bytes(await reader.readexactly(4)))
             xid, kind = struct.unpack_from("!ii", request)
-            writer.write(reply(xid) if kind == _PING else answer(xid, kind))
+            if kind == _EXISTS and request[8:] == _OF_THE_ROOT:
+                # With this a store begins: a server that lets nobody in says so in answer.
+                writer.write(reply(xid, _STAT))
+            else:
+                writer.write(reply(xid) if kind == _PING else answer(xid, kind))
 
     return handle
 
@@ -422,7 +426,8 @@ def reply(xid: int, body: bytes = b"", *, code: int = 0) -> bytes:
     return len(frame).to_bytes(4) + frame
 
 
-_SYNC, _PING, _CHECK, _TRANSACTION = 9, 11, 13, 14
+_EXISTS, _SYNC, _PING, _CHECK, _TRANSACTION = 3, 9, 11, 13, 14
+_OF_THE_ROOT = b"\x00\x00\x00\x01/\x00"
 _EVENT = struct.pack("!ii", 3, 3)
 _STAT = struct.pack("!qqqqiiiqiiq", 5, 5, 0, 0, 0, 0, 0, 0, 1, 0, 5)
 

@@ -13,6 +13,7 @@ import ssl
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, NamedTuple, TypeVar, cast
 
 from aiolibkv.backends.zookeeper.operations import (
@@ -433,7 +434,8 @@ class Connection(asyncio.Protocol):
 
     def _failure(self) -> StoreError:
         reason = self.closed.result()
-        failure = type(reason)(reason.message, endpoint=str(self.endpoint))
+        failure = copy(reason).with_traceback(None)
+        failure.endpoint = str(self.endpoint)
         failure.__cause__ = reason.__cause__
         return failure
 

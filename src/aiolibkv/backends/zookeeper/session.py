@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from copy import copy
 from random import uniform
 
 from aiolibkv.backends.zookeeper.connection import Connection, NotWelcomeError
@@ -396,6 +397,6 @@ class ZooKeeperSession:
 
 def _copy(error: StoreError) -> StoreError:
     """Return an error for one more caller."""
-    copy = type(error)(error.message, endpoint=error.endpoint)
-    copy.__cause__ = error.__cause__
-    return copy
+    one_more = copy(error).with_traceback(None)
+    one_more.__cause__ = error.__cause__
+    return one_more
