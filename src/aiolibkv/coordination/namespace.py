@@ -496,6 +496,7 @@ class _Lock:
     def __init__(self, namespace: Namespace, lock: Lock) -> None:
         self._namespace = namespace
         self._lock = lock
+        self._is_given_up = False
 
     async def acquire(self) -> HeldLock:
         """Wait until the lock is held."""
@@ -509,7 +510,9 @@ class _Lock:
             return None if held is None else self._taken(held)
 
     async def release(self) -> None:
-        """Free the lock."""
+        """Free the lock; nothing is done when it was lost with the namespace."""
+        if self._is_given_up:
+            return
         self._namespace._held.discard(self)
         try:
             await self._lock.release()
@@ -518,6 +521,7 @@ class _Lock:
 
     async def give_up(self) -> None:
         """Free the lock because the namespace is closed."""
+        self._is_given_up = True
         self._namespace._held.discard(self)
         try:
             await self._lock.release()
