@@ -30,11 +30,11 @@ class StoreError(Exception):
         maybe_applied: bool = False,
     ) -> None:
         super().__init__(message)
-        self.message = message or self.meaning
-        self.backend = backend
-        self.endpoint = endpoint
-        self.key = key
-        self.maybe_applied = maybe_applied
+        self.message: str = message or self.meaning
+        self.backend: str | None = backend
+        self.endpoint: str | None = endpoint
+        self.key: str | None = key
+        self.maybe_applied: bool = maybe_applied
 
     def __str__(self) -> str:
         where = " at ".join(part for part in (self.backend, self.endpoint) if part)
