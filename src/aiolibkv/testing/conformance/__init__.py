@@ -36,6 +36,7 @@ from aiolibkv.testing.conformance.lifetimes import KeepingAlive, Lifetimes
 from aiolibkv.testing.conformance.listing import Listing
 from aiolibkv.testing.conformance.locking import Guarding, Locking, Losing
 from aiolibkv.testing.conformance.mirroring import Mirroring
+from aiolibkv.testing.conformance.namespaces import Namespaces
 from aiolibkv.testing.conformance.permitting import Permitting
 from aiolibkv.testing.conformance.repeating import Repeating
 from aiolibkv.testing.conformance.rooting import Rooting, SelfDescription
@@ -61,6 +62,7 @@ class ConformanceSuite(
     Errors,
     WatchingTrees,
     Watching,
+    Namespaces,
     Rooting,
     SelfDescription,
     Committing,

@@ -1,0 +1,97 @@
+"""Namespaces on a store: what is shared with it, and what ends with them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aiolibkv import (
+    AsyncStore,
+    HeldLock,
+    KeyNotFoundError,
+    LockLostError,
+    Namespace,
+    Put,
+    Snapshot,
+    StoreClosedError,
+    Watch,
+)
+from aiolibkv.testing.conformance.suite import Suite, follow, next_of
+from aiolibkv.testing.scale import scaled
+
+
+class Namespaces(Suite):
+    """A directory of a store, used as a store."""
+
+    async def test_a_namespace_is_a_part_of_its_store(self, store: AsyncStore) -> None:
+        eu, us = Namespace(store, "/app/eu/"), Namespace(store, "app/us")
+        pair = await eu.put("config/limit", b"1")
+        assert (pair.key, (await store.get("app/eu/config/limit")).last_index) == ("config/limit", pair.last_index)
+        with pytest.raises(KeyNotFoundError) as caught:
+            await us.get("config/limit")
+        assert caught.value.key == "config/limit"
+        assert await us.list("") == []
+        assert await us.keys("") == []
+        assert await us.children("") == []
+        assert [found async for found in us.scan("")] == []
+        assert await eu.children("") == ["config/"]
+        (again, _) = await eu.commit(Put("config/limit", b"2", previous=pair), Put("b", b""))
+        assert await eu.get_many(["config/limit", "c"]) == {"config/limit": again}
+        assert await eu.delete_tree("") == 2
+        assert await store.list("") == []
+
+    async def test_watches_of_a_namespace(self, store: AsyncStore) -> None:
+        eu = Namespace(store, "app/eu")
+        async with eu.watch_tree("") as tree, eu.watch("key") as key:
+            assert await next_of(tree) == []
+            assert await next_of(key) is None
+            await store.put("app/us/key", b"")
+            pair = await eu.put("key", b"1")
+            snapshots = await follow(tree, lambda snapshot: "key" in snapshot)
+            assert list(snapshots[-1]) == [pair]
+            assert await next_of(key) == pair
+
+    async def test_guards_of_the_store_and_of_other_namespaces(self, store: AsyncStore) -> None:
+        eu = Namespace(store, "app/eu")
+        inner = Namespace(eu, "inner")
+        locks = [one.new_lock("lock", ttl=10) for one in (store, inner)]
+        held: list[HeldLock] = [await lock.acquire() for lock in locks]
+        for writer in (store, eu, inner):
+            for guard in held:
+                await writer.put("key", b"", guard=guard)
+        await store.delete("app/eu/inner/lock")
+        with pytest.raises(LockLostError) as caught:
+            await inner.commit(Put("key", b""), guard=held[1])
+        assert caught.value.key == "lock"
+        await locks[0].release()
+
+    async def test_closing_a_namespace_ends_what_was_begun_through_it(self, store: AsyncStore) -> None:
+        eu = Namespace(store, "app/eu")
+        own, waited = store.new_lock("own", ttl=10), store.new_lock("app/eu/waited", ttl=10)
+        own_held, _ = await own.acquire(), await waited.acquire()
+        await store.put("stays", b"", ttl=10, keep_alive=True)
+        await eu.put("kept", b"", ttl=10, keep_alive=True)
+        held = await eu.new_lock("held", ttl=10).acquire()
+        watch = eu.watch_tree("")
+        await next_of(watch)
+        waiting = asyncio.ensure_future(eu.new_lock("waited", ttl=10).acquire())
+        watching = asyncio.ensure_future(_until_the_end(watch))
+        await asyncio.sleep(0.05)
+        await eu.close()
+        for task in (waiting, watching):
+            with pytest.raises(StoreClosedError):
+                await asyncio.wait_for(task, scaled(10))
+        assert not held.is_held
+        assert [pair.key for pair in await store.list("")] == ["app/eu/waited", "own", "stays"]
+        assert own_held.is_held
+        with pytest.raises(StoreClosedError):
+            await eu.get("key")
+        await own.release()
+        await waited.release()
+
+
+async def _until_the_end(watch: Watch[Snapshot]) -> None:
+    """Take one item after the other."""
+    while True:
+        await anext(watch)
