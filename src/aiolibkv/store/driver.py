@@ -476,6 +476,10 @@ class Driver(ABC, Generic[L]):
         at = order.index(place)
         return order[at - 1] if at else None
 
+    async def is_anybody_in(self, call: Call, line: str) -> bool:
+        """Tell whether somebody stands in a line."""
+        return bool((await self.keys(call, line, consistent=True)).names)
+
     async def follow_under(self, lease: L, feed: Feed) -> None:
         """Keep a feed of one key equal to the server's state, as ``follow``, for who holds a lock or waits for it.
 

@@ -513,8 +513,7 @@ class StoreLock:
         calls, line = self._calls, self._line
         if not self._was_held or calls.driver.keeps_line:
             return False
-        waiting = await calls.run(lambda call: calls.driver.keys(call, line, consistent=True), self._path)
-        return bool(waiting.names)
+        return await calls.run(lambda call: calls.driver.is_anybody_in(call, line), self._path)
 
     async def _wait(self, session: Session, mutex: Mutex, *, is_in_line: bool) -> StoreHeldLock:
         calls, line = self._calls, self._line

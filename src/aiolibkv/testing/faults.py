@@ -204,6 +204,10 @@ class FaultyDriver(Driver[Any]):
         """See Driver."""
         return await self._request("place_ahead", call, lambda: self.inner.place_ahead(call, line, place))
 
+    async def is_anybody_in(self, call: Call, line: str) -> bool:
+        """See Driver."""
+        return await self._request("is_anybody_in", call, lambda: self.inner.is_anybody_in(call, line))
+
     async def follow(self, feed: Feed) -> None:
         """See Driver."""
         await self._following(self.inner.follow(feed))

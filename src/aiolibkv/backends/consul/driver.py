@@ -184,6 +184,9 @@ class ConsulDriver(Driver[ConsulLease]):
     async def page(self, call: Call, directory: str, after: str, limit: int) -> Page:
         return await self._listings.page(directory, after, limit)
 
+    async def is_anybody_in(self, call: Call, line: str) -> bool:
+        return await self._listings.is_anything_below(line)
+
     async def follow(self, feed: Feed) -> None:
         await self._polls.follow(feed)
 

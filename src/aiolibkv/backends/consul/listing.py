@@ -87,6 +87,10 @@ class Listings:
         """
         return await self._names(directory, _CHILDREN, consistent=consistent)
 
+    async def is_anything_below(self, directory: str) -> bool:
+        """Tell whether there is anything below a directory, whether or not that is itself a key."""
+        return (await self._connection.read(kv_target(start_of(directory), "keys&consistent"))).found
+
     async def is_key(self, directory: str) -> bool:
         """Tell whether a directory with nothing below is itself a key, and make sure that it may be read.
 
