@@ -29,7 +29,7 @@ _SILENCE = 1.5
 """Seconds that open streams may be silent before the server is asked."""
 _ANSWERING_STEP = 0.5
 """Seconds, in steps: a stall of this process itself then costs one step, and is not taken for one of the server's."""
-_LONGEST_QUEUE = 10
+_LONGEST_QUEUE = 3
 """How many times the time for an answer may pass, while data comes: a proxy's other servers might send it."""
 
 
