@@ -152,6 +152,9 @@ class Snapshot(Sequence[KVPair]):
         return following
 
 
+updated = Snapshot._updated  # noqa: SLF001 - for feeds and namespaces, not for users
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What a backend can and cannot do; everything else is the same on all of them.

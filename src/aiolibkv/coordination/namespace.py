@@ -22,7 +22,7 @@ from aiolibkv.errors import (
 )
 from aiolibkv.keys import RESERVED, normalize_directory, normalize_key
 from aiolibkv.protocol import AsyncStore, HeldLock, Lock, Scan, Watch
-from aiolibkv.types import Any_, Bytes, Capabilities, Check, Delete, KVPair, Operation, Put, Snapshot
+from aiolibkv.types import Any_, Bytes, Capabilities, Check, Delete, KVPair, Operation, Put, Snapshot, updated
 
 T = TypeVar("T")
 
@@ -369,7 +369,7 @@ class _Snapshots:
         }
         if self._last is not None and not changed:
             return ()
-        self._last = (self._last or Snapshot())._updated(changed, snapshot.last_index)
+        self._last = updated(self._last or Snapshot(), changed, snapshot.last_index)
         return (self._last,)
 
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Generic, NamedTuple, Self, TypeVar
 
 from aiolibkv.errors import StoreError
-from aiolibkv.types import KVPair, Snapshot
+from aiolibkv.types import KVPair, Snapshot, updated
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ class Feed:
             state = self._pending.popleft()
             self._pending_bytes -= state.size
             before = self._taken
-            self._taken = (before or _NOTHING)._updated(state.changed, state.last_index)  # noqa: SLF001 - only feeds do it
+            self._taken = updated(before or _NOTHING, state.changed, state.last_index)
             if before is None or self._taken.changes:
                 return self._taken
         return None
