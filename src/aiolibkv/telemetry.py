@@ -14,9 +14,10 @@ from aiolibkv.events import CallEnded, Connected, Disconnected, Event, LeaseLost
 
 try:
     from opentelemetry import metrics, trace
-except ImportError as missing:
-    message = f"telemetry needs more packages ({missing}): pip install 'aiolibkv[otel]'"
-    raise BackendNotSupportedError(message) from missing
+except ImportError as _missing:
+    raise BackendNotSupportedError(
+        f"telemetry needs more packages ({_missing}): pip install 'aiolibkv[otel]'"
+    ) from _missing
 
 _SCOPE = "aiolibkv"
 _SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)

@@ -152,7 +152,7 @@ class Snapshot(Sequence[KVPair]):
         return following
 
 
-updated = Snapshot._updated  # noqa: SLF001 - for feeds and namespaces, not for users
+updated: Callable[[Snapshot, Mapping[str, KVPair | None], int], Snapshot] = Snapshot._updated  # noqa: SLF001 - for feeds and namespaces, not for users
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,14 +20,14 @@ from aiolibkv.events import Event, LockLost
 
 DEFAULT_TTL = 15.0
 
-ttl_option = click.option(
+_ttl_option = click.option(
     "--ttl",
     type=float,
     default=DEFAULT_TTL,
     metavar="SECONDS",
     help="How long the lock outlives this process when it dies; 15 when not given.",
 )
-command_argument = click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
+_command_argument = click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 
 
 def this_process() -> str:
@@ -43,9 +43,9 @@ async def run_while_held(command: Sequence[str], held: HeldLock, more: Mapping[s
 
 @click.command("lock", cls=Command)
 @click.argument("key", shell_complete=complete_key)
-@command_argument
+@_command_argument
 @click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long; 0: do not wait.")
-@ttl_option
+@_ttl_option
 @click.pass_obj
 def lock_command(settings: Settings, key: str, command: Sequence[str], *, wait: float | None, ttl: float) -> int | None:
     """Wait for the lock KEY, and run COMMAND while it is held; the exit code is the command's.
@@ -97,9 +97,9 @@ async def _acquire(lock: Lock, key: str, seconds: float | None) -> HeldLock:
 
 @click.command("elect", cls=Command)
 @click.argument("key", shell_complete=complete_key)
-@command_argument
+@_command_argument
 @click.option("--node", metavar="NAME", help="This node's name, which followers see; host and process when not given.")
-@ttl_option
+@_ttl_option
 @click.pass_obj
 def elect_command(settings: Settings, key: str, command: Sequence[str], *, node: str | None, ttl: float) -> int | None:
     """Be a candidate in the election KEY, and run COMMAND while elected, until it ends by itself.
@@ -119,8 +119,8 @@ def elect_command(settings: Settings, key: str, command: Sequence[str], *, node:
 @click.command("every", cls=Command)
 @click.argument("seconds", type=float)
 @click.argument("key", shell_complete=complete_key)
-@command_argument
-@ttl_option
+@_command_argument
+@_ttl_option
 @click.pass_obj
 def every_command(settings: Settings, seconds: float, key: str, command: Sequence[str], *, ttl: float) -> int | None:
     """Run COMMAND every so many SECONDS, in one of all processes that do this for KEY, until interrupted.

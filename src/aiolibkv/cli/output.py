@@ -41,7 +41,7 @@ class Output:
         self.as_json = as_json
         self._descriptor = sys.stdout.fileno()
         self._is_file = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
-        self.is_terminal = not self._is_file and os.isatty(self._descriptor)
+        self.is_terminal: bool = not self._is_file and os.isatty(self._descriptor)
 
     async def line(self, text: str) -> None:
         """Write a line that is given with everything escaped."""

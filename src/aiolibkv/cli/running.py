@@ -44,7 +44,7 @@ class Received:
         return self.child_code if self.child_code is not None else 128 + ending
 
 
-received = Received()
+received: Received = Received()
 """What this process, which runs one command, has received."""
 
 

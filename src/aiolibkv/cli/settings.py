@@ -102,7 +102,7 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.params += common_options()
+        self.params.extend(common_options())
 
 
 def complete_key(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -194,7 +194,7 @@ class Term:
 
     def __init__(self, candidate: Candidate, *, is_patient: bool = False) -> None:
         """Make a term that has not begun."""
-        self.over = asyncio.Event()
+        self.over: asyncio.Event = asyncio.Event()
         self._candidate = candidate
         self._is_patient = is_patient
         self._held: HeldLock | None = None
@@ -257,11 +257,11 @@ class Campaign:
 
     def __init__(self, candidate: Candidate, before: asyncio.Task[None] | None) -> None:
         """Begin to campaign, once an earlier campaign of the candidate has ended."""
-        self.elections = 0
-        self.changed = asyncio.Event()
+        self.elections: int = 0
+        self.changed: asyncio.Event = asyncio.Event()
         self._candidate = candidate
         self._loop = asyncio.get_running_loop()
-        self.task = self._loop.create_task(self._run(before))
+        self.task: asyncio.Task[None] = self._loop.create_task(self._run(before))
         self.task.add_done_callback(self._ended)
 
     @property

@@ -64,10 +64,11 @@ class Call:
         self._deadlines = deadlines
         self._cancelling = task.cancelling()
         self._page = self._furthest = 0
-        self.task = task
-        self.when = when
-        self.expired = self._is_taken_back = False
-        self.maybe_applied = False
+        self.task: asyncio.Task[Any] = task
+        self.when: float = when
+        self._is_taken_back = False
+        self.expired: bool = False
+        self.maybe_applied: bool = False
 
     def writing(self) -> None:
         """See ``driver.Call``."""
@@ -170,10 +171,10 @@ class Calls:
     def __init__(self, driver: Driver[Any]) -> None:
         self.driver: Driver[Any] = driver
         self.config: Config = driver.config
-        self.paths = Paths(self.config.prefix, driver.check_path)
-        self.outages = Outages(lambda: f"{driver.name} at {driver.hosts()}" if driver.hosts() else driver.name)
+        self.paths: Paths = Paths(self.config.prefix, driver.check_path)
+        self.outages: Outages = Outages(lambda: f"{driver.name} at {driver.hosts()}" if driver.hosts() else driver.name)
         self.listener: Callable[[Event], object] | None = self.config.listener
-        self.is_closed = False
+        self.is_closed: bool = False
         self._context: contextvars.Context | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._forks = -1

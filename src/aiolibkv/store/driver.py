@@ -284,9 +284,9 @@ class Driver(ABC, Generic[L]):
         Raises:
             ValueError: an option that the backend does not have.
         """
-        self.config = config or Config()
-        self.endpoints = tuple(endpoints)
-        self.hidden = f"{self.config.prefix}/{RESERVED}".lstrip("/")
+        self.config: Config = config or Config()
+        self.endpoints: tuple[str, ...] = tuple(endpoints)
+        self.hidden: str = f"{self.config.prefix}/{RESERVED}".lstrip("/")
         self.observer: Observer | None = None
         for option in sorted(set(self.config.options) - self.option_names):
             known = ", ".join(nearest_first(option, self.option_names)) or "none"
@@ -517,7 +517,7 @@ class OwnCall:
     """A Call for what a driver does of its own accord; nobody is told."""
 
     def __init__(self) -> None:
-        self.maybe_applied = False
+        self.maybe_applied: bool = False
 
     def writing(self) -> None:
         """See Call."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from ipaddress import IPv6Address
 from typing import NamedTuple
 
 _LARGEST_PORT = 65535
 _UNIX = "unix:"
 
-shuffle = random.shuffle
+shuffle: Callable[[MutableSequence[Endpoint]], None] = random.shuffle
 """Orders the endpoints of a store; tests that need an order of their own replace it."""
 
 
@@ -55,7 +55,7 @@ class Endpoints:
             raise ValueError(f"at least one endpoint, such as localhost:{default_port}, is needed")
         shuffle(found)
         self._all = tuple(found)
-        self.current = self._all[0]
+        self.current: Endpoint = self._all[0]
 
     def __len__(self) -> int:
         return len(self._all)

@@ -61,8 +61,8 @@ class Session:
         self._tasks = calls.new_tasks()
         self.lease: Lease = calls.driver.new_lease(Lifetime(ttl, keep_alive=True))
         self.lease.on_agreed = self._agreed
-        self.renewed = 0.0
-        self.is_over = False
+        self.renewed: float = 0.0
+        self.is_over: bool = False
         self.on_lost: Callable[[], None] | None = None
         self.on_agreed: Callable[[], None] | None = None
         self._is_begun = False

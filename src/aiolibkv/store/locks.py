@@ -33,7 +33,7 @@ from aiolibkv.store.backoff import growing_pauses
 from aiolibkv.store.calls import Call, Calls
 from aiolibkv.store.driver import LeaseLost
 from aiolibkv.store.leases import SHORTEST_TTL, Session, Sessions, clock, retry
-from aiolibkv.store.tasks import finish
+from aiolibkv.store.tasks import Tasks, finish
 from aiolibkv.store.watches import Watches
 
 T = TypeVar("T")
@@ -55,8 +55,8 @@ class Mutex:
     """
 
     def __init__(self) -> None:
-        self.is_held = False
-        self.is_taken = False
+        self.is_held: bool = False
+        self.is_taken: bool = False
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._observers: set[asyncio.Future[None]] = set()
 
@@ -112,7 +112,7 @@ class Locks:
         self.calls = calls
         self.sessions = sessions
         self.watches = watches
-        self.tasks = calls.new_tasks()
+        self.tasks: Tasks = calls.new_tasks()
         self._held: set[StoreHeldLock] = set()
         self._mutexes: WeakValueDictionary[str, Mutex] = WeakValueDictionary()
         self._ticking: asyncio.TimerHandle | None = None
@@ -191,9 +191,9 @@ class StoreHeldLock:
             place: in the line, under the same session; None when there is none.
             mutex: the store's for this key, given back when the lock is not held any more.
         """
-        self.calls = locks.calls
+        self.calls: Calls = locks.calls
         self.path = path
-        self.key = locks.calls.paths.name(path)
+        self.key: str = locks.calls.paths.name(path)
         self.value = value
         self.fencing_token = index
         self.token = token

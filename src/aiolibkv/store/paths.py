@@ -24,7 +24,7 @@ class Paths:
         """
         self.root = prefix
         self._start = f"{prefix}/" if prefix else ""
-        self.hidden = f"{self._start}{RESERVED}"
+        self.hidden: str = f"{self._start}{RESERVED}"
         self._check = check
 
     def path(self, key: str) -> str:

@@ -64,8 +64,8 @@ class Feed:
         """
         self.path = path
         self.tree = tree
-        self.index = 0
-        self.is_stale = False
+        self.index: int = 0
+        self.is_stale: bool = False
         self._name = name
         self._latest: dict[str, KVPair] = {}
         self._pending: deque[_State] = deque()

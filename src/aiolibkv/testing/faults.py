@@ -27,7 +27,7 @@ from aiolibkv.store import (
     Store,
     Unseen,
 )
-from aiolibkv.types import KVPair
+from aiolibkv.types import Capabilities, KVPair
 
 T = TypeVar("T")
 
@@ -58,12 +58,12 @@ class FaultyDriver(Driver[Any]):
         """Wrap a driver that is not connected."""
         super().__init__(inner.endpoints, inner.config)
         self.inner = inner
-        self.name = inner.name  # type: ignore[misc] # of this driver alone
-        self.capabilities = inner.capabilities
-        self.longest_ttl = inner.longest_ttl  # type: ignore[misc] # likewise
-        self.keeps_line = inner.keeps_line  # type: ignore[misc] # likewise
-        self.option_names = inner.option_names  # type: ignore[misc] # likewise
-        self.delay = 0.0
+        self.name: str = inner.name  # type: ignore[misc] # of this driver alone
+        self.capabilities: Capabilities = inner.capabilities
+        self.longest_ttl: float = inner.longest_ttl  # type: ignore[misc] # likewise
+        self.keeps_line: bool = inner.keeps_line  # type: ignore[misc] # likewise
+        self.option_names: frozenset[str] = inner.option_names  # type: ignore[misc] # likewise
+        self.delay: float = 0.0
         self.requests: list[str] = []
         self._failures: list[tuple[str, StoreError]] = []
         self._lost: list[str] = []

@@ -138,9 +138,9 @@ class Connection:
         self._scheme = "http" if tls.context() is None else "https"
         self._bases: dict[Endpoint, str] = {}
         self._timeouts: dict[float | None, aiohttp.ClientTimeout] = {}
-        self.scope = Scope(config)
-        self.timeout = config.request_timeout
-        self.patience = config.request_timeout * _SHARE_OF_ONE_OF_SEVERAL if len(endpoints) > 1 else None
+        self.scope: Scope = Scope(config)
+        self.timeout: float = config.request_timeout
+        self.patience: float | None = config.request_timeout * _SHARE_OF_ONE_OF_SEVERAL if len(endpoints) > 1 else None
         self._session = aiohttp.ClientSession(
             connector=Connector(
                 self._names, tls, config.connection_timeout, has_alternatives=self.patience is not None

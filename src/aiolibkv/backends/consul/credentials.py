@@ -28,7 +28,7 @@ class TokenSource:
         Raises:
             ValueError: the token has characters that no token has.
         """
-        self.replaced = 0
+        self.replaced: int = 0
         self._source = token
         self._headers: dict[str, str] | None = {} if token is None else None
         self._asking = asyncio.Lock()

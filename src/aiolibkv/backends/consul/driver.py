@@ -79,7 +79,7 @@ class ConsulDriver(Driver[ConsulLease]):
     name: ClassVar[str] = "consul"
     longest_ttl: ClassVar[float] = LONGEST_TTL
     option_names: ClassVar[frozenset[str]] = Scope.options
-    capabilities = Capabilities(
+    capabilities: Capabilities = Capabilities(
         distributed=True,
         durable=True,
         survives_failover=True,

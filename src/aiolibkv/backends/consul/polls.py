@@ -109,7 +109,7 @@ class Poll:
         self.path = path
         self.tree = tree
         self.own = own
-        self.is_over = False
+        self.is_over: bool = False
         self.failure: StoreError | None = None
         self.reads: set[_Read] = set()
         self._connection = connection

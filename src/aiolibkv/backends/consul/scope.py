@@ -34,12 +34,12 @@ class Scope:
                 raise ValueError(f"consul: the option {name} is a text that is not empty")
             given[name] = value
         path = given.get("http_path", "").strip("/")
-        self.root = f"/{quote(path)}/v1/" if path else "/v1/"
+        self.root: str = f"/{quote(path)}/v1/" if path else "/v1/"
         of_nodes = {"dc": given.get("dc"), "partition": given.get("partition")}
-        self.node_query = _query(of_nodes)
-        self.query = _query({**of_nodes, "ns": given.get("namespace")})
+        self.node_query: str = _query(of_nodes)
+        self.query: str = _query({**of_nodes, "ns": given.get("namespace")})
         fields = {"Namespace": given.get("namespace"), "Partition": given.get("partition")}
-        self.fields = "".join(f',"{name}":{json.dumps(value)}' for name, value in fields.items() if value)
+        self.fields: str = "".join(f',"{name}":{json.dumps(value)}' for name, value in fields.items() if value)
 
 
 def _query(parameters: dict[str, str | None]) -> str:

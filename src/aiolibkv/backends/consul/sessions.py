@@ -80,7 +80,7 @@ class ConsulLease(Lease):
         self.session_ttl = session_ttl
         longest = session_ttl * LASTS_UP_TO
         self.ttl = session_ttl if self.renewed else longest
-        self.overshoot = longest + _EXPIRING_TIME - self.ttl
+        self.overshoot: float = longest + _EXPIRING_TIME - self.ttl
 
 
 def new_lease(lifetime: Lifetime) -> ConsulLease:

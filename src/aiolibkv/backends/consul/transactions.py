@@ -85,7 +85,7 @@ class Transaction:
             f'{{"KV":{{"Verb":"{verb}","Key":{encode_basestring(path)}{fields}{scope}}}}}'
             for verb, path, fields in operations
         ]
-        self.body = f"[{','.join(encoded)}]".encode()
+        self.body: bytes = f"[{','.join(encoded)}]".encode()
 
     @property
     def is_too_large(self) -> bool:
@@ -141,7 +141,7 @@ class Commit:
             made = _operations(step, flags, session)
             operations += made
             self._owners += [step] * len(made)
-        self.transaction = Transaction(operations, scope)
+        self.transaction: Transaction = Transaction(operations, scope)
         written = [step for step in steps if isinstance(step, Write)]
         removed = [step for step in steps if isinstance(step, Removal)]
         self.changes: Sequence[Write | Removal] = [*written, *removed]

@@ -109,7 +109,7 @@ class EtcdDriver(Driver[EtcdLease]):
     option_names: ClassVar[frozenset[str]] = frozenset({"leading_slash"})
     longest_ttl: ClassVar[float] = _LONGEST_TTL
     keeps_line: ClassVar[bool] = True
-    capabilities = Capabilities(
+    capabilities: Capabilities = Capabilities(
         distributed=True,
         durable=True,
         survives_failover=True,

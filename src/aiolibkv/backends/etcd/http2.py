@@ -76,10 +76,10 @@ class Exchange(ABC):
 
     def __init__(self) -> None:
         self.connection: Connection | None = None
-        self.stream = 0
-        self.window = 0
+        self.stream: int = 0
+        self.window: int = 0
         self.unsent: memoryview | None = None
-        self.ends = False
+        self.ends: bool = False
 
     @abstractmethod
     def take_fields(self, fields: Fields, *, ended: bool) -> None:
@@ -120,10 +120,10 @@ class Connection(asyncio.Protocol):
         """
         self._loop = asyncio.get_running_loop()
         self._secure = secure
-        self.is_usable = True
-        self.is_leaving = False
+        self.is_usable: bool = True
+        self.is_leaving: bool = False
         self.failure: str | None = None
-        self.progress = 0
+        self.progress: int = 0
         self.cause: Exception | None = None
         self.greeted: asyncio.Future[None] = self._loop.create_future()
         self.closed: asyncio.Future[None] = self._loop.create_future()

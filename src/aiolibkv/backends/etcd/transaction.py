@@ -37,7 +37,7 @@ class Transaction:
         """Make one that does nothing."""
         self._keyspace = keyspace
         self._required: list[tuple[str, int | None]] = []
-        self.request = Txn()
+        self.request: Txn = Txn()
 
     def require(self, path: str, index: int | None) -> None:
         """Require that a key is at an index; 0 for a key that does not exist, None for any index of one that does."""

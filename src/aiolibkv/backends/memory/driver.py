@@ -43,7 +43,7 @@ class MemoryDriver(Driver[Lease]):
 
     name: ClassVar[str] = "memory"
     keeps_line: ClassVar[bool] = True
-    capabilities = Capabilities(
+    capabilities: Capabilities = Capabilities(
         distributed=False,
         durable=False,
         survives_failover=False,

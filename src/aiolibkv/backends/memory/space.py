@@ -22,7 +22,7 @@ class Space:
     """What the memory stores of one name share."""
 
     def __init__(self) -> None:
-        self.index = 0
+        self.index: int = 0
         self.stores = 0
         self._pairs: SortedDict[str, KVPair] = SortedDict()
         self._lease_of: dict[str, Lease] = {}

@@ -72,7 +72,7 @@ class PostgresDriver(Driver[PostgresLease]):
     option_names: ClassVar[frozenset[str]] = frozenset({"database", "schema", "table"})
     longest_ttl: ClassVar[float] = _LONGEST_TTL
     keeps_line: ClassVar[bool] = True
-    capabilities = Capabilities(
+    capabilities: Capabilities = Capabilities(
         distributed=True,
         durable=True,
         survives_failover=False,

@@ -82,16 +82,20 @@ class Names:
                 raise ValueError(
                     f"postgresql: a {what} is an identifier of at most {longest} letters, digits and _, not {name!r}"
                 )
-        self.schema = f'"{schema}"'
+        self.schema: str = f'"{schema}"'
         self.table = table
-        self.channel = f"{table}_log"
-        self.pairs = f'"{schema}"."{table}"'
-        self.log, self.leases, self.state, self.writers = (
-            f'"{schema}"."{table}_{part}"' for part in ("log", "leases", "state", "writers")
-        )
-        self.apply, self.resolve, self.renew, self.expire, self.sweep = (
-            f'"{schema}"."{table}_{part}"' for part in ("apply", "resolve", "renew", "expire", "sweep")
-        )
+        self.channel: str = f"{table}_log"
+        self.pairs: str = f'"{schema}"."{table}"'
+        start = f'"{schema}"."{table}_'
+        self.log: str = f'{start}log"'
+        self.leases: str = f'{start}leases"'
+        self.state: str = f'{start}state"'
+        self.writers: str = f'{start}writers"'
+        self.apply: str = f'{start}apply"'
+        self.resolve: str = f'{start}resolve"'
+        self.renew: str = f'{start}renew"'
+        self.expire: str = f'{start}expire"'
+        self.sweep: str = f'{start}sweep"'
 
     def live(self, row: str = "p") -> str:
         """Return the condition that a row of pairs has not expired."""

@@ -57,7 +57,7 @@ class Database:
         self._tasks = Tasks()
         self._is_open = False
         self._tell_replaced = lambda error: replaced(self, error)
-        self.writer = Writer(
+        self.writer: Writer = Writer(
             self._files, tables, self._clock, durability, written=self._written, replaced=self._tell_replaced
         )
 

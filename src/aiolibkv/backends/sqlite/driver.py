@@ -96,7 +96,7 @@ class SqliteDriver(Driver[SqliteLease]):
     endpoint_is_path: ClassVar[bool] = True
     keeps_line: ClassVar[bool] = True
     option_names: ClassVar[frozenset[str]] = frozenset({"durability"})
-    capabilities = Capabilities(
+    capabilities: Capabilities = Capabilities(
         distributed=False,
         durable=True,
         survives_failover=False,

@@ -73,8 +73,9 @@ class Files:
             StoreError: the database is where it cannot be shared, or the process was forked while a store had it open.
         """
         self._given = given
-        self.path = path = Path(os.path.realpath(given))
-        self.directory = path.with_name(f"{path.name}-shared")
+        path = Path(os.path.realpath(given))
+        self.path: Path = path
+        self.directory: Path = path.with_name(f"{path.name}-shared")
         self._wal, self._shm = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
         self._of_sqlite = (path, self._wal, self._shm)
         self._refuse_inherited()
@@ -94,9 +95,9 @@ class Files:
         self._known: dict[str, tuple[int, int] | None] = {}
         self._anchors: list[Anchor] = []
         with ExitStack() as opened:
-            self.write_lock = WriteLock(self.directory, self._status)
+            self.write_lock: WriteLock = WriteLock(self.directory, self._status)
             opened.callback(self.write_lock.close)
-            self.gate = Gate(self.directory, self._status)
+            self.gate: Gate = Gate(self.directory, self._status)
             opened.callback(self.gate.close)
             self._note = LockFile(self.note_path, self._status)
             opened.pop_all()

@@ -32,7 +32,7 @@ class Inotify:
         if sys.platform != "linux":
             raise OSError("no inotify on this system")
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self.descriptor = self._checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self.descriptor: int = self._checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def add(self, path: Path, mask: int) -> int:
         """Watch a file, or the files of a directory, and return the watch's number."""

@@ -48,11 +48,11 @@ class Tables:
             raise ValueError(f"sqlite: a bucket is an identifier of at most 64 letters, digits and _, not {bucket!r}")
         self.pairs_name = bucket
         # A dot cannot be in a bucket's name, so these are never another bucket.
-        self.log_name = f"{bucket}.log"
-        self.sessions_name = f"{bucket}.sessions"
-        self.pairs = f'"{bucket}"'
-        self.log = f'"{self.log_name}"'
-        self.sessions = f'"{self.sessions_name}"'
+        self.log_name: str = f"{bucket}.log"
+        self.sessions_name: str = f"{bucket}.sessions"
+        self.pairs: str = f'"{bucket}"'
+        self.log: str = f'"{self.log_name}"'
+        self.sessions: str = f'"{self.sessions_name}"'
 
     def live(self) -> str:
         """Return the condition that a row of pairs has not expired, with the parameter ``:now``."""

@@ -40,7 +40,7 @@ class Signals:
         self._listeners = 0
         self._watch = self._directory = -1
         self._inotify: Inotify | None = None
-        self.interval = _POLLING_INTERVAL
+        self.interval: float = _POLLING_INTERVAL
         try:
             self._inotify = Inotify()
             self._directory = self._inotify.add(files.directory, CLOSED_AFTER_WRITING)

@@ -115,7 +115,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, endpoint: Endpoint, on_event: Callable[[Event], None]) -> None:
         loop = asyncio.get_running_loop()
         self.endpoint = endpoint
-        self.zxid = 0
+        self.zxid: int = 0
         self.closed: asyncio.Future[StoreError] = loop.create_future()
         self.when_closed: set[Callable[[], None]] = set()
         self._gone: asyncio.Future[None] = loop.create_future()

@@ -105,7 +105,7 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
             credentials=credentials(self.config),
             connection_timeout=self.config.connection_timeout,
         )
-        self.capabilities = Capabilities(
+        self.capabilities: Capabilities = Capabilities(
             distributed=True,
             durable=True,
             survives_failover=True,

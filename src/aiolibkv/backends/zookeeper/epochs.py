@@ -38,7 +38,7 @@ class Epochs:
         self._hidden = hidden
         # Stores that know the same key by another name have other epochs, and a prefix of another depth.
         depth = len(root.split("/")) if root else 0
-        self.lock_version = _LOCK_VERSION + 2 * depth
+        self.lock_version: int = _LOCK_VERSION + 2 * depth
 
     def path(self, lock: str) -> str:
         """Return the epoch of a lock."""

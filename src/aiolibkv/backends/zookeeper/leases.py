@@ -75,11 +75,11 @@ class SharedSession:
         Args:
             make: its session.
         """
-        self.watching = LeaseWatching()
+        self.watching: LeaseWatching = LeaseWatching()
         self.leases: set[ZooKeeperLease] = set()
         self.is_retired = False
         self.idle: asyncio.TimerHandle | None = None
-        self.session = make(self)
+        self.session: ZooKeeperSession = make(self)
 
     def agreed(self, timeout: float, sent: float) -> None:
         """Have the leases last as long as the server has agreed to; it may be less than before."""

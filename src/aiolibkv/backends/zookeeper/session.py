@@ -61,7 +61,7 @@ class Reach:
         self.endpoints = endpoints
         self.credentials = credentials
         self.tls = tls
-        self.names = Names()
+        self.names: Names = Names()
         self.returning: set[ZooKeeperSession] = set()
         self._longest_attempt = connection_timeout
         self._attempt = self._first_attempt = min(_FIRST_ATTEMPT, connection_timeout / (len(endpoints) + 1))
@@ -128,8 +128,8 @@ class ZooKeeperSession:
             on_connected: called with the endpoint of each connection.
             on_disconnected: called with the endpoint of each connection that has ended, and why.
         """
-        self.timeout = timeout
-        self.is_lost = False
+        self.timeout: float = timeout
+        self.is_lost: bool = False
         self._wanted = timeout
         self._reach = reach
         self._is_replaced = is_replaced

@@ -34,7 +34,7 @@ class Cluster(Generic[S]):
 
     def __init__(self, servers: Sequence[S]) -> None:
         """Take the members."""
-        self.servers = tuple(servers)
+        self.servers: tuple[S, ...] = tuple(servers)
 
     async def __aenter__(self) -> Self:
         """Start all members."""

@@ -3,6 +3,7 @@
 import json
 import ssl
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from aiolibkv.testing.servers.cluster import Cluster, Member
 from aiolibkv.testing.servers.process import ServerCommandError, find_program, http
@@ -23,7 +24,7 @@ class ConsulServer(Member):
 
     program = "consul"
     packages = "consul"
-    port_names = ("http", "server", "serf")
+    port_names: ClassVar[tuple[str, ...]] = ("http", "server", "serf")
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class ConsulServer(Member):
         self._session_ttl_min = session_ttl_min
         self._max_connections = max_connections
         self._dev = dev
-        self.name = "n1"
+        self.name: str = "n1"
         self._members: Sequence[ConsulServer] = (self,)
 
     async def api(self, method: str, path: str, body: str = "") -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import ssl
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import ClassVar, Literal, TypedDict
 
 from aiolibkv.testing.servers.cluster import Cluster, Member
 from aiolibkv.testing.servers.process import find_program, http, installation, run_program
@@ -51,7 +51,7 @@ class EtcdServer(Member):
 
     program = "etcd"
     packages = _PACKAGES
-    port_names = ("client", "peer")
+    port_names: ClassVar[tuple[str, ...]] = ("client", "peer")
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class EtcdServer(Member):
         self._tls = tls
         self._auth = auth
         self._version = version
-        self.name = "n1"
+        self.name: str = "n1"
         self._members: Sequence[EtcdServer] = (self,)
 
     async def ctl(self, *arguments: str, user: tuple[str, str] | None = None, within: float = 20.0) -> str:

@@ -32,7 +32,7 @@ class PostgresServer(Member):
 
     program = "postgres"
     packages = _PACKAGES
-    port_names = ("client",)
+    port_names: ClassVar[tuple[str, ...]] = ("client",)
     unprivileged = True
     # Without waiting for clients to go, but in good order: what PostgreSQL calls fast.
     stop_signal: ClassVar[signal.Signals] = signal.SIGINT

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Sequence
+from typing import ClassVar
 
 from aiolibkv.testing.servers.base import Server
 from aiolibkv.testing.servers.etcd import find_etcd
@@ -18,7 +19,7 @@ class ReverseProxy(Server):
         extra_args: more arguments for the program.
     """
 
-    port_names = ("client",)
+    port_names: ClassVar[tuple[str, ...]] = ("client",)
 
     def __init__(self, endpoints: Sequence[str], *, extra_args: Sequence[str] = ()) -> None:
         """Reserve a port and a directory; nothing is started."""

@@ -29,9 +29,13 @@ class Certificates:
         """Make the certificates."""
         self._directory = directory
         self._authority = trustme.CA()
-        self.ca = directory / "ca.pem"
+        self.ca: Path = directory / "ca.pem"
         self._authority.cert_pem.write_to_path(self.ca)
+        self.server_cert: Path
+        self.server_key: Path
         self.server_cert, self.server_key = self._issue("server", "localhost", "127.0.0.1", "::1")
+        self.client_cert: Path
+        self.client_key: Path
         self.client_cert, self.client_key = self.client(client_name)
 
     def client(self, name: str, *, expired: bool = False) -> tuple[Path, Path]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from aiolibkv.testing.servers.cluster import Cluster, Member
 from aiolibkv.testing.servers.process import ServerMissingError, exchange, find_program, installation
@@ -47,7 +48,7 @@ class ZooKeeperServer(Member):
 
     program = "java"
     packages = "zookeeper"
-    port_names = ("client", "peer", "election")
+    port_names: ClassVar[tuple[str, ...]] = ("client", "peer", "election")
 
     def __init__(
         self,
