@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from urllib.parse import quote
 
 from aiolibkv.testing.servers import EtcdServer
+from faults.impostors import Front, between
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _SETTINGS = 0, 1, 4
@@ -44,21 +45,18 @@ async def front(answer: Answer) -> AsyncIterator[str]:
     """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
-            await reader.readexactly(len(_PREFACE))
-            writer.write(_frame(_SETTINGS, 0, 0))
-            while True:
-                head = await reader.readexactly(9)
-                payload = await reader.readexactly(int.from_bytes(head[:3], "big"))
-                if head[3] == _DATA and payload:
-                    stream = int.from_bytes(head[5:], "big")
-                    headers = answer(payload[_MESSAGE_PREFIX:])
-                    writer.write(_frame(_HEADERS, _END_OF_HEADERS_AND_STREAM, stream, headers))
-        writer.close()
+        await reader.readexactly(len(_PREFACE))
+        writer.write(_frame(_SETTINGS, 0, 0))
+        while True:
+            head = await reader.readexactly(9)
+            payload = await reader.readexactly(int.from_bytes(head[:3], "big"))
+            if head[3] == _DATA and payload:
+                stream = int.from_bytes(head[5:], "big")
+                headers = answer(payload[_MESSAGE_PREFIX:])
+                writer.write(_frame(_HEADERS, _END_OF_HEADERS_AND_STREAM, stream, headers))
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        host, port = server.sockets[0].getsockname()
-        yield f"{host}:{port}"
+    async with Front(serve) as listening:
+        yield listening.endpoint
 
 
 @contextlib.asynccontextmanager
@@ -81,18 +79,8 @@ async def swallowing(server: EtcdServer, part: bytes) -> AsyncIterator[str]:
         while data := await reader.read(65536):
             writer.write(data)
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection(server.host, server.port)
-        returning = asyncio.ensure_future(back(server_reader, writer))
-        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
-            await forward(reader, server_writer)
-        server_writer.close()
-        await asyncio.wait({returning})
-        writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
-        host, port = listener.sockets[0].getsockname()
-        yield f"{host}:{port}"
+    async with Front(between(server.host, server.port, forward, back)) as listening:
+        yield listening.endpoint
 
 
 @contextlib.asynccontextmanager
@@ -102,25 +90,16 @@ async def throttled(server: EtcdServer, rate: int) -> AsyncIterator[str]:
     Yields:
         The address.
     """
+    block = rate // 20
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(rate // 20):
-                writer.write(data)
-                await writer.drain()
-                await asyncio.sleep(len(data) / rate)
+        while data := await reader.read(block):
+            writer.write(data)
+            await writer.drain()
+            await asyncio.sleep(len(data) / rate)
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection(server.host, server.port, limit=rate // 20)
-        returning = asyncio.ensure_future(forward(server_reader, writer))
-        await forward(reader, server_writer)
-        server_writer.close()
-        await returning
-        writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0, limit=rate // 20) as listener:
-        host, port = listener.sockets[0].getsockname()
-        yield f"{host}:{port}"
+    async with Front(between(server.host, server.port, forward, forward, limit=block), limit=block) as listening:
+        yield listening.endpoint
 
 
 def _string(text: str) -> bytes:

@@ -27,15 +27,17 @@ class Front:
     Args:
         handler: what is done with each connection at first.
         tls: speak TLS with those who connect.
+        limit: bytes of a connection that are held before they are read.
     """
 
-    def __init__(self, handler: Handler, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, handler: Handler, *, tls: ssl.SSLContext | None = None, limit: int = _CHUNK) -> None:
         self._handler = handler
         self._tls = tls
+        self._limit = limit
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, _HOST, 0, ssl=self._tls)
+        self._server = await asyncio.start_server(self._accept, _HOST, 0, ssl=self._tls, limit=self._limit)
         self.port: int = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -73,7 +75,7 @@ class Front:
             await asyncio.wait(tasks)
 
 
-async def _listen(reader: asyncio.StreamReader) -> None:
+async def swallow(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
     """Take what is sent, until the other side has enough."""
     while await reader.read(_CHUNK):
         pass
@@ -81,12 +83,25 @@ async def _listen(reader: asyncio.StreamReader) -> None:
 
 def passing_on(port: int) -> Handler:
     """Pass everything on to a server."""
+    return between(_HOST, port, _copy, _copy)
+
+
+def between(host: str, port: int, up: Handler, down: Handler, *, limit: int = _CHUNK) -> Handler:
+    """Stand between a client and a server, until one of them has enough.
+
+    Args:
+        host: the server's.
+        port: the server's.
+        up: passes on what the client sends.
+        down: passes on what the server sends.
+        limit: bytes from the server that are held before they are read.
+    """
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection(_HOST, port)
+        server_reader, server_writer = await asyncio.open_connection(host, port, limit=limit)
         directions = [
-            asyncio.ensure_future(_copy(reader, server_writer)),
-            asyncio.ensure_future(_copy(server_reader, writer)),
+            asyncio.ensure_future(up(reader, server_writer)),
+            asyncio.ensure_future(down(server_reader, writer)),
         ]
         try:
             await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
@@ -118,7 +133,7 @@ def saying(*parts: bytes, first_listen: bool = True, then_close: bool = False) -
             writer.close()
             await writer.wait_closed()
         else:
-            await _listen(reader)
+            await swallow(reader, writer)
 
     return handle
 

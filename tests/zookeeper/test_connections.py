@@ -17,6 +17,7 @@ from aiolibkv.backends.zookeeper import session
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import Certificates, ZooKeeperServer
+from faults.impostors import Front, between
 from zookeeper.conftest import make_store
 
 
@@ -35,18 +36,8 @@ async def slow_uplink(host: str, port: int, rate: int) -> AsyncIterator[str]:
         while data := await reader.read(65536):
             writer.write(data)
 
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_server, to_server = await asyncio.open_connection(host, port)
-        try:
-            await asyncio.gather(up(reader, to_server), down(from_server, writer))
-        except OSError:
-            pass
-        finally:
-            to_server.close()
-            writer.close()
-
-    async with await asyncio.start_server(handle, "127.0.0.1", 0, limit=block) as listening:
-        yield f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    async with Front(between(host, port, up, down), limit=block) as listening:
+        yield listening.endpoint
 
 
 @pytest.mark.asyncio

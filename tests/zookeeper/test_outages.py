@@ -26,6 +26,7 @@ from aiolibkv.backends.zookeeper import operations as ops
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ZooKeeperCluster, ZooKeeperServer
+from faults.impostors import Front, saying, swallow
 from stores import ZooKeeperStore
 from zookeeper.conftest import MakeStore, OneShotStore, make_store
 
@@ -52,17 +53,8 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 @pytest_asyncio.fixture
 async def mute() -> AsyncIterator[str]:
     """A host that accepts and says nothing."""
-    writers: list[asyncio.StreamWriter] = []
-
-    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-
-    listening = await asyncio.start_server(accept, "127.0.0.1", 0)
-    yield f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    listening.close()
-    for writer in writers:
-        writer.transport.abort()
-    await asyncio.sleep(0)
+    async with Front(swallow) as listening:
+        yield listening.endpoint
 
 
 # -- answers that are lost ---------------------------------------------------------------------------------------------
@@ -433,15 +425,8 @@ async def test_entering_tries_hosts_that_refuse_again(proxy: FaultProxy) -> None
     "garbage", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x7f\xff\xff\xff" + bytes(100), b"\x00\x00\x00\x04ABCD"]
 )
 async def test_what_is_no_zookeeper(garbage: bytes) -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(100)
-        writer.write(garbage)
-        await reader.read()
-        writer.close()
-
-    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with listening:
-        store = make_store([f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"], connection_timeout=0.5)
+    async with Front(saying(garbage)) as listening:
+        store = make_store([listening.endpoint], connection_timeout=0.5)
         with pytest.raises(NotReachableError):
             await store.__aenter__()
 

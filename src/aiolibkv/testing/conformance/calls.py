@@ -105,6 +105,9 @@ class Calls(Suite):
                     await other.exists("directory/key", consistent=False)
                     and await other.get("directory/key", consistent=False) == pair
                     and list(await other.list("directory", consistent=False)) == [pair]
+                    and await other.get_many(["directory/key"], consistent=False) == {"directory/key": pair}
+                    and await other.keys("directory", consistent=False) == ["directory/key"]
+                    and await other.children("directory", consistent=False) == ["key"]
                 )
             except KeyNotFoundError:
                 return False
