@@ -8,6 +8,7 @@ from aiohttp import web
 
 from aiolibkv import AccessDeniedError, Config, NotReachableError
 from aiolibkv.store import Lifetime, OwnCall
+from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers import ConsulServer
 from consul.conftest import Make
 from consul.rewriting import Rewriting
@@ -86,3 +87,17 @@ async def test_a_renewal_that_no_leader_vouches_for(make: Make, server: ConsulSe
         assert await alone.driver.renew(call, lease)
         await store.driver.revoke(call, lease)
         assert not await alone.driver.renew(call, lease)
+
+
+async def test_a_session_that_was_refused_for_certain_is_not_looked_for(make: Make, server: ConsulServer) -> None:
+    asked = []
+
+    def refuse(request: web.Request) -> tuple[int, str] | None:
+        asked.append(request.path)
+        return (500, "No cluster leader") if request.path == "/v1/session/create" else None
+
+    async with Rewriting(server, refuse=refuse) as front, make(front.endpoint, request_timeout=scaled(0.5)) as store:
+        with pytest.raises(NotReachableError):
+            await store.put("key", b"", ttl=30)
+    assert asked.count("/v1/session/create") > 1
+    assert "/v1/session/list" not in asked

@@ -379,7 +379,10 @@ class Driver(ABC, Generic[L]):
 
     @abstractmethod
     async def revoke(self, call: Call, lease: L) -> None:
-        """End a lease, with the keys that are still under it. One that the server does not know is no error."""
+        """End a lease, with the keys that are still under it. One that the server does not know is no error.
+
+        Called also when the grant failed: who notes in the lease that it certainly was refused need not ask the server.
+        """
 
     # -- what a driver may do better ------------------------------------------------------------------------------
 

@@ -54,7 +54,7 @@ class ConsulLease(Lease):
         session_ttl: seconds; the session's TTL.
         renewed: whether the store renews it.
         name: chosen here, so that it is found when the answer was lost.
-        asked: whether a request to create it may have reached a server.
+        asked: whether a request to create it may have been carried out.
         session: its identifier, "" until it is known.
         creation: the request to create it.
     """
@@ -158,6 +158,15 @@ class Sessions:
         await asyncio.shield(lease.creation)
 
     async def _create(self, lease: ConsulLease) -> None:
+        was_asked = lease.asked
+        try:
+            await self._request(lease)
+        except StoreError as error:
+            if not error.maybe_applied:
+                lease.asked = was_asked
+            raise
+
+    async def _request(self, lease: ConsulLease) -> None:
         is_registered = False
         while True:
             settings = {

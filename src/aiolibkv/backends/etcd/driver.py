@@ -49,6 +49,7 @@ from aiolibkv.store import (
     Lifetime,
     Listing,
     Names,
+    OwnCall,
     Page,
     Removal,
     Removed,
@@ -81,10 +82,29 @@ class EtcdLease(Lease):
     Attributes:
         id: the identifier.
         granting: the last request to begin it, which goes on when who waits for it is cancelled.
+        maybe_granted: whether the server may know it: a request to begin it has left, and was not refused.
     """
 
     id: int = field(default_factory=lambda: _identifiers.randrange(1, 1 << 63))
     granting: asyncio.Task[LeaseGrantAnswer] | None = None
+    maybe_granted: bool = False
+
+
+class _Granting(OwnCall):
+    """Notes on a lease what becomes of a request to begin it."""
+
+    def __init__(self, lease: EtcdLease) -> None:
+        super().__init__()
+        self._lease = lease
+        self._before = lease.maybe_granted
+
+    def writing(self) -> None:
+        super().writing()
+        self._lease.maybe_granted = True
+
+    def settled(self) -> None:
+        super().settled()
+        self._lease.maybe_granted = self._before
 
 
 def _server_ttl(lifetime: Lifetime) -> int:
@@ -310,7 +330,7 @@ class EtcdDriver(Driver[EtcdLease]):
 
     async def grant(self, call: Call, lease: EtcdLease) -> None:
         request = LeaseGrant(int(lease.ttl), lease.id)
-        lease.granting = self._grants.start(self._connection.call(request, LeaseGrantAnswer))
+        lease.granting = self._grants.start(self._connection.call(request, LeaseGrantAnswer, write=_Granting(lease)))
         try:
             answer = await shared(lease.granting)
             if answer.ttl <= 0:
@@ -335,8 +355,12 @@ class EtcdDriver(Driver[EtcdLease]):
 
     async def revoke(self, call: Call, lease: EtcdLease) -> None:
         if lease.granting is not None:
+            if not lease.maybe_granted:
+                lease.granting.cancel()
             # The server may take the two in any order, and to revoke what is granted afterwards does nothing.
             await asyncio.wait({lease.granting})
+        if not lease.maybe_granted:
+            return
         try:
             await self._connection.call(LeaseRevoke(lease.id), LeaseRevokeAnswer)
         except RefusedError as refusal:
