@@ -14,7 +14,7 @@ from aiolibkv import (
     Put,
     StoreError,
 )
-from aiolibkv.store import LeaseLost, Lifetime, OwnCall, Removal, Write
+from aiolibkv.store import LeaseLostError, Lifetime, OwnCall, Removal, Write
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.servers import ConsulServer
 from consul.conftest import Make
@@ -157,7 +157,7 @@ async def test_keys_under_a_lease_that_is_gone(direct: ConsulStore, prefix: str)
     assert [pair.last_index for pair in await direct.list("")] == indexes
     await driver.revoke(call, lease)
     assert list(await direct.list("")) == []
-    with pytest.raises(LeaseLost):
+    with pytest.raises(LeaseLostError):
         await driver.commit(call, steps, lease=lease)
     with pytest.raises(KeyNotFoundError):
         await driver.commit(call, [Removal(f"{prefix}/0")])

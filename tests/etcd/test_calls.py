@@ -20,7 +20,7 @@ from aiolibkv import (
 )
 from aiolibkv.backends.etcd import reading
 from aiolibkv.events import Connected, Disconnected, Event
-from aiolibkv.store import Call, Guard, LeaseLost, Lifetime, OwnCall, Removed
+from aiolibkv.store import Call, Guard, LeaseLostError, Lifetime, OwnCall, Removed
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import EtcdServer
@@ -231,7 +231,7 @@ async def test_who_is_ahead_in_line(direct: EtcdStore) -> None:
     assert [await driver.place_ahead(_call(), line, place) for place in places] == [None, *places[:2]]
     await driver.delete(_call(), places[1], expected=None, guard=None)
     assert await driver.place_ahead(_call(), line, places[2]) == places[0]
-    with pytest.raises(LeaseLost):
+    with pytest.raises(LeaseLostError):
         await driver.place_ahead(_call(), line, places[1])
     await driver.revoke(_call(), lease)
 
@@ -498,7 +498,7 @@ async def test_a_put_under_an_unknown_lease_writes_nothing(direct: EtcdStore) ->
     lease = direct.driver.new_lease(Lifetime(30, keep_alive=True))
     for expected in (None, 0):
         call = _call()
-        with pytest.raises(LeaseLost):
+        with pytest.raises(LeaseLostError):
             await direct.driver.put(
                 call, f"{direct.driver.config.prefix}/key", b"", expected=expected, lease=lease, guard=None
             )

@@ -8,7 +8,7 @@ import pytest_asyncio
 from aiolibkv import KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLostError, StoreError
 from aiolibkv.backends.etcd import EtcdDriver
 from aiolibkv.backends.etcd.driver import EtcdLease
-from aiolibkv.store import Condition, Guard, LeaseLost, Lifetime, OwnCall, Removal, Step, Write
+from aiolibkv.store import Condition, Guard, LeaseLostError, Lifetime, OwnCall, Removal, Step, Write
 from aiolibkv.testing.servers import EtcdServer
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
@@ -118,7 +118,7 @@ async def test_a_lock_is_not_taken_past_the_line_of_others(driver: EtcdDriver) -
     assert caught.value.key == "lock"
     await driver.revoke(OwnCall(), lease)
     assert (await driver.acquire(OwnCall(), "lock", b"", await granted(driver), line=None)).last_index > 0
-    with pytest.raises(LeaseLost):
+    with pytest.raises(LeaseLostError):
         await driver.acquire(OwnCall(), "another", b"", lease, line="line/place")
 
 

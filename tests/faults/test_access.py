@@ -37,7 +37,7 @@ from aiolibkv.backends.zookeeper import operations as ops
 from aiolibkv.backends.zookeeper.connection import Connection
 from aiolibkv.backends.zookeeper.session import ZooKeeperSession
 from aiolibkv.store import Store
-from aiolibkv.store.names import Address
+from aiolibkv.store.resolver import Address
 from aiolibkv.testing.conformance.suite import next_of
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from aiolibkv.backends.etcd import codec, table
 from aiolibkv.backends.zookeeper import operations as ops
+from aiolibkv.backends.zookeeper.failures import NodeExistsError, TransactionRefusedError
 from aiolibkv.backends.zookeeper.operations import MalformedError, Operation
 from aiolibkv.testing.scale import scaled
 
@@ -176,7 +177,7 @@ def _read_zookeeper(read: Callable[[], object]) -> None:
     """Read an answer, which is one, or refused in the one way that is; or it is itself a refusal."""
     try:
         read()
-    except (MalformedError, ops.TransactionRefusedError):
+    except (MalformedError, TransactionRefusedError):
         return
 
 
@@ -223,10 +224,10 @@ def test_zookeeper_reads_whole_answers() -> None:
         "get_acl": [("digest", "ann:x")],
     }
     operation, answer = ANSWERS["a refused transaction"]
-    with pytest.raises(ops.TransactionRefusedError) as caught:
+    with pytest.raises(TransactionRefusedError) as caught:
         operation.read(answer, 0)
     assert caught.value.position == 1
-    assert isinstance(caught.value.reason, ops.NodeExistsError)
+    assert isinstance(caught.value.reason, NodeExistsError)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aiolibkv import Check, Delete, KeyExistsError, KeyNotFoundError, Put
-from aiolibkv.store import LeaseLost, Lifetime, OwnCall
+from aiolibkv.store import LeaseLostError, Lifetime, OwnCall
 from sqlite.workers import open_sqlite
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
@@ -54,7 +54,7 @@ async def test_a_line_is_looked_at_with_the_acquisition(database: Path) -> None:
             await driver.acquire(call, "lock", b"", lease, line="line")
         assert caught.value.key == "line"
         assert [await driver.place_ahead(call, "line", f"line/{name}") for name in "cab"] == [None, "line/c", "line/a"]
-        with pytest.raises(LeaseLost):
+        with pytest.raises(LeaseLostError):
             await driver.place_ahead(call, "line", "line/d")
         acquired = await driver.acquire(call, "lock", b"", lease, line=None)
         with pytest.raises(KeyNotFoundError):

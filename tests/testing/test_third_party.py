@@ -19,7 +19,7 @@ from aiolibkv.store import (
     Feed,
     Guard,
     Lease,
-    LeaseLost,
+    LeaseLostError,
     Lifetime,
     Listing,
     Removal,
@@ -83,7 +83,7 @@ class Server:
         for step in steps:
             self.require(step)
         if lease is not None and lease not in self.ends:
-            raise LeaseLost
+            raise LeaseLostError
         if not all(isinstance(step, Condition) for step in steps):
             self.index += 1
             for step in steps:
@@ -249,7 +249,7 @@ class Distant(Driver[Session]):
         call.writing()
         try:
             return await self._ask(request)
-        except (KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLostError, LeaseLost):
+        except (KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLostError, LeaseLostError):
             call.settled()
             raise
 

@@ -11,7 +11,7 @@ from aiolibkv.backends.memory import MemoryDriver
 from aiolibkv.backends.memory.space import Space
 from aiolibkv.config import Config
 from aiolibkv.errors import NotReachableError
-from aiolibkv.store import UNSEEN, Acquired, Call, Feed, Guard, Lease, LeaseLost, Lifetime, Store, Unseen
+from aiolibkv.store import UNSEEN, Acquired, Call, Feed, Guard, Lease, LeaseLostError, Lifetime, Store, Unseen
 from aiolibkv.types import KVPair
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class FaultyDriver(MemoryDriver):
         if fault == "unsent":
             raise NotReachableError
         if fault == "lease lost":
-            raise LeaseLost
+            raise LeaseLostError
         if writes:
             call.writing()
         if fault == "lost request":

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from aiolibkv import CannotLockError, LockLostError, StoreClosedError
-from aiolibkv.store import LeaseLost
+from aiolibkv.store import LeaseLostError
 from aiolibkv.store.locks import StoreHeldLock
 from aiolibkv.testing.scale import eventually, scaled
 from unit.faulty import FaultyStore
@@ -108,13 +108,13 @@ async def test_the_body_of_a_lost_lock_is_cancelled(how: str) -> None:
 async def test_a_lease_that_turns_out_to_be_lost_while_a_key_is_watched() -> None:
     """The holder has lost the lock, and whoever waits begins again."""
     async with FaultyStore(["shared"]) as store, FaultyStore(["shared"]) as other:
-        store.faults["follow"].append(LeaseLost())
+        store.faults["follow"].append(LeaseLostError())
         held = await store.new_lock("lock", ttl=1000).acquire()
         await asyncio.wait_for(held.wait_lost(), scaled(5))
         holder = other.new_lock("lock", ttl=1000)
         await holder.acquire()
         begun = len(store.leases)
-        store.faults["follow"].append(LeaseLost())
+        store.faults["follow"].append(LeaseLostError())
         waiting = asyncio.create_task(store.new_lock("lock", ttl=1000).acquire())
         await eventually(lambda: len(store.leases) == begun + 2, within=5, message="it begins again")
         await holder.release()

@@ -16,7 +16,7 @@ from aiolibkv.store.backoff import growing_pauses
 from aiolibkv.store.driver import Driver
 from aiolibkv.store.outages import Outages
 from aiolibkv.store.paths import Paths
-from aiolibkv.store.tasks import Tasks, finish, prepare
+from aiolibkv.store.tasks import Tasks, prepare, wait_shielded
 from aiolibkv.store.tls import refuses_certificate
 
 T = TypeVar("T")
@@ -227,7 +227,7 @@ class Calls:
         except BaseException as error:
             self.outages.ended(self)
             try:
-                await finish(self._loop.create_task(self._disconnect()))
+                await wait_shielded(self._loop.create_task(self._disconnect()))
             finally:
                 self._is_entered = False
             if isinstance(error, StoreError):
@@ -302,7 +302,7 @@ class Calls:
             self._deadlines.expire_all()
             end()
             self._closing = asyncio.get_running_loop().create_task(self._shut_down(shut_down))
-        await finish(self._closing)
+        await wait_shielded(self._closing)
 
     async def _shut_down(self, shut_down: Callable[[], Awaitable[None]]) -> None:
         await shut_down()

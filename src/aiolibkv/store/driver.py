@@ -209,7 +209,7 @@ class Lease:
             self.on_agreed(sent)
 
 
-class LeaseLost(Exception):  # noqa: N818 - a signal between driver and library, none of the library's errors
+class LeaseLostError(Exception):
     """The server does not know the lease; nothing was written."""
 
 
@@ -336,7 +336,7 @@ class Driver(ABC, Generic[L]):
                 (for a Removal that is KeyNotFoundError).
             KeyNotFoundError: a Removal's key does not exist, or that of a Condition with expected None.
             LockLostError: the guard does not hold. It comes before the others.
-            LeaseLost: the server does not know the lease.
+            LeaseLostError: the server does not know the lease.
         """
 
     @abstractmethod
@@ -450,7 +450,7 @@ class Driver(ABC, Generic[L]):
 
         Raises:
             KeyExistsError: the key exists, with its path as key; or else somebody is in the line, with the line as key.
-            LeaseLost: the server does not know the lease.
+            LeaseLostError: the server does not know the lease.
         """
         index = await self.put(call, path, value, expected=0, lease=lease, guard=None)
         return Acquired(index, index)
@@ -470,12 +470,12 @@ class Driver(ABC, Generic[L]):
         """Return who stands before a place in a line, None for the first; the order is that of creation.
 
         Raises:
-            LeaseLost: the place is gone, which it is only with its lease.
+            LeaseLostError: the place is gone, which it is only with its lease.
         """
         pairs = (await self.list(call, line, consistent=True)).pairs
         order = [pair.key for pair in sorted(pairs, key=lambda pair: pair.last_index)]
         if place not in order:
-            raise LeaseLost
+            raise LeaseLostError
         at = order.index(place)
         return order[at - 1] if at else None
 
@@ -489,7 +489,7 @@ class Driver(ABC, Generic[L]):
         For a driver that knows a cheaper way: the watch is over soon, and at the latest with the lease.
 
         Raises:
-            LeaseLost: the server does not know the lease any more.
+            LeaseLostError: the server does not know the lease any more.
         """
         await self.follow(feed)
 

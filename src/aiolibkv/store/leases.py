@@ -16,7 +16,7 @@ from aiolibkv.errors import NotReachableError, RequestTimeoutError, StoreClosedE
 from aiolibkv.store.backoff import growing_pauses
 from aiolibkv.store.calls import Call, Calls
 from aiolibkv.store.driver import Lease, Lifetime
-from aiolibkv.store.tasks import finish
+from aiolibkv.store.tasks import wait_shielded
 
 T = TypeVar("T")
 
@@ -196,7 +196,7 @@ class Sessions:
 
     async def end_and_wait(self, session: Session) -> None:
         """End a session, though the caller is cancelled; a slow server is not waited for."""
-        await finish(self.end(session), _WAITING_TIME)
+        await wait_shielded(self.end(session), _WAITING_TIME)
 
     def revoke(self, lease: Lease) -> asyncio.Task[None]:
         """Begin to revoke a lease; while the store is open that goes on until the server has answered."""

@@ -24,9 +24,9 @@ from aiolibkv.errors import (
     StoreClosedError,
     StoreError,
 )
-from aiolibkv.events import LeaseLost as LeaseLostEvent
+from aiolibkv.events import LeaseLost
 from aiolibkv.store.calls import Call, Calls
-from aiolibkv.store.driver import Guard, Lease, LeaseLost, Lifetime
+from aiolibkv.store.driver import Guard, Lease, LeaseLostError, Lifetime
 from aiolibkv.store.leases import SHORTEST_TTL, Session, Sessions, retry
 
 _CREATED_AT_ONCE = 50
@@ -161,7 +161,7 @@ class Lifetimes:
                     await driver.grant(call, lease)
                     is_granted = True
                 return await driver.put(call, path, value, expected=expected, lease=lease, guard=guard)
-            except LeaseLost as error:
+            except LeaseLostError as error:
                 lease, is_granted = driver.new_lease(lifetime), False
                 raise NotReachableError("the server has lost the lease") from error
             finally:
@@ -214,7 +214,7 @@ class Lifetimes:
             lease = shared.session.lease
             try:
                 index = await self._calls.driver.put(call, path, value, expected=expected, lease=lease, guard=guard)
-            except LeaseLost as error:
+            except LeaseLostError as error:
                 shared.session.lose()
                 raise NotReachableError("the server has lost the lease") from error
             finally:
@@ -275,7 +275,7 @@ class Lifetimes:
     async def _begin(self, session: Session) -> None:
         try:
             await self._calls.attempt(session.begin)
-        except LeaseLost as error:
+        except LeaseLostError as error:
             raise NotReachableError("the server has lost the lease") from error
 
     def _lost(self, shared: _Shared) -> None:
@@ -284,7 +284,7 @@ class Lifetimes:
         self._sessions.end(shared.session)
         if shared.users:
             _log.warning("%s: a lease was lost; its keys are created again", self._calls.driver.name)
-            self._calls.tell(LeaseLostEvent, "the server does not know it any more")
+            self._calls.tell(LeaseLost, "the server does not know it any more")
             self._tasks.start(self._replace(shared, are_there=False))
 
     def _abandon(self, shared: _Shared) -> None:
@@ -333,7 +333,7 @@ class Lifetimes:
                 return False
             try:
                 await self._write_again(path, record, shared, expected=record.index if is_there else 0)
-            except LeaseLost:
+            except LeaseLostError:
                 shared.session.lose()
             except (KeyExistsError, KeyModifiedError):
                 self._drop(path, record, revoke=False)

@@ -31,9 +31,9 @@ from aiolibkv.errors import (
 from aiolibkv.events import LockAcquired, LockLost
 from aiolibkv.store.backoff import growing_pauses
 from aiolibkv.store.calls import Call, Calls
-from aiolibkv.store.driver import LeaseLost
+from aiolibkv.store.driver import LeaseLostError
 from aiolibkv.store.leases import SHORTEST_TTL, Session, Sessions, clock, retry
-from aiolibkv.store.tasks import Tasks, finish
+from aiolibkv.store.tasks import Tasks, wait_shielded
 from aiolibkv.store.watches import Watches
 
 T = TypeVar("T")
@@ -236,7 +236,7 @@ class StoreHeldLock:
         """Free the lock if it is held, though the caller is cancelled; a slow server is not waited for."""
         if not self._is_over:
             self._end()
-            await finish(self._locks.tasks.start(self._free()), _RELEASING_TIME)
+            await wait_shielded(self._locks.tasks.start(self._free()), _RELEASING_TIME)
 
     def lose(self, reason: str | None) -> None:
         """Count the lock as lost; nothing is told without a reason."""
@@ -273,7 +273,7 @@ class StoreHeldLock:
                 self.path,
             )
         except BaseException as error:
-            if isinstance(error, StoreError | LeaseLost):
+            if isinstance(error, StoreError | LeaseLostError):
                 _log.debug("%s: a lock is freed with its session: %s", self.calls.driver.name, error)
                 await sessions.end(session)
                 return
@@ -303,7 +303,7 @@ class StoreHeldLock:
                 async for pair in watch:
                     if pair is None or pair.last_index != self.fencing_token:
                         break
-        except LeaseLost as error:
+        except LeaseLostError as error:
             _log.debug("a lock goes with its lease: %s", error)
         except (AccessDeniedError, StoreClosedError) as error:
             _log.debug("a held lock is not watched any more: %s", error)
@@ -449,7 +449,7 @@ class StoreLock:
                 session = session or await self._locks.sessions.take(self._ttl, self._path)
                 try:
                     held, is_key_there = await self._take_or_wait_for_line(session, mutex)
-                except LeaseLost:
+                except LeaseLostError:
                     self._locks.sessions.end(session)
                     session = None
         finally:
@@ -495,7 +495,7 @@ class StoreLock:
             self._calls.outages.healed(self)
             try:
                 return await self._wait(session, mutex, is_in_line=is_in_line or await self._is_behind_others())
-            except LeaseLost as error:
+            except LeaseLostError as error:
                 is_in_line = True
                 await self._locks.sessions.end_and_wait(session)
                 raise NotReachableError("the session was lost while waiting") from error
@@ -549,9 +549,9 @@ class StoreLock:
 
     async def _wait_gone(self, path: str, session: Session) -> None:
         feed, watching = self._locks.watches.watch_under(session.lease, path)
-        session.on_lost = lambda: feed.fail(LeaseLost())
+        session.on_lost = lambda: feed.fail(LeaseLostError())
         if session.is_over:
-            raise LeaseLost
+            raise LeaseLostError
         async with watching as watch:
             async for pair in watch:
                 if pair is None:
@@ -568,7 +568,7 @@ class StoreLock:
         index, token = await calls.run(take, path)
         if not session.is_good:
             # So long without a renewal: it would be lost at once, though a new session may hold it.
-            raise LeaseLost
+            raise LeaseLostError
         self._locks.tell_ttl(path, self._asked_ttl, lease.ttl)
         return StoreHeldLock(
             self._locks,

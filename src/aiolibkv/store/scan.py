@@ -18,18 +18,18 @@ class StoreScan:
     def __init__(
         self,
         read: Callable[[str], Awaitable[Page]],
-        named: Callable[[KVPair], KVPair | None],
+        visible: Callable[[KVPair], KVPair | None],
         missing: Callable[[], KeyNotFoundError | None],
     ) -> None:
         """Make a scan; nothing is read.
 
         Args:
             read: reads the page after a path.
-            named: gives a pair its key; None for one that users do not see.
+            visible: gives a pair its key in place of its path; None for one that users do not see.
             missing: makes the error for a directory that does not exist; None for the root.
         """
         self._read = read
-        self._named = named
+        self._visible = visible
         self._missing = missing
         self._pairs: deque[KVPair] = deque()
         self._after = ""
@@ -69,7 +69,7 @@ class StoreScan:
     def _take(self, page: Page) -> None:
         if page.pairs:
             self._after = page.pairs[-1].key
-        pairs = [named for pair in page.pairs if (named := self._named(pair)) is not None]
+        pairs = [named for pair in page.pairs if (named := self._visible(pair)) is not None]
         self._pairs.extend(pairs)
         self._is_empty = self._is_empty and not pairs
         self._more = page.more

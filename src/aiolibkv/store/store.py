@@ -70,7 +70,7 @@ class Store(Generic[D]):
             pair = await self._calls.run(partial(self.driver.get, path=path, consistent=consistent), path)
         if pair is None:
             raise self._calls.located(KeyNotFoundError(), path)
-        return self._named(pair)
+        return self._with_key(pair)
 
     async def exists(self, key: str, *, consistent: bool = True) -> bool:
         """Tell whether there is such a key; see AsyncStore."""
@@ -119,7 +119,7 @@ class Store(Generic[D]):
             return {}
         read = partial(self.driver.get_many, paths=paths, consistent=consistent)
         found = await self._calls.run(read, paths[0] if len(paths) == 1 else None)
-        pairs = [self._named(pair) for pair in found if pair is not None]
+        pairs = [self._with_key(pair) for pair in found if pair is not None]
         return {pair.key: pair for pair in pairs}
 
     def scan(self, directory: str, *, page: int = 1000) -> Scan:
@@ -133,7 +133,7 @@ class Store(Generic[D]):
         async def read(after: str) -> Page:
             return await self._calls.run(partial(self.driver.page, directory=path, after=after, limit=page), path)
 
-        return StoreScan(read, self._visible, lambda: self._not_found(path))
+        return StoreScan(read, self._visible_pair, lambda: self._not_found(path))
 
     # -- writes ----------------------------------------------------------------------------------------------------
 
@@ -299,10 +299,10 @@ class Store(Generic[D]):
             error.locate(self.driver.name, self.driver.hosts(), None)
             raise
 
-    def _named(self, pair: KVPair) -> KVPair:
+    def _with_key(self, pair: KVPair) -> KVPair:
         return KVPair(self._paths.name(pair.key), pair.value, pair.last_index) if self._paths.root else pair
 
-    def _visible(self, pair: KVPair) -> KVPair | None:
+    def _visible_pair(self, pair: KVPair) -> KVPair | None:
         name = self._paths.visible(pair.key)
         if name is None:
             return None
@@ -310,8 +310,8 @@ class Store(Generic[D]):
 
     def _visible_pairs(self, pairs: Sequence[KVPair]) -> Sequence[KVPair]:
         if self._paths.are_plain([pair.key for pair in pairs]):
-            return [self._named(pair) for pair in pairs] if self._paths.root else pairs
-        return [named for pair in pairs if (named := self._visible(pair)) is not None]
+            return [self._with_key(pair) for pair in pairs] if self._paths.root else pairs
+        return [named for pair in pairs if (named := self._visible_pair(pair)) is not None]
 
     def _not_found(self, path: str) -> KeyNotFoundError | None:
         if path == self._paths.root:

@@ -74,11 +74,11 @@ class Tasks:
 
 
 def prepare() -> None:
-    """Load now what ``finish`` needs, in an event loop: later there may be no file descriptor left to load it with."""
+    """Load what ``wait_shielded`` needs, in an event loop: later no file descriptor may be left to load it with."""
     CancelScope()  # AnyIO imports the half that is for asyncio when one is made first
 
 
-async def finish(work: asyncio.Task[None], limit: float = math.inf) -> None:
+async def wait_shielded(work: asyncio.Task[None], limit: float = math.inf) -> None:
     """Wait until a clean-up has ended, whatever cancels the caller meanwhile, at most limit seconds.
 
     A cancellation that arrived is raised afterwards. AnyIO's scopes cancel at every await again, so they are

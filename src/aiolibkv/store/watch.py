@@ -81,12 +81,12 @@ class Feed:
         """Take the whole state at an index, with paths as keys."""
         state = {key: pair for pair in pairs if (key := self._name(pair.key)) is not None}
         gone: dict[str, KVPair | None] = dict.fromkeys(self._latest.keys() - state.keys())
-        self._push({**gone, **{key: self._named(key, pair) for key, pair in state.items()}}, index)
+        self._push({**gone, **{key: _with_key(pair, key) for key, pair in state.items()}}, index)
 
     def apply(self, changes: Iterable[tuple[str, KVPair | None]], index: int) -> None:
         """Take what has changed up to an index, as (path, pair or None); all of one modification together."""
         named = ((self._name(path), pair) for path, pair in changes)
-        self._push({key: pair and self._named(key, pair) for key, pair in named if key is not None}, index)
+        self._push({key: pair and _with_key(pair, key) for key, pair in named if key is not None}, index)
 
     def resumed(self) -> None:
         """Note that the server is heard again and nothing was missed."""
@@ -130,10 +130,6 @@ class Feed:
         """Let a pending wait return."""
         if self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
-
-    @staticmethod
-    def _named(key: str, pair: KVPair) -> KVPair:
-        return pair if key == pair.key else KVPair(key, pair.value, pair.last_index)
 
     def _push(self, changed: dict[str, KVPair | None], index: int) -> None:
         first = self._last_index < 0
@@ -242,6 +238,10 @@ class StoreWatch(Generic[T]):
         elif not self._closed:
             self._task = self._start(self._feed)
             weakref.finalize(self, _cancel, self._task).atexit = False
+
+
+def _with_key(pair: KVPair, key: str) -> KVPair:
+    return pair if key == pair.key else KVPair(key, pair.value, pair.last_index)
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

@@ -17,7 +17,7 @@ from aiolibkv.errors import (
 from aiolibkv.events import WatchResumed, WatchStale
 from aiolibkv.store.backoff import growing_pauses
 from aiolibkv.store.calls import Calls
-from aiolibkv.store.driver import Lease, LeaseLost
+from aiolibkv.store.driver import Lease, LeaseLostError
 from aiolibkv.store.watch import Feed, StoreWatch
 from aiolibkv.types import KVPair, Snapshot
 
@@ -44,7 +44,7 @@ class Watches:
         return StoreWatch(feed, self._start, lambda snapshot: snapshot, self._calls.check_home)
 
     def watch_under(self, lease: Lease, path: str) -> tuple[Feed, StoreWatch[KVPair | None]]:
-        """Make a watch of any path, the library's own included, for who has a lease; LeaseLost ends it."""
+        """Make a watch of any path, the library's own included, for who has a lease; LeaseLostError ends it."""
         feed = Feed(path, tree=False, name=lambda name: name)
         follow = self._calls.driver.follow_under
         return feed, StoreWatch(
@@ -102,7 +102,7 @@ class _KeptUp:
                     await self._follow()
                 except (NotReachableError, RequestTimeoutError) as error:
                     feed.cut_off(error)
-                except LeaseLost as error:
+                except LeaseLostError as error:
                     feed.fail(error)
                     return
                 except (AccessDeniedError, InvalidKeyError) as error:

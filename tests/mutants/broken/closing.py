@@ -209,7 +209,7 @@ def close_can_be_cancelled(patch: pytest.MonkeyPatch) -> None:
     async def wait(work: asyncio.Task[None], limit: float = 0) -> None:
         await work
 
-    patch.setattr(aiolibkv.store.calls, "finish", wait)
+    patch.setattr(aiolibkv.store.calls, "wait_shielded", wait)
 
 
 @mutant(Closing)

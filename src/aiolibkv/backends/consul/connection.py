@@ -36,7 +36,7 @@ from aiolibkv.errors import NotReachableError, StoreError
 from aiolibkv.keys import RESERVED
 from aiolibkv.store import Endpoint, Endpoints
 from aiolibkv.store.driver import Observer
-from aiolibkv.store.names import Names
+from aiolibkv.store.resolver import Resolver
 from aiolibkv.store.tls import Tls
 
 CALLS_AT_ONCE = 32
@@ -133,7 +133,7 @@ class Connection:
         self._heard: Endpoint | None = None
         self._token = TokenSource(config.token)
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
-        self._names = Names()
+        self._resolver = Resolver()
         tls = Tls(config)
         self._scheme = "http" if tls.context() is None else "https"
         self._bases: dict[Endpoint, str] = {}
@@ -143,7 +143,7 @@ class Connection:
         self.patience: float | None = config.request_timeout * _SHARE_OF_ONE_OF_SEVERAL if len(endpoints) > 1 else None
         self._session = aiohttp.ClientSession(
             connector=Connector(
-                self._names, tls, config.connection_timeout, has_alternatives=self.patience is not None
+                self._resolver, tls, config.connection_timeout, has_alternatives=self.patience is not None
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=user_headers(config),
@@ -182,7 +182,7 @@ class Connection:
         """Drop all connections."""
         if self._heard is not None:
             self.failed(self._heard, "the store is closed")
-        self._names.close()
+        self._resolver.close()
         await self._session.close()
 
     async def read(self, target: str) -> Answer:

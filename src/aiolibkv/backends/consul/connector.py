@@ -15,7 +15,7 @@ from aiohttp.tracing import Trace
 
 from aiolibkv.errors import NotReachableError
 from aiolibkv.store import Endpoint
-from aiolibkv.store.names import Address, Names
+from aiolibkv.store.resolver import Address, Resolver
 from aiolibkv.store.tls import Tls
 
 _SHARE_OF_ONE_OF_SEVERAL = 0.2
@@ -60,18 +60,18 @@ class Connector(aiohttp.BaseConnector):
     the pool.
     """
 
-    def __init__(self, names: Names, tls: Tls, timeout: float, *, has_alternatives: bool) -> None:
+    def __init__(self, resolver: Resolver, tls: Tls, timeout: float, *, has_alternatives: bool) -> None:
         """Make an empty pool.
 
         Args:
-            names: looks up where servers are.
+            resolver: looks up where servers are.
             tls: what connections are encrypted with.
             timeout: seconds that connecting to a server may take at most.
             has_alternatives: whether there are several servers. Then less than that is waited for one that takes long,
                 and more the next time, up to all of it.
         """
         super().__init__(limit=0)
-        self._names = names
+        self._resolver = resolver
         self._tls = tls
         self._timeout = timeout
         self._first_patience = timeout * _SHARE_OF_ONE_OF_SEVERAL if has_alternatives else timeout
@@ -108,7 +108,7 @@ class Connector(aiohttp.BaseConnector):
         clock = self._loop.time
         deadline = clock() + patience
         try:
-            addresses = await self._names.addresses(endpoint, patience)
+            addresses = await self._resolver.addresses(endpoint, patience)
         except NotReachableError as error:
             raise UnconnectedError(error) from error
         for number, address in enumerate(addresses):
@@ -121,7 +121,7 @@ class Connector(aiohttp.BaseConnector):
                 self._patience[endpoint] = min(patience * 2, self._timeout)
             except OSError as error:
                 reason = error
-            self._names.failed(endpoint, address)
+            self._resolver.failed(endpoint, address)
         raise UnconnectedError(NotReachableError(f"the connection failed: {reason}")) from reason
 
     async def _connect_to(self, address: Address, endpoint: Endpoint) -> ResponseHandler:

@@ -21,7 +21,7 @@ from aiolibkv.errors import (
     StoreError,
     ValueTooLargeError,
 )
-from aiolibkv.store import Guard, LeaseLost
+from aiolibkv.store import Guard, LeaseLostError
 
 _DENIED = "Permission denied"
 """How it begins when a token may not do this; from 1.12 on the token's accessor and what it lacks follow."""
@@ -230,7 +230,7 @@ class TxnFailedError(Exception):
             return LockLostError(key=guard.path)
         for failure in self.failures:
             if failure.reason.startswith("invalid session"):
-                return LeaseLost()
+                return LeaseLostError()
             if failure.reason.endswith("due to lock delay"):
                 return NotReachableError(f"the key cannot be taken yet: {failure.reason}")
         return None

@@ -253,7 +253,7 @@ class Poll:
             self._checked = now
         gone = set() if state is self._state else self._state.keys() - state.keys()
         sharing = [feed for feed in self._filled if not self.own or feed.path != self.path]
-        shared = [_named(feed) for feed in sharing if is_due or _concerns(feed, gone)]
+        shared = [_resource_of(feed) for feed in sharing if is_due or _concerns(feed, gone)]
         try:
             await self._connection.check_access(*shared)
         except AccessDeniedError:
@@ -291,7 +291,7 @@ def _differs(pair: KVPair, before: KVPair | None) -> bool:
     return before is None or pair.last_index != before.last_index or pair.value != before.value
 
 
-def _named(feed: Feed) -> str:
+def _resource_of(feed: Feed) -> str:
     """Return what the right to read is asked for."""
     return start_of(feed.path) if feed.tree else feed.path
 
@@ -343,7 +343,7 @@ class Polls:
     async def _check_access(self, feed: Feed) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                await self._connection.check_access(_named(feed))
+                await self._connection.check_access(_resource_of(feed))
         except TimeoutError as error:
             raise RequestTimeoutError(f"no answer within {self._timeout:g} s") from error
 

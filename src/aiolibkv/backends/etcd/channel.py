@@ -15,7 +15,7 @@ from aiolibkv.backends.etcd import frames
 from aiolibkv.backends.etcd.frames import Fields
 from aiolibkv.backends.etcd.http2 import STREAM_WINDOW, Connection, Exchange, Failure, NotConnectedError, connect
 from aiolibkv.store.endpoints import Endpoint
-from aiolibkv.store.names import Names
+from aiolibkv.store.resolver import Resolver
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.store.tls import Tls
 
@@ -87,17 +87,17 @@ class Channel:
     One that broke is not replaced.
     """
 
-    def __init__(self, endpoint: Endpoint, names: Names, tls: Tls, limit: float) -> None:
+    def __init__(self, endpoint: Endpoint, resolver: Resolver, tls: Tls, limit: float) -> None:
         """Make a channel; nothing is sent.
 
         Args:
             endpoint: the server.
-            names: looks up its name.
+            resolver: looks up its name.
             tls: what to encrypt with.
             limit: seconds that connecting may take.
         """
         self._endpoint = endpoint
-        self._names = names
+        self._resolver = resolver
         self._tls = tls
         self._limit = limit
         self._loop = asyncio.get_running_loop()
@@ -197,7 +197,7 @@ class Channel:
         try:
             context = self._tls.context()
             self._is_secure = context is not None
-            connection = await connect(self._endpoint, self._names, context, self._limit)
+            connection = await connect(self._endpoint, self._resolver, context, self._limit)
         except NotConnectedError as error:
             failure = RpcFailedError("UNAVAILABLE", str(error), sent=False)
             failure.__cause__ = error.__cause__

@@ -36,8 +36,8 @@ from aiolibkv.config import Config
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store import Call, Endpoints
 from aiolibkv.store.driver import Observer
-from aiolibkv.store.names import Names
-from aiolibkv.store.tasks import Tasks, finish
+from aiolibkv.store.resolver import Resolver
+from aiolibkv.store.tasks import Tasks, wait_shielded
 from aiolibkv.store.tls import Tls
 
 A = TypeVar("A")
@@ -75,7 +75,7 @@ class Connection:
         self._observer = observer
         self._tasks = Tasks()
         self._closings = Tasks()
-        self._names = Names()
+        self._resolver = Resolver()
         self._tls = Tls(config, alpn=["h2"])
         self._link: Link | None = None
         self._opening: asyncio.Task[Link] | None = None
@@ -91,7 +91,7 @@ class Connection:
             AccessDeniedError: the user or password is wrong.
             ValueError: a file cannot be read or is not what it should be.
         """
-        self._names = Names()
+        self._resolver = Resolver()
         self._tls.context()
         loop = asyncio.get_running_loop()
         end = loop.time() + self._config.connection_timeout
@@ -242,7 +242,7 @@ class Connection:
             self.lost(self._link, "the store is closed")
         await self._closings.settle(_CLOSING_TIME)
         await self._closings.close()
-        self._names.close()
+        self._resolver.close()
 
     @property
     def server(self) -> str | None:
@@ -286,12 +286,12 @@ class Connection:
     async def _open_link(self, limit: float) -> Link:
         endpoint = self._endpoints.current
         answering_time = max(_ANSWERING_TIME, _ANSWERING_SHARE * self._config.connection_timeout)
-        link = Link(endpoint, Channel(endpoint, self._names, self._tls, limit), self.lost, answering_time)
+        link = Link(endpoint, Channel(endpoint, self._resolver, self._tls, limit), self.lost, answering_time)
         try:
             async with asyncio.timeout(limit):
                 await self._greet(link)
         except BaseException as error:
-            await finish(self._closings.start(link.close()))
+            await wait_shielded(self._closings.start(link.close()))
             if isinstance(error, TimeoutError | NotReachableError):
                 self._failures += 1
                 self._endpoints.failed(endpoint)

@@ -45,7 +45,7 @@ from aiolibkv.store import (
     Feed,
     Guard,
     Lease,
-    LeaseLost,
+    LeaseLostError,
     Lifetime,
     Listing,
     Names,
@@ -319,7 +319,7 @@ class EtcdDriver(Driver[EtcdLease]):
     async def place_ahead(self, call: Call, line: str, place: str) -> str | None:
         exists, ahead = await self._reader.created_before(line, place)
         if not exists:
-            raise LeaseLost
+            raise LeaseLostError
         return ahead
 
     async def follow(self, feed: Feed) -> None:
@@ -375,7 +375,7 @@ def _lease_errors() -> Iterator[None]:
         yield
     except RefusedError as refusal:
         if refusal.says("requested lease not found"):
-            raise LeaseLost from refusal
+            raise LeaseLostError from refusal
         raise
 
 

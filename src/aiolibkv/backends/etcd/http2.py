@@ -32,7 +32,7 @@ from aiolibkv.backends.etcd.frames import (
 )
 from aiolibkv.errors import StoreError
 from aiolibkv.store.endpoints import Endpoint
-from aiolibkv.store.names import Address, Names
+from aiolibkv.store.resolver import Address, Resolver
 
 STREAM_WINDOW = 1 << 27
 """Bytes that may arrive on a stream before its user has taken any."""
@@ -486,12 +486,12 @@ class NotConnectedError(Exception):
     """A server cannot be connected to; the cause may tell more."""
 
 
-async def connect(endpoint: Endpoint, names: Names, tls: ssl.SSLContext | None, limit: float) -> Connection:
+async def connect(endpoint: Endpoint, resolver: Resolver, tls: ssl.SSLContext | None, limit: float) -> Connection:
     """Connect to a server, at whichever of its addresses speaks HTTP/2.
 
     Args:
         endpoint: the server.
-        names: looks up its name.
+        resolver: looks up its name.
         tls: for TLS; plain TCP when None.
         limit: seconds for all of its addresses, which have equal shares.
 
@@ -501,7 +501,7 @@ async def connect(endpoint: Endpoint, names: Names, tls: ssl.SSLContext | None, 
     clock = asyncio.get_running_loop().time
     end = clock() + limit
     try:
-        addresses = await names.addresses(endpoint, limit)
+        addresses = await resolver.addresses(endpoint, limit)
     except StoreError as error:
         raise NotConnectedError(str(error.message)) from error
     failure = NotConnectedError("there was no time to connect")
@@ -514,7 +514,7 @@ async def connect(endpoint: Endpoint, names: Names, tls: ssl.SSLContext | None, 
             failure = error
         except TimeoutError:
             failure = NotConnectedError(f"{address.host} does not answer within {share:.3g} s")
-        names.failed(endpoint, address)
+        resolver.failed(endpoint, address)
     raise failure
 
 

@@ -14,7 +14,7 @@ from sortedcontainers import SortedDict
 
 from aiolibkv.errors import KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLostError
 from aiolibkv.keys import below as bounds
-from aiolibkv.store import Feed, Guard, Lease, LeaseLost, Removal, Step, Write
+from aiolibkv.store import Feed, Guard, Lease, LeaseLostError, Removal, Step, Write
 from aiolibkv.types import KVPair
 
 
@@ -69,7 +69,7 @@ class Space:
         for step in steps:
             self._require(step)
         if lease is not None and lease not in self._ends:
-            raise LeaseLost
+            raise LeaseLostError
         changed = [step.path for step in steps if isinstance(step, Write | Removal)]
         if not changed:
             return [0] * len(steps)
@@ -88,7 +88,7 @@ class Space:
         if expected is not None:
             self._require(Write(path, value, expected))
         if lease is not None and lease not in self._ends:
-            raise LeaseLost
+            raise LeaseLostError
         self.index += 1
         self._set(path, value, lease)
         self._tell((path,))

@@ -19,7 +19,7 @@ from aiolibkv.backends.postgresql.statements import Statement
 from aiolibkv.config import Config
 from aiolibkv.errors import NotReachableError, StoreClosedError, StoreError
 from aiolibkv.store import Endpoint, Endpoints, Tasks
-from aiolibkv.store.names import Address, Names
+from aiolibkv.store.resolver import Address, Resolver
 from aiolibkv.store.tls import Tls
 
 T = TypeVar("T")
@@ -217,7 +217,7 @@ class Connections:
         self._connected = connected
         self._disconnected = disconnected
         self._tls = Tls(config)
-        self._names = Names()
+        self._resolver = Resolver()
         self._tasks = Tasks()
         self._places = asyncio.Semaphore(_FOR_CALLS)
         self._returned = asyncio.Event()
@@ -312,7 +312,7 @@ class Connections:
     async def close(self) -> None:
         """End all connections, in good order when the server answers at once."""
         self._is_closed = True
-        self._names.close()
+        self._resolver.close()
         idle, self._idle = self._idle, []
         for link in self._links - set(idle):
             link.connection.terminate()
@@ -330,12 +330,12 @@ class Connections:
             link.connection.terminate()
 
     async def _open_at(self, endpoint: Endpoint, limit: float) -> Link:
-        addresses = await self._names.addresses(endpoint, limit)
+        addresses = await self._resolver.addresses(endpoint, limit)
         for number, address in enumerate(addresses, 1):
             try:
                 return await self._open_address(endpoint, address, limit / len(addresses))
             except NotReachableError:
-                self._names.failed(endpoint, address)
+                self._resolver.failed(endpoint, address)
                 if number == len(addresses):
                     raise
         raise NotReachableError
@@ -395,7 +395,7 @@ class Connections:
         """Find out whether a server still answers."""
         try:
             async with asyncio.timeout(_ANSWERING_TIME):
-                addresses = await self._names.addresses(endpoint, _ANSWERING_TIME)
+                addresses = await self._resolver.addresses(endpoint, _ANSWERING_TIME)
                 (await self._connect(endpoint, addresses[0])).terminate()
         except (asyncpg.PostgresError, ValueError):
             pass  # It did answer.

@@ -10,10 +10,10 @@ from typing import ClassVar
 from aiolibkv.backends.postgresql.connection import Connections, Link
 from aiolibkv.backends.postgresql.failures import UNDEFINED, sqlstate
 from aiolibkv.backends.postgresql.reading import Reader
-from aiolibkv.backends.postgresql.schema import VERSION, Kind, Names
+from aiolibkv.backends.postgresql.schema import VERSION, Identifiers, Kind
 from aiolibkv.backends.postgresql.statements import Statement
 from aiolibkv.backends.postgresql.watching import Tail
-from aiolibkv.backends.postgresql.writing import Step, Writer, new_id
+from aiolibkv.backends.postgresql.writing import Instruction, Writer, new_id
 from aiolibkv.config import Config
 from aiolibkv.errors import AccessDeniedError, StoreError
 from aiolibkv.store import (
@@ -26,15 +26,15 @@ from aiolibkv.store import (
     Lease,
     Lifetime,
     Listing,
+    Names,
     OwnCall,
     Page,
     Removal,
     Removed,
+    Step,
     Tasks,
     Write,
 )
-from aiolibkv.store import Names as PathNames
-from aiolibkv.store import Step as CommitStep
 from aiolibkv.types import Capabilities, KVPair
 
 _PORT = 5432
@@ -108,7 +108,7 @@ class PostgresDriver(Driver[PostgresLease]):
         self._database = options["database"]
         self._schema = str(options["schema"] or "public")
         self._table = str(options["table"] or "aiolibkv")
-        self._names = Names(self._schema, self._table)
+        self._names = Identifiers(self._schema, self._table)
         self._endpoints = Endpoints(self.endpoints, _PORT, unix=True)
         self._tasks = Tasks()
         self._connections: Connections | None = None
@@ -144,10 +144,10 @@ class PostgresDriver(Driver[PostgresLease]):
     async def list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
         return await self._reader.list(directory, paged=call.extend)
 
-    async def keys(self, call: Call, directory: str, *, consistent: bool) -> PathNames:
+    async def keys(self, call: Call, directory: str, *, consistent: bool) -> Names:
         return await self._reader.keys(directory)
 
-    async def children(self, call: Call, directory: str, *, consistent: bool) -> PathNames:
+    async def children(self, call: Call, directory: str, *, consistent: bool) -> Names:
         return await self._reader.children(directory)
 
     async def page(self, call: Call, directory: str, after: str, limit: int) -> Page:
@@ -156,31 +156,35 @@ class PostgresDriver(Driver[PostgresLease]):
     async def commit(
         self,
         call: Call,
-        steps: Sequence[CommitStep],
+        steps: Sequence[Step],
         *,
         lease: PostgresLease | None = None,
         guard: Guard | None = None,
     ) -> Sequence[int]:
-        conditions = [] if guard is None else [Step(Kind.GUARD, guard.path, number=guard.token)]
+        conditions = [] if guard is None else [Instruction(Kind.GUARD, guard.path, number=guard.token)]
         changes = []
         for step in steps:
             conditions += _conditions(step)
             if isinstance(step, Write):
                 changes.append(_write(step.path, step.value, lease))
             elif isinstance(step, Removal):
-                changes.append(Step(Kind.DELETE, step.path))
+                changes.append(Instruction(Kind.DELETE, step.path))
         index = await self._writer.write(call, [*conditions, *_alive(lease), *changes])
         return [index if isinstance(step, Write) else 0 for step in steps]
 
     async def delete_tree(self, call: Call, directory: str, *, guard: Guard | None) -> Removed:
-        conditions = [] if guard is None else [Step(Kind.GUARD, guard.path, number=guard.token)]
-        deletion = Step(Kind.DELETE_TREE, directory, self.hidden.encode())
+        conditions = [] if guard is None else [Instruction(Kind.GUARD, guard.path, number=guard.token)]
+        deletion = Instruction(Kind.DELETE_TREE, directory, self.hidden.encode())
         number = await self._writer.write(call, [*conditions, deletion])
         exists = not number and bool(directory) and await self._reader.get(directory) is not None
         return Removed(number, exists)
 
     async def acquire(self, call: Call, path: str, value: bytes, lease: PostgresLease, *, line: str | None) -> Acquired:
-        conditions = [Step(Kind.ABSENT, path), *([] if line is None else [Step(Kind.EMPTY, line)]), *_alive(lease)]
+        conditions = [
+            Instruction(Kind.ABSENT, path),
+            *([] if line is None else [Instruction(Kind.EMPTY, line)]),
+            *_alive(lease),
+        ]
         index = await self._writer.write(call, [*conditions, _write(path, value, lease)])
         return Acquired(index, index)
 
@@ -199,7 +203,7 @@ class PostgresDriver(Driver[PostgresLease]):
 
     async def grant(self, call: Call, lease: PostgresLease) -> None:
         if lease.id is not None:
-            await self._writer.write(OwnCall(), [Step(Kind.BEGIN, number=lease.id, seconds=lease.ttl)])
+            await self._writer.write(OwnCall(), [Instruction(Kind.BEGIN, number=lease.id, seconds=lease.ttl)])
 
     async def renew(self, call: Call, lease: PostgresLease) -> bool:
         assert lease.id is not None, "only keep_alive leases are renewed"
@@ -208,7 +212,7 @@ class PostgresDriver(Driver[PostgresLease]):
     async def revoke(self, call: Call, lease: PostgresLease) -> None:
         # The expiry of a key without a lease ended when the key was overwritten.
         if lease.id is not None:
-            await self._writer.write(call, [Step(Kind.END, number=lease.id)])
+            await self._writer.write(call, [Instruction(Kind.END, number=lease.id)])
 
     async def _begin(self, link: Link) -> None:
         """Have a new connection ready, and what is missing in the database created when it is the first."""
@@ -242,22 +246,22 @@ class PostgresDriver(Driver[PostgresLease]):
             ) from error
 
 
-def _conditions(step: CommitStep) -> Sequence[Step]:
+def _conditions(step: Step) -> Sequence[Instruction]:
     expected = step.expected
     must_exist = isinstance(step, Removal) or (expected is None and not isinstance(step, Write))
-    conditions = [Step(Kind.PRESENT, step.path)] if must_exist else []
+    conditions = [Instruction(Kind.PRESENT, step.path)] if must_exist else []
     if expected == 0:
-        conditions.append(Step(Kind.ABSENT, step.path))
+        conditions.append(Instruction(Kind.ABSENT, step.path))
     elif expected is not None:
-        conditions.append(Step(Kind.AT, step.path, number=expected))
+        conditions.append(Instruction(Kind.AT, step.path, number=expected))
     return conditions
 
 
-def _alive(lease: PostgresLease | None) -> Sequence[Step]:
-    return [] if lease is None or lease.id is None else [Step(Kind.LEASE, number=lease.id)]
+def _alive(lease: PostgresLease | None) -> Sequence[Instruction]:
+    return [] if lease is None or lease.id is None else [Instruction(Kind.LEASE, number=lease.id)]
 
 
-def _write(path: str, value: bytes, lease: PostgresLease | None) -> Step:
+def _write(path: str, value: bytes, lease: PostgresLease | None) -> Instruction:
     if lease is None:
-        return Step(Kind.WRITE, path, value)
-    return Step(Kind.WRITE, path, value, lease.id, lease.ttl if lease.id is None else None)
+        return Instruction(Kind.WRITE, path, value)
+    return Instruction(Kind.WRITE, path, value, lease.id, lease.ttl if lease.id is None else None)

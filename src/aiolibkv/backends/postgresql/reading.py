@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from aiolibkv.backends.postgresql.connection import Connections, Link
 from aiolibkv.backends.postgresql.gathering import Gatherer
-from aiolibkv.backends.postgresql.schema import Names as Tables
+from aiolibkv.backends.postgresql.schema import Identifiers
 from aiolibkv.backends.postgresql.statements import Statement
 from aiolibkv.keys import below
-from aiolibkv.store import LeaseLost, Listing, Names, Page, Tasks, children_of
+from aiolibkv.store import LeaseLostError, Listing, Names, Page, Tasks, children_of
 from aiolibkv.types import KVPair
 
 _GETS_AT_ONCE = 100
@@ -40,7 +40,7 @@ class State(NamedTuple):
 class Reader:
     """The reading side of one store."""
 
-    def __init__(self, tables: Tables, connections: Connections, tasks: Tasks) -> None:
+    def __init__(self, tables: Identifiers, connections: Connections, tasks: Tasks) -> None:
         """Make a reader; nothing is sent."""
         self._connections = connections
         pairs, live = tables.pairs, tables.live()
@@ -140,11 +140,11 @@ class Reader:
         """Return who stands before a place in a line, None for the first.
 
         Raises:
-            LeaseLost: the place is gone.
+            LeaseLostError: the place is gone.
         """
         rows = await self._connections.run(lambda link: link.rows(self._ahead, *below(line), place))
         if not rows:
-            raise LeaseLost
+            raise LeaseLostError
         ahead: str | None = rows[0][0]
         return ahead
 

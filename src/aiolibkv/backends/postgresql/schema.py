@@ -51,7 +51,7 @@ class Kind(IntEnum):
     END = 11
 
 
-class Names:
+class Identifiers:
     """The quoted names of a store's tables and functions.
 
     Attributes:
@@ -138,7 +138,7 @@ def schema(*, schema: str = "public", table: str = "aiolibkv", role: str | None 
     Raises:
         ValueError: a name that is no identifier.
     """
-    names = Names(schema, table)
+    names = Identifiers(schema, table)
     statements = f"BEGIN;\nCREATE SCHEMA IF NOT EXISTS {names.schema};\n{names.creation()}"
     if role is not None:
         quoted = '"{}"'.format(role.replace('"', '""'))

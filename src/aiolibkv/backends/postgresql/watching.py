@@ -19,7 +19,7 @@ from operator import itemgetter
 
 from aiolibkv.backends.postgresql.connection import Connections, Link
 from aiolibkv.backends.postgresql.reading import Reader
-from aiolibkv.backends.postgresql.schema import Names
+from aiolibkv.backends.postgresql.schema import Identifiers
 from aiolibkv.backends.postgresql.statements import Statement
 from aiolibkv.errors import NotReachableError, StoreClosedError, StoreError
 from aiolibkv.store import Feed, Tasks
@@ -62,7 +62,7 @@ class Tail:
 
     def __init__(
         self,
-        names: Names,
+        names: Identifiers,
         connections: Connections,
         reader: Reader,
         tasks: Tasks,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from aiolibkv.backends.postgresql.connection import Connections, Link
 from aiolibkv.backends.postgresql.failures import is_refusal
 from aiolibkv.backends.postgresql.gathering import Gatherer
-from aiolibkv.backends.postgresql.schema import Kind, Names
+from aiolibkv.backends.postgresql.schema import Identifiers, Kind
 from aiolibkv.backends.postgresql.statements import Statement
 from aiolibkv.errors import (
     KeyExistsError,
@@ -24,7 +24,7 @@ from aiolibkv.errors import (
     NotReachableError,
     StoreError,
 )
-from aiolibkv.store import Call, LeaseLost, Tasks
+from aiolibkv.store import Call, LeaseLostError, Tasks
 from aiolibkv.store.backoff import growing_pauses
 
 _BATCH_OPERATIONS = 500
@@ -32,9 +32,9 @@ _BATCH_BYTES = 8 * 1024 * 1024
 _RENEWALS_AT_ONCE = 1000
 _ID_BITS = 62
 
-_REFUSALS: dict[Kind, Callable[[str], StoreError | LeaseLost]] = {
+_REFUSALS: dict[Kind, Callable[[str], StoreError | LeaseLostError]] = {
     Kind.GUARD: lambda _: LockLostError(),
-    Kind.LEASE: lambda _: LeaseLost(),
+    Kind.LEASE: lambda _: LeaseLostError(),
     Kind.ABSENT: lambda path: KeyExistsError(key=path),
     Kind.PRESENT: lambda path: KeyNotFoundError(key=path),
     Kind.AT: lambda path: KeyModifiedError(key=path),
@@ -42,7 +42,7 @@ _REFUSALS: dict[Kind, Callable[[str], StoreError | LeaseLost]] = {
 }
 
 
-class Step(NamedTuple):
+class Instruction(NamedTuple):
     """A step of an operation.
 
     Attributes:
@@ -71,7 +71,7 @@ class _Operation:
         is_void: whether it certainly was not carried out, and never will be.
     """
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, steps: Sequence[Instruction]) -> None:
         self.steps = steps
         self.size = sum(len(step.value or b"") for step in steps)
         self.is_sent = False
@@ -82,7 +82,7 @@ class _Operation:
 class _Outcome(NamedTuple):
     """What became of an operation: the step that was refused, if one was, and a number."""
 
-    refused: Step | None
+    refused: Instruction | None
     number: int
 
 
@@ -94,7 +94,7 @@ def new_id() -> int:
 class Writer:
     """The writing side of one store."""
 
-    def __init__(self, names: Names, connections: Connections, tasks: Tasks) -> None:
+    def __init__(self, names: Identifiers, connections: Connections, tasks: Tasks) -> None:
         """Make a writer; nothing is sent."""
         self._connections = connections
         self._id = new_id()
@@ -115,7 +115,7 @@ class Writer:
         """Have a new connection ready for writes, which then are one round trip each."""
         await link.prepare(self._apply)
 
-    async def write(self, call: Call, steps: Sequence[Step]) -> int:
+    async def write(self, call: Call, steps: Sequence[Instruction]) -> int:
         """Carry out the steps of an operation in one transaction, or none.
 
         Args:
@@ -127,7 +127,7 @@ class Writer:
 
         Raises:
             StoreError: a condition does not hold; see ``Driver.commit``.
-            LeaseLost: likewise.
+            LeaseLostError: likewise.
         """
         operation = _Operation(steps)
         call.writing()

@@ -32,7 +32,7 @@ from aiolibkv.store import (
     Feed,
     Guard,
     Lease,
-    LeaseLost,
+    LeaseLostError,
     Lifetime,
     Listing,
     Names,
@@ -203,7 +203,7 @@ class SqliteDriver(Driver[SqliteLease]):
         try:
             return await self._current.reader.before(line, place)
         except KeyNotFoundError as error:
-            raise LeaseLost from error
+            raise LeaseLostError from error
 
     async def delete_tree(self, call: Call, directory: str, *, guard: Guard | None) -> Removed:
         hidden = self.hidden
@@ -218,11 +218,11 @@ class SqliteDriver(Driver[SqliteLease]):
 
     async def follow_under(self, lease: SqliteLease, feed: Feed) -> None:
         if lease.database is None or lease.database is not self._database:
-            raise LeaseLost
+            raise LeaseLostError
         try:
             await lease.database.follow(feed)
         except ReplacedError as error:
-            raise LeaseLost from error
+            raise LeaseLostError from error
 
     def new_lease(self, lifetime: Lifetime) -> SqliteLease:
         session = secrets.randbits(_SESSION_BITS) + 1 if lifetime.keep_alive else None
@@ -325,5 +325,5 @@ def _lifetime(lease: SqliteLease | None, database: Database) -> tuple[float | No
     if lease.session is None:
         return lease.ttl, None
     if lease.database is not database:
-        raise LeaseLost
+        raise LeaseLostError
     return None, lease.session

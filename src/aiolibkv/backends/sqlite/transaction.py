@@ -12,7 +12,7 @@ from aiolibkv.backends.sqlite.files import Note
 from aiolibkv.backends.sqlite.schema import Tables
 from aiolibkv.errors import KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLostError
 from aiolibkv.keys import below as bounds
-from aiolibkv.store import Condition, Guard, LeaseLost, Removal, Step, Write
+from aiolibkv.store import Condition, Guard, LeaseLostError, Removal, Step, Write
 
 KEPT_ROWS = 10_000
 """Rows of the log that are kept for watches that lag behind; those that lag further list again."""
@@ -150,7 +150,7 @@ class Transaction:
             self._check_step(step)
         execute = self._connection.execute
         if session is not None and execute(self._session, (session, self._now)).fetchone() is None:
-            raise LeaseLost
+            raise LeaseLostError
         expires = None if ttl is None else self._now + ttl
         rev = self._rev
         last = rev + sum(not isinstance(step, Condition) for step in steps)

@@ -23,7 +23,7 @@ from aiolibkv.backends.sqlite.schema import Tables, open_for_writing
 from aiolibkv.backends.sqlite.shrinking import Shrinking
 from aiolibkv.backends.sqlite.transaction import Transaction
 from aiolibkv.errors import StoreClosedError, StoreError
-from aiolibkv.store import Call, LeaseLost
+from aiolibkv.store import Call, LeaseLostError
 
 T = TypeVar("T")
 _log = logging.getLogger("aiolibkv")
@@ -141,7 +141,7 @@ class Writer:
             if operation.take():
                 call.settled()
             raise
-        except (StoreError, LeaseLost):
+        except (StoreError, LeaseLostError):
             if operation.certain:
                 call.settled()
             raise
@@ -395,7 +395,7 @@ class Writer:
 def _attempt(operation: _Operation, transaction: Transaction) -> _Outcome:
     try:
         return _Outcome(operation, operation.apply(transaction), None, certain=True)
-    except (StoreError, LeaseLost) as refusal:
+    except (StoreError, LeaseLostError) as refusal:
         return _Outcome(operation, None, refusal, certain=True)
 
 

@@ -12,18 +12,8 @@ from typing import NamedTuple
 
 from aiolibkv.backends.zookeeper.connection import Connection
 from aiolibkv.backends.zookeeper.epochs import Epochs
-from aiolibkv.backends.zookeeper.operations import (
-    EphemeralParentError,
-    Node,
-    NodeExistsError,
-    TransactionRefusedError,
-    check,
-    create,
-    delete,
-    exists,
-    set_data,
-    transaction,
-)
+from aiolibkv.backends.zookeeper.failures import EphemeralParentError, NodeExistsError, TransactionRefusedError
+from aiolibkv.backends.zookeeper.operations import Node, check, create, delete, exists, set_data, transaction
 from aiolibkv.backends.zookeeper.tree import (
     Ops,
     Place,

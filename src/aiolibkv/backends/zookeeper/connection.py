@@ -16,27 +16,25 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, NamedTuple, TypeVar, cast
 
+from aiolibkv.backends.zookeeper.failures import SESSION_CODES, TransactionRefusedError, refusal
 from aiolibkv.backends.zookeeper.operations import (
     AUTH_XID,
     EVENT_XID,
     PING_XID,
-    SESSION_CODES,
     Event,
     MalformedError,
     Operation,
-    TransactionRefusedError,
     Welcome,
     authenticate,
     check,
     parse_event,
     parse_welcome,
     ping,
-    refusal,
     transaction,
 )
 from aiolibkv.errors import NotReachableError, StoreError
 from aiolibkv.store.endpoints import Endpoint
-from aiolibkv.store.names import Address
+from aiolibkv.store.resolver import Address
 
 T = TypeVar("T")
 

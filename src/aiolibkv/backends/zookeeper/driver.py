@@ -11,9 +11,10 @@ from typing import ClassVar
 from aiolibkv.backends.zookeeper.committing import Committer
 from aiolibkv.backends.zookeeper.connection import Connection
 from aiolibkv.backends.zookeeper.epochs import Epochs
+from aiolibkv.backends.zookeeper.failures import NoNodeError
 from aiolibkv.backends.zookeeper.leases import Lifespans, SharedSession, ZooKeeperLease
 from aiolibkv.backends.zookeeper.locking import Locker
-from aiolibkv.backends.zookeeper.operations import CREATOR, NoNodeError, Operation, exists, get, sync
+from aiolibkv.backends.zookeeper.operations import CREATOR, Operation, exists, get, sync
 from aiolibkv.backends.zookeeper.scanning import read_children, read_many, read_page
 from aiolibkv.backends.zookeeper.security import User, acl, credentials
 from aiolibkv.backends.zookeeper.session import Reach, SessionLostError, ZooKeeperSession
@@ -30,7 +31,7 @@ from aiolibkv.store import (
     Endpoints,
     Feed,
     Guard,
-    LeaseLost,
+    LeaseLostError,
     Lifetime,
     Listing,
     Names,
@@ -38,7 +39,7 @@ from aiolibkv.store import (
     Removed,
     Step,
 )
-from aiolibkv.store.names import Names as LookUps
+from aiolibkv.store.resolver import Resolver
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.store.tls import Tls
 from aiolibkv.types import Capabilities, KVPair
@@ -166,7 +167,7 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
 
     async def connect(self) -> None:
         self._reach.tls.context()
-        self._reach.names = LookUps()
+        self._reach.resolver = Resolver()
         self._prepare()
         self._session.begin()
         await self._session.connect()
@@ -184,7 +185,7 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
         finally:
             await self._marking.close()
             await self._session.close_now()
-            self._reach.names.close()
+            self._reach.resolver.close()
 
     async def get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
         connection = await self._session.connection()
@@ -280,13 +281,13 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
             try:
                 await session.connection()
             except SessionLostError as error:
-                raise LeaseLost from error
+                raise LeaseLostError from error
 
     async def renew(self, call: Call, lease: ZooKeeperLease) -> bool:
         try:
             # A ping renews nothing while the server is cut off from the leader, who ends the session.
             await (await self._connection_of(lease, wait=True)).agree()
-        except LeaseLost:
+        except LeaseLostError:
             return False
         return True
 
@@ -339,12 +340,12 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
         session = self._session
         if not lease.is_plain:
             if lease.shared is None:
-                raise LeaseLost
+                raise LeaseLostError
             session = lease.shared.session
         try:
             return await (session.reconnected() if wait else session.connection())
         except SessionLostError as error:
-            raise LeaseLost from error
+            raise LeaseLostError from error
 
 
 def _session_timeout(config: Config) -> float:

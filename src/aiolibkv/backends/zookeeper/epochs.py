@@ -10,7 +10,8 @@ from __future__ import annotations
 from hashlib import blake2b
 
 from aiolibkv.backends.zookeeper.connection import Connection
-from aiolibkv.backends.zookeeper.operations import TransactionRefusedError, check, transaction
+from aiolibkv.backends.zookeeper.failures import TransactionRefusedError
+from aiolibkv.backends.zookeeper.operations import check, transaction
 from aiolibkv.backends.zookeeper.tree import Ops, is_retried, znode
 from aiolibkv.errors import LockLostError, StoreError
 from aiolibkv.store import Guard

@@ -7,23 +7,19 @@ from collections.abc import Sequence
 
 from aiolibkv.backends.zookeeper.connection import Connection
 from aiolibkv.backends.zookeeper.epochs import Epochs, token_of
-from aiolibkv.backends.zookeeper.operations import (
+from aiolibkv.backends.zookeeper.failures import (
     BadVersionError,
     EphemeralParentError,
     NodeExistsError,
     NoNodeError,
     NotEmptyError,
-    Stat,
     TransactionRefusedError,
-    create,
-    delete,
-    set_data,
-    transaction,
 )
+from aiolibkv.backends.zookeeper.operations import Stat, create, delete, set_data, transaction
 from aiolibkv.backends.zookeeper.tree import Ops, Place, is_retried, read_place, read_places, znode
 from aiolibkv.backends.zookeeper.writing import Writer, no_children
 from aiolibkv.errors import KeyExistsError, StoreError
-from aiolibkv.store import Call, Guard, LeaseLost
+from aiolibkv.store import Call, Guard, LeaseLostError
 
 _log = logging.getLogger("aiolibkv")
 
@@ -98,16 +94,16 @@ class Locker:
         """Return what ``acquire`` would have, if it was carried out.
 
         Raises:
-            LeaseLost: it was, and somebody has taken the lock away since.
+            LeaseLostError: it was, and somebody has taken the lock away since.
         """
         path_of_epoch = self._epochs.path(path)
         lock, epoch, found = await read_places(connection, [path, path_of_epoch, self._epochs.holder(path, holder)])
         if found.node is None:
             return None
         if lock.node is None or epoch.node is None:
-            raise LeaseLost
+            raise LeaseLostError
         if (lock.node.stat.owner, lock.node.stat.version) != (connection.welcome.session, self._epochs.lock_version):
-            raise LeaseLost
+            raise LeaseLostError
         return lock.node.stat, token_of(holder, epoch.node.stat.version)
 
     async def release(

@@ -11,11 +11,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from aiozk import protocol
 
-from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
+from aiolibkv.backends.zookeeper.failures import ROLLED_BACK, TransactionRefusedError, refusal
+from aiolibkv.errors import StoreError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -49,99 +50,6 @@ class MalformedError(ValueError):
 
 _NONSENSE = (struct.error, ValueError, TypeError)
 """What reading bytes of another kind leads to."""
-
-
-class RefusedError(StoreError):
-    """The server refused an operation; nothing of it was done.
-
-    Attributes:
-        code: the server's, negative.
-    """
-
-    meaning: ClassVar[str] = "the server refused the request"
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"{self.meaning} (code {code})")
-        self.code = code
-
-
-class NoNodeError(RefusedError):
-    """There is no such node, or no parent to create it below."""
-
-    meaning = "there is no such node"
-
-
-class BadVersionError(RefusedError):
-    """The node is at another version."""
-
-    meaning = "the node is at another version"
-
-
-class EphemeralParentError(RefusedError):
-    """The parent is an ephemeral node, which has no children."""
-
-    meaning = "an ephemeral node has no children"
-
-
-class NodeExistsError(RefusedError):
-    """The node exists already."""
-
-    meaning = "the node exists"
-
-
-class NotEmptyError(RefusedError):
-    """The node has children, and cannot be deleted."""
-
-    meaning = "the node has children"
-
-
-class UnknownOperationError(RefusedError):
-    """The server is too old for this operation."""
-
-    meaning = "the server does not know this operation"
-
-
-_REFUSALS: dict[int, type[RefusedError]] = {
-    -6: UnknownOperationError,
-    -101: NoNodeError,
-    -103: BadVersionError,
-    -108: EphemeralParentError,
-    -110: NodeExistsError,
-    -111: NotEmptyError,
-}
-_DENIALS = frozenset({-102, -114, -115, -124})
-"""NoAuth, InvalidACL (nobody is authenticated), AuthFailed, SessionClosedRequireAuth."""
-SESSION_CODES = frozenset({-112, -118})
-"""SessionExpired, SessionMoved: this connection has no session any more."""
-_PASSING = frozenset({-4, -7, -127}) | SESSION_CODES
-"""ConnectionLoss, OperationTimeout, Throttled."""
-_ROLLED_BACK = frozenset({0, -2})
-"""What a refused transaction says of those operations that were not to blame."""
-
-
-def refusal(code: int) -> StoreError:
-    """Return the error that an error code of the server stands for."""
-    if code in _DENIALS:
-        return AccessDeniedError()
-    if code in _PASSING:
-        return NotReachableError(f"the server cannot serve now (code {code})")
-    return _REFUSALS.get(code, RefusedError)(code)
-
-
-class TransactionRefusedError(StoreError):
-    """A transaction was refused; nothing of it was done.
-
-    Attributes:
-        position: which of its operations is to blame.
-        reason: what is wrong with that.
-    """
-
-    meaning = "the transaction was refused"
-
-    def __init__(self, position: int, reason: StoreError) -> None:
-        super().__init__(f"{self.meaning}: {reason.message}")
-        self.position = position
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,7 +299,7 @@ def transaction(operations: Sequence[Operation[Any]]) -> Operation[Sequence[Any]
     def parse(body: bytes, offset: int) -> tuple[Sequence[Any], int]:
         results, end = _parse_results(operations, body, offset)
         for position, result in enumerate(results):
-            if isinstance(result, int) and result not in _ROLLED_BACK:
+            if isinstance(result, int) and result not in ROLLED_BACK:
                 raise TransactionRefusedError(position, refusal(result))
         if any(isinstance(result, int) for result in results):
             raise ValueError("a refusal that nothing is to blame for")

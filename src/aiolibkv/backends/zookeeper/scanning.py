@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from aiolibkv.backends.zookeeper.connection import Connection
-from aiolibkv.backends.zookeeper.operations import NoNodeError, get, get_children, sync
+from aiolibkv.backends.zookeeper.failures import NoNodeError
+from aiolibkv.backends.zookeeper.operations import get, get_children, sync
 from aiolibkv.backends.zookeeper.tree import Reader, pair, znode
 from aiolibkv.errors import StoreError
 from aiolibkv.store import Names, Page

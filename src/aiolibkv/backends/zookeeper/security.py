@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from hashlib import blake2b, sha1
 
 from aiolibkv.backends.zookeeper.connection import Connection
+from aiolibkv.backends.zookeeper.failures import NodeExistsError, NoNodeError, TransactionRefusedError
 from aiolibkv.backends.zookeeper.operations import (
     ALL_PERMISSIONS,
     CREATOR,
     PERMISSIONS,
     WORLD,
-    NodeExistsError,
-    NoNodeError,
     Permission,
-    TransactionRefusedError,
     encode_acl,
     get_acl,
     transaction,

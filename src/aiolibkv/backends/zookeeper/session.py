@@ -13,7 +13,7 @@ from aiolibkv.backends.zookeeper.operations import Event, close_session, hello
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store.endpoints import Endpoint, Endpoints
 from aiolibkv.store.leases import clock as lease_clock
-from aiolibkv.store.names import Address, Names
+from aiolibkv.store.resolver import Address, Resolver
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.store.tls import Tls
 
@@ -45,7 +45,7 @@ class Reach:
         endpoints: the servers; all sessions move on together.
         credentials: of a user.
         tls: what connections are encrypted with.
-        names: look-ups.
+        resolver: looks up where servers are.
         returning: the sessions whose connections servers refuse; new ones wait until these are continued.
     """
 
@@ -61,7 +61,7 @@ class Reach:
         self.endpoints = endpoints
         self.credentials = credentials
         self.tls = tls
-        self.names: Names = Names()
+        self.resolver: Resolver = Resolver()
         self.returning: set[ZooKeeperSession] = set()
         self._longest_attempt = connection_timeout
         self._attempt = self._first_attempt = min(_FIRST_ATTEMPT, connection_timeout / (len(endpoints) + 1))
@@ -327,7 +327,7 @@ class ZooKeeperSession:
             NotReachableError: none does; for the reason of the last one.
         """
         reach = self._reach
-        addresses = await reach.names.addresses(endpoint, reach.attempt)
+        addresses = await reach.resolver.addresses(endpoint, reach.attempt)
         share = reach.attempt / len(addresses)
         failure: StoreError = NotReachableError(endpoint=str(endpoint))
         for address in addresses:
@@ -340,7 +340,7 @@ class ZooKeeperSession:
                 failure.__cause__ = error
             except StoreError as error:
                 failure = error
-            reach.names.failed(endpoint, address)
+            reach.resolver.failed(endpoint, address)
         raise failure
 
     async def _connect_to_address(self, endpoint: Endpoint, address: Address) -> Connection:

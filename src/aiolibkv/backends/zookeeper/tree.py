@@ -16,15 +16,17 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from aiolibkv.backends.zookeeper.connection import Connection
-from aiolibkv.backends.zookeeper.operations import (
+from aiolibkv.backends.zookeeper.failures import (
     BadVersionError,
-    Node,
     NoNodeError,
     NotEmptyError,
-    Operation,
-    Stat,
     TransactionRefusedError,
     UnknownOperationError,
+)
+from aiolibkv.backends.zookeeper.operations import (
+    Node,
+    Operation,
+    Stat,
     create,
     delete,
     exists,

@@ -11,17 +11,8 @@ import asyncio
 from collections import Counter, defaultdict
 
 from aiolibkv.backends.zookeeper.connection import Answer, Connection
-from aiolibkv.backends.zookeeper.operations import (
-    Event,
-    Node,
-    NoNodeError,
-    UnknownOperationError,
-    add_watch,
-    exists,
-    get,
-    remove_watches,
-    sync,
-)
+from aiolibkv.backends.zookeeper.failures import NoNodeError, UnknownOperationError
+from aiolibkv.backends.zookeeper.operations import Event, Node, add_watch, exists, get, remove_watches, sync
 from aiolibkv.backends.zookeeper.tree import Reader, ancestors, pair, path_of, znode
 from aiolibkv.errors import NotReachableError, StoreError
 from aiolibkv.store import Feed

@@ -14,17 +14,19 @@ from typing import Any, NamedTuple
 
 from aiolibkv.backends.zookeeper.connection import Connection
 from aiolibkv.backends.zookeeper.epochs import Epochs, guard_failed
-from aiolibkv.backends.zookeeper.operations import (
-    ANY_VERSION,
+from aiolibkv.backends.zookeeper.failures import (
     BadVersionError,
     EphemeralParentError,
-    Node,
     NodeExistsError,
     NoNodeError,
     NotEmptyError,
+    TransactionRefusedError,
+)
+from aiolibkv.backends.zookeeper.operations import (
+    ANY_VERSION,
+    Node,
     Operation,
     Stat,
-    TransactionRefusedError,
     create,
     delete,
     get,

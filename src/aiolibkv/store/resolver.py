@@ -51,8 +51,8 @@ class Address(NamedTuple):
 
 
 @dataclass
-class _Name:
-    """What is known of a name.
+class _Host:
+    """What is known of a name of a server.
 
     Attributes:
         looking_up: the look-up under way; it gives addresses or why there are none.
@@ -67,7 +67,7 @@ class _Name:
     is_stalled: bool = False
 
 
-class Names:
+class Resolver:
     """The look-ups of one store.
 
     Each call looks the name up, in a thread that lives as long as that takes; whoever asks for the same name meanwhile
@@ -76,7 +76,7 @@ class Names:
     """
 
     def __init__(self) -> None:
-        self._names: dict[Endpoint, _Name] = {}
+        self._hosts: dict[Endpoint, _Host] = {}
         self._failures = 0
 
     async def addresses(self, endpoint: Endpoint, limit: float) -> Sequence[Address]:
@@ -95,7 +95,7 @@ class Names:
         """
         if (literal := _literal(endpoint)) is not None:
             return (literal,)
-        name = self._names.setdefault(endpoint, _Name())
+        name = self._hosts.setdefault(endpoint, _Host())
         answer = name.looking_up or self._look_up(endpoint, name)
         patience = limit
         if name.addresses:
@@ -117,30 +117,30 @@ class Names:
 
     def failed(self, endpoint: Endpoint, address: Address) -> None:
         """Have an address of a server tried after its others."""
-        if (name := self._names.get(endpoint)) is not None and address in name.addresses:
+        if (name := self._hosts.get(endpoint)) is not None and address in name.addresses:
             self._failures += 1
             name.failed[address] = self._failures
 
     def close(self) -> None:
         """End the waiting for look-ups. A store that could not connect and is entered again may look up again."""
-        for name in self._names.values():
+        for name in self._hosts.values():
             if name.looking_up is not None:
                 name.looking_up.set_result(StoreClosedError())
                 name.looking_up = None
 
-    def _look_up(self, endpoint: Endpoint, name: _Name) -> asyncio.Future[Sequence[Address] | Exception]:
+    def _look_up(self, endpoint: Endpoint, name: _Host) -> asyncio.Future[Sequence[Address] | Exception]:
         loop = asyncio.get_running_loop()
         answer = name.looking_up = loop.create_future()
         answered = partial(self._answered, name, answer)
         try:
-            Thread(target=_resolve, args=(endpoint, loop, answered), name="aiolibkv-names", daemon=True).start()
+            Thread(target=_resolve, args=(endpoint, loop, answered), name="aiolibkv-resolver", daemon=True).start()
         except RuntimeError as error:  # the system gives no more threads
             answered(error)
         return answer
 
     def _answered(
         self,
-        name: _Name,
+        name: _Host,
         answer: asyncio.Future[Sequence[Address] | Exception],
         found: Sequence[Address] | Exception,
     ) -> None:

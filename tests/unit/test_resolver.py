@@ -14,7 +14,7 @@ import pytest
 
 from aiolibkv import NotReachableError, StoreClosedError
 from aiolibkv.store.endpoints import Endpoint
-from aiolibkv.store.names import Address, Names
+from aiolibkv.store.resolver import Address, Resolver
 from aiolibkv.testing.scale import scaled
 
 SERVER = Endpoint("kv.example", 7)
@@ -25,7 +25,7 @@ def address(ip: str, port: int = 7) -> Address:
     return Address(socket.AF_INET, (ip, port))
 
 
-class Resolver:
+class System:
     """Stands in for getaddrinfo: it answers, fails, or waits until it is let go on."""
 
     def __init__(self) -> None:
@@ -52,85 +52,85 @@ class Resolver:
 
 
 @pytest.fixture
-def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
-    made = Resolver()
+def system(monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
+    made = System()
     monkeypatch.setattr(socket, "getaddrinfo", made)
     yield made
     made.go_on.set()
 
 
 @pytest.mark.asyncio
-async def test_names_are_looked_up_at_each_call_in_a_thread_that_ends(resolver: Resolver) -> None:
-    names = Names()
-    assert await names.addresses(SERVER, 5) == [address("10.0.0.1"), address("10.0.0.2")]
-    resolver.addresses["kv.example"] = ["10.0.0.3"]
-    assert await names.addresses(SERVER, 5) == [address("10.0.0.3")]
-    assert len(resolver.asked) == len(resolver.threads) == 2
-    assert threading.main_thread() not in resolver.threads
-    for thread in resolver.threads:
+async def test_names_are_looked_up_at_each_call_in_a_thread_that_ends(system: System) -> None:
+    resolver = Resolver()
+    assert await resolver.addresses(SERVER, 5) == [address("10.0.0.1"), address("10.0.0.2")]
+    system.addresses["kv.example"] = ["10.0.0.3"]
+    assert await resolver.addresses(SERVER, 5) == [address("10.0.0.3")]
+    assert len(system.asked) == len(system.threads) == 2
+    assert threading.main_thread() not in system.threads
+    for thread in system.threads:
         thread.join(scaled(5))
         assert not thread.is_alive()
     assert asyncio.get_running_loop()._default_executor is None  # type: ignore[attr-defined]
 
 
 @pytest.mark.asyncio
-async def test_literal_addresses_need_no_look_up(resolver: Resolver) -> None:
-    names = Names()
-    assert await names.addresses(Endpoint("127.0.0.1", 1), 5) == (Address(socket.AF_INET, ("127.0.0.1", 1)),)
-    assert await names.addresses(Endpoint("::1", 1), 5) == (Address(socket.AF_INET6, ("::1", 1, 0, 0)),)
-    assert await names.addresses(Endpoint("fe80::1%1", 1), 5) == (Address(socket.AF_INET6, ("fe80::1", 1, 0, 1)),)
-    (socket_of_a_path,) = await names.addresses(Endpoint("/run/kv.sock", 0), 5)
+async def test_literal_addresses_need_no_look_up(system: System) -> None:
+    resolver = Resolver()
+    assert await resolver.addresses(Endpoint("127.0.0.1", 1), 5) == (Address(socket.AF_INET, ("127.0.0.1", 1)),)
+    assert await resolver.addresses(Endpoint("::1", 1), 5) == (Address(socket.AF_INET6, ("::1", 1, 0, 0)),)
+    assert await resolver.addresses(Endpoint("fe80::1%1", 1), 5) == (Address(socket.AF_INET6, ("fe80::1", 1, 0, 1)),)
+    (socket_of_a_path,) = await resolver.addresses(Endpoint("/run/kv.sock", 0), 5)
     assert socket_of_a_path == Address(socket.AF_UNIX, "/run/kv.sock")
     assert (socket_of_a_path.host, address("10.0.0.1").host) == ("/run/kv.sock", "10.0.0.1")
-    assert resolver.asked == []
+    assert system.asked == []
 
 
 @pytest.mark.asyncio
-@pytest.mark.usefixtures("resolver")
+@pytest.mark.usefixtures("system")
 async def test_an_address_that_failed_comes_last() -> None:
-    names = Names()
-    first, second = await names.addresses(SERVER, 5)
-    names.failed(SERVER, first)
-    assert await names.addresses(SERVER, 5) == [second, first]
-    names.failed(SERVER, second)
-    assert await names.addresses(SERVER, 5) == [first, second]
-    names.failed(OTHER, first)
-    assert await names.addresses(SERVER, 5) == [first, second]
+    resolver = Resolver()
+    first, second = await resolver.addresses(SERVER, 5)
+    resolver.failed(SERVER, first)
+    assert await resolver.addresses(SERVER, 5) == [second, first]
+    resolver.failed(SERVER, second)
+    assert await resolver.addresses(SERVER, 5) == [first, second]
+    resolver.failed(OTHER, first)
+    assert await resolver.addresses(SERVER, 5) == [first, second]
 
 
 @pytest.mark.asyncio
-async def test_failures_of_addresses_that_are_gone_are_forgotten(resolver: Resolver) -> None:
-    names = Names()
+async def test_failures_of_addresses_that_are_gone_are_forgotten(system: System) -> None:
+    resolver = Resolver()
     for number in range(100):
-        resolver.addresses["kv.example"] = [f"10.0.1.{number}"]
-        for found in await names.addresses(SERVER, 5):
-            names.failed(SERVER, found)
-    assert len(names._names[SERVER].failed) <= 2
+        system.addresses["kv.example"] = [f"10.0.1.{number}"]
+        for found in await resolver.addresses(SERVER, 5):
+            resolver.failed(SERVER, found)
+    assert len(resolver._hosts[SERVER].failed) <= 2
 
 
 @pytest.mark.asyncio
-async def test_callers_share_a_look_up_and_a_cancelled_one_leaves_nothing(resolver: Resolver) -> None:
-    names = Names()
-    resolver.go_on.clear()
-    callers = [asyncio.create_task(names.addresses(SERVER, 30)) for _ in range(20)]
-    await resolver.stalled()
+async def test_callers_share_a_look_up_and_a_cancelled_one_leaves_nothing(system: System) -> None:
+    resolver = Resolver()
+    system.go_on.clear()
+    callers = [asyncio.create_task(resolver.addresses(SERVER, 30)) for _ in range(20)]
+    await system.stalled()
     callers[0].cancel()
     await asyncio.wait(callers[:1])
     assert callers[0].cancelled()
-    resolver.go_on.set()
+    system.go_on.set()
     for answers in await asyncio.gather(*callers[1:]):
         assert answers == [address("10.0.0.1"), address("10.0.0.2")]
-    assert resolver.asked == ["kv.example"]
+    assert system.asked == ["kv.example"]
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 @pytest.mark.asyncio
-async def test_a_look_up_that_stalls_holds_up_no_other_name(resolver: Resolver) -> None:
-    names = Names()
-    resolver.go_on.clear()
-    mute = asyncio.create_task(names.addresses(SERVER, 0.01))
-    await resolver.stalled()
-    assert await names.addresses(OTHER, scaled(5)) == [address("10.0.0.9")]
+async def test_a_look_up_that_stalls_holds_up_no_other_name(system: System) -> None:
+    resolver = Resolver()
+    system.go_on.clear()
+    mute = asyncio.create_task(resolver.addresses(SERVER, 0.01))
+    await system.stalled()
+    assert await resolver.addresses(OTHER, scaled(5)) == [address("10.0.0.9")]
     with pytest.raises(
         NotReachableError, match=r"kv\.example could not be looked up: no answer within 0\.01 s"
     ) as caught:
@@ -139,75 +139,75 @@ async def test_a_look_up_that_stalls_holds_up_no_other_name(resolver: Resolver) 
 
 
 @pytest.mark.asyncio
-async def test_the_last_good_addresses_serve_while_a_look_up_fails_or_stalls(resolver: Resolver) -> None:
-    names = Names()
+async def test_the_last_good_addresses_serve_while_a_look_up_fails_or_stalls(system: System) -> None:
+    resolver = Resolver()
     loop = asyncio.get_running_loop()
-    known = await names.addresses(SERVER, 5)
-    del resolver.addresses["kv.example"]
-    assert await names.addresses(SERVER, 5) == known
-    resolver.go_on.clear()
-    assert await names.addresses(SERVER, 0.2) == known
+    known = await resolver.addresses(SERVER, 5)
+    del system.addresses["kv.example"]
+    assert await resolver.addresses(SERVER, 5) == known
+    system.go_on.clear()
+    assert await resolver.addresses(SERVER, 0.2) == known
     # A stalled look-up was waited for once; further attempts do not wait for it again.
     began = loop.time()
     for _ in range(50):
-        assert await names.addresses(SERVER, 60) == known
+        assert await resolver.addresses(SERVER, 60) == known
     assert loop.time() - began < scaled(10)
-    assert len(resolver.asked) == 3
-    resolver.addresses["kv.example"] = ["10.0.0.4"]
-    resolver.go_on.set()
+    assert len(system.asked) == 3
+    system.addresses["kv.example"] = ["10.0.0.4"]
+    system.go_on.set()
     async with asyncio.timeout(scaled(5)):
-        while await names.addresses(SERVER, 5) != [address("10.0.0.4")]:
+        while await resolver.addresses(SERVER, 5) != [address("10.0.0.4")]:
             await asyncio.sleep(0)
 
 
 @pytest.mark.asyncio
-async def test_a_name_that_is_none_tells_why(resolver: Resolver) -> None:
+async def test_a_name_that_is_none_tells_why(system: System) -> None:
     with pytest.raises(NotReachableError, match=r"no\.example could not be looked up: .*Name or service") as caught:
-        await Names().addresses(Endpoint("no.example", 7), 5)
+        await Resolver().addresses(Endpoint("no.example", 7), 5)
     assert isinstance(caught.value.__cause__, socket.gaierror)
-    resolver.addresses["none.example"] = []
+    system.addresses["none.example"] = []
     with pytest.raises(NotReachableError, match="it has no address"):
-        await Names().addresses(Endpoint("none.example", 7), 5)
+        await Resolver().addresses(Endpoint("none.example", 7), 5)
 
 
 @pytest.mark.asyncio
-@pytest.mark.usefixtures("resolver")
+@pytest.mark.usefixtures("system")
 async def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    names = Names()
-    known = await names.addresses(SERVER, 5)
+    resolver = Resolver()
+    known = await resolver.addresses(SERVER, 5)
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert await names.addresses(SERVER, 5) == known
+    assert await resolver.addresses(SERVER, 5) == known
     with pytest.raises(NotReachableError, match="can't start new thread"):
-        await names.addresses(OTHER, 5)
+        await resolver.addresses(OTHER, 5)
 
 
 @pytest.mark.asyncio
-async def test_closing_ends_the_waiting(resolver: Resolver) -> None:
-    names = Names()
-    resolver.go_on.clear()
-    waiting = asyncio.create_task(names.addresses(SERVER, 60))
-    await resolver.stalled()
-    names.close()
+async def test_closing_ends_the_waiting(system: System) -> None:
+    resolver = Resolver()
+    system.go_on.clear()
+    waiting = asyncio.create_task(resolver.addresses(SERVER, 60))
+    await system.stalled()
+    resolver.close()
     with pytest.raises(StoreClosedError):
         await waiting
     # As a store does that could not connect and is entered again.
-    again = asyncio.create_task(names.addresses(SERVER, 60))
-    resolver.go_on.set()
+    again = asyncio.create_task(resolver.addresses(SERVER, 60))
+    system.go_on.set()
     assert await again == [address("10.0.0.1"), address("10.0.0.2")]
-    names.close()
+    resolver.close()
 
 
 @pytest.mark.asyncio
 async def test_names_that_there_are_and_names_that_there_are_not() -> None:
-    found = await Names().addresses(Endpoint("localhost", 7), scaled(5))
+    found = await Resolver().addresses(Endpoint("localhost", 7), scaled(5))
     assert {each.host for each in found} <= {"127.0.0.1", "::1"}
     assert {each.sockaddr[1] for each in found} == {7}
     for name in ("aiolibkv.invalid", "a" * 300, "\udc80"):
         with pytest.raises(NotReachableError, match="could not be looked up"):
-            await Names().addresses(Endpoint(name, 7), scaled(5))
+            await Resolver().addresses(Endpoint(name, 7), scaled(5))
 
 
 @pytest.mark.parametrize("address", [Address(socket.AF_INET, ("127.0.0.1", 1)), Address(socket.AF_UNIX, "/socket")])
@@ -221,14 +221,14 @@ def test_a_stalled_look_up_keeps_neither_run_nor_the_process_from_ending() -> No
     code = """
 import asyncio, socket, threading, time
 from aiolibkv.store.endpoints import Endpoint
-from aiolibkv.store.names import Names
+from aiolibkv.store.resolver import Resolver
 socket.getaddrinfo = lambda *_, **__: time.sleep({stall})
 async def main():
-    names = Names()
+    resolver = Resolver()
     try:
-        await names.addresses(Endpoint("kv.example", 7), 0.01)
+        await resolver.addresses(Endpoint("kv.example", 7), 0.01)
     except ConnectionError:
-        names.close()
+        resolver.close()
 asyncio.run(main())
 {then}
 """
