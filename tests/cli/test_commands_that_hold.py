@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from cli.tool import Tool, is_alive, until
+from cli.tool import Tool, children, is_alive, until
 
 SLEEP = "echo $$; exec sleep 60"
+WITH_ANOTHER = "sleep 60 & echo $$ $!; wait"
 STUBBORN = "trap '' TERM INT; echo $$; while :; do sleep 0.1; done"
 
 
@@ -71,10 +73,20 @@ def test_a_command_ends_in_its_own_way(tool: Tool) -> None:
 
 @pytest.mark.parametrize("command", [["lock", "key"], ["elect", "key"]])
 def test_a_killed_process_takes_its_command_along(tool: Tool, command: list[str]) -> None:
-    with tool.start(*command, "--", "sh", "-c", SLEEP) as running:
-        child = int(running.line())
+    with tool.start(*command, "--", "sh", "-c", WITH_ANOTHER) as running:
+        group = [int(process) for process in running.line().split()]
+        below = children(running.process.pid)
         running.send(signal.SIGKILL)
-        until(lambda: not is_alive(child), within=2)
+        until(lambda: not any(map(is_alive, [*group, *below])), within=2)
+
+
+def test_a_killed_command_takes_its_group_along(tool: Tool) -> None:
+    with tool.start("lock", "key", "--", "sh", "-c", WITH_ANOTHER) as lock:
+        command, another = (int(process) for process in lock.line().split())
+        below = children(lock.process.pid)
+        os.kill(command, signal.SIGKILL)
+        assert lock.ended().code == 128 + signal.SIGKILL
+        assert not any(map(is_alive, [another, *below]))
 
 
 def test_signals_are_passed_on(tool: Tool) -> None:

@@ -44,10 +44,17 @@ class Running:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate()
+            self.process.wait()
+        if error is not None and self.process.stderr is not None and not self.process.stderr.closed:
+            os.set_blocking(self.process.stderr.fileno(), False)
+            said = self.process.stderr.read()
+            error.add_note(f"{self.process.args!r} ended with {self.process.returncode} and said {said!r}")
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()  # what it started may have the other end
 
     def line(self) -> str:
         """Return the next line of its standard output."""
@@ -130,6 +137,11 @@ def is_alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
     except FileNotFoundError:
         return False
+
+
+def children(process: int) -> list[int]:
+    """Return the children of a process."""
+    return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def until(condition: Callable[[], object], *, within: float) -> None:

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from aiolibkv import HeldLock, LockLostError
 from aiolibkv.cli.failures import OTHER, CommandError
+from aiolibkv.cli.guard import Guard
 from aiolibkv.cli.running import received
 
 _PATIENCE = 10.0
@@ -33,8 +34,9 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 class Child:
     """A command that runs as a process group of its own.
 
-    At a terminal it is the foreground group, so that it can read, and gets Ctrl-C itself. It dies with this process
-    where the system can do that (Linux).
+    At a terminal it is the foreground group, so that it can read, and gets Ctrl-C itself. The group dies with this
+    process. What the command leaves behind in its group when it ends by itself runs on; when a signal ended it, the
+    rest of the group is ended too.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Child:
         """Run the command to its end.
 
         Returns:
-            Its exit code, or 128 and the number of the signal that ended it.
+            Its exit code, or the sum of 128 and the number of the signal that ended it.
 
         Raises:
             CommandError: it cannot be run.
@@ -79,6 +81,7 @@ class Child:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[int] = loop.create_future()
         self._ended = ended
+        guard = _guard()
         self._terminal = _open_terminal()
         handlers: dict[signal.Signals, Callable[[], None]] = {
             signal.SIGCHLD: self._look,
@@ -88,19 +91,22 @@ class Child:
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
         try:
-            self._start()
+            self._start(guard)
             received.listener = self._pass_on
             try:
                 await self._until_lost(ended)
             except asyncio.CancelledError:
                 await _undisturbed(self._end(ended))
-                received.child_code = ended.result()
+                received.child_code = _exit_code(ended.result())
                 raise
             if self._held is not None and not self._held.is_held:
                 await _undisturbed(self._end(ended))
                 raise LockLostError(key=self._held.key)
-            return ended.result()
+            if ended.result() < 0:
+                await _undisturbed(self._end(ended))
+            return _exit_code(ended.result())
         finally:
+            guard.close()
             received.listener = None
             for number in handlers:
                 loop.remove_signal_handler(number)
@@ -118,14 +124,14 @@ class Child:
         finally:
             lost.cancel()
 
-    def _start(self) -> None:
+    def _start(self, guard: Guard) -> None:
         try:
             process = subprocess.Popen(  # noqa: S603 - it is what the user wants to run
                 self._command,
                 env={**os.environ, **self._environment},
                 stdin=self._standard_input,
                 process_group=0,
-                preexec_fn=self._preparation(),  # noqa: PLW1509 - it takes no lock that a thread may have had
+                preexec_fn=self._preparation(guard),  # noqa: PLW1509 - it takes no lock that a thread may have had
             )
         except FileNotFoundError as error:
             raise CommandError(f"there is no command {self._command[0]!r}", _NOT_FOUND) from error
@@ -134,12 +140,13 @@ class Child:
         process.returncode = 0  # it is waited for here, not by this object
         self._group = process.pid
 
-    def _preparation(self) -> Callable[[], None]:
+    def _preparation(self, guard: Guard) -> Callable[[], None]:
         parent, terminal = os.getpid(), self._terminal
         if terminal is not None and os.tcgetpgrp(terminal) != os.getpgrp():
             terminal = None  # somebody else is in the foreground
 
         def prepare() -> None:
+            guard.take()
             if terminal is not None:
                 _set_foreground(terminal, os.getpid())
             if _libc is not None:
@@ -160,8 +167,7 @@ class Child:
         if os.WIFSTOPPED(status):
             self._stop_too()
         else:
-            code = os.waitstatus_to_exitcode(status)
-            self._ended.set_result(code if code >= 0 else 128 - code)
+            self._ended.set_result(os.waitstatus_to_exitcode(status))
 
     def _stop_too(self) -> None:
         """Stop as the child was, at a terminal, so that the shell can be used, and go on with it."""
@@ -222,6 +228,18 @@ class Child:
                 _set_foreground(self._terminal, os.getpgrp())
             os.close(self._terminal)
             self._terminal = None
+
+
+def _guard() -> Guard:
+    try:
+        return Guard()
+    except OSError as error:
+        raise CommandError(f"no command can be run: {error}", _NOT_RUNNABLE) from error
+
+
+def _exit_code(returned: int) -> int:
+    """Return what a shell tells of a process that returned a code, or was ended by a signal: its number, negative."""
+    return returned if returned >= 0 else 128 - returned
 
 
 def _margin(held: HeldLock) -> float:
