@@ -31,7 +31,13 @@ async def server() -> AsyncIterator[EtcdServer]:
         ("UNAVAILABLE", "etcdserver: no leader", NotReachableError, NOT_APPLIED, True, False),
         ("UNAVAILABLE", "etcdserver: leader changed", NotReachableError, APPLIED_PERHAPS, False, False),
         ("UNAVAILABLE", "etcdserver: request timed out", NotReachableError, APPLIED_PERHAPS, True, False),
-        ("UNAVAILABLE", "Socket closed", NotReachableError, APPLIED_PERHAPS, True, False),
+        ("BROKEN", "the server closed the connection", NotReachableError, APPLIED_PERHAPS, True, False),
+        ("UNAVAILABLE", "no healthy upstream", NotReachableError, APPLIED_PERHAPS, False, False),
+        ("HTTP 502", "", NotReachableError, APPLIED_PERHAPS, False, False),
+        ("HTTP 429", "", NotReachableError, NOT_APPLIED, False, False),
+        ("HTTP 403", "", AccessDeniedError, NOT_APPLIED, False, False),
+        ("HTTP 413", "", RefusedError, NOT_APPLIED, False, False),
+        ("HTTP 302", "", NotReachableError, APPLIED_PERHAPS, True, False),
         ("RESOURCE_EXHAUSTED", "etcdserver: too many requests", NotReachableError, NOT_APPLIED, False, False),
         ("RESOURCE_EXHAUSTED", "etcdserver: mvcc: database space exceeded", StoreError, APPLIED_PERHAPS, False, False),
         (
@@ -55,16 +61,9 @@ async def server() -> AsyncIterator[EtcdServer]:
         ),
         ("INVALID_ARGUMENT", "etcdserver: request is too large", RefusedError, NOT_APPLIED, False, False),
         ("NOT_FOUND", "etcdserver: requested lease not found", RefusedError, NOT_APPLIED, False, False),
-        ("CANCELLED", "context canceled", NotReachableError, APPLIED_PERHAPS, True, False),
+        ("CANCELLED", "context canceled", NotReachableError, APPLIED_PERHAPS, False, False),
         ("UNKNOWN", "raft proposal dropped", NotReachableError, NOT_APPLIED, False, False),
-        (
-            "NOT_GRPC",
-            "an answer of HTTP with status 403 and content text/html",
-            NotReachableError,
-            APPLIED_PERHAPS,
-            True,
-            False,
-        ),
+        ("NOT_GRPC", "an answer without a status", NotReachableError, APPLIED_PERHAPS, True, False),
         ("UNIMPLEMENTED", "unknown service etcdserverpb.KV", NotReachableError, NOT_APPLIED, True, False),
         ("DATA_LOSS", "etcdserver: corrupt cluster", StoreError, APPLIED_PERHAPS, False, False),
         ("A_NEW_ONE", "", StoreError, APPLIED_PERHAPS, False, False),
@@ -152,7 +151,7 @@ async def test_a_denial_whatever_the_code(code: int) -> None:
 
 
 def test_what_was_not_sent_was_not_applied() -> None:
-    assert explain(RpcFailedError("UNAVAILABLE", "failed to connect to all addresses", sent=False)).refused
+    assert explain(RpcFailedError("BROKEN", "failed to connect to all addresses", sent=False)).refused
 
 
 @pytest.mark.asyncio

@@ -258,9 +258,9 @@ async def test_when_a_connection_breaks_only_what_was_sent_whole_is_in_doubt() -
         script.writer.transport.abort()
         failures = [await failure_of(call) for call in (whole, partial, waiting)]
         assert [(failure.code, failure.sent) for failure in failures] == [
-            ("UNAVAILABLE", True),
-            ("UNAVAILABLE", False),
-            ("UNAVAILABLE", False),
+            ("BROKEN", True),
+            ("BROKEN", False),
+            ("BROKEN", False),
         ]
         # It is not replaced: whoever has the channel decides where to go.
         assert not (await failure_of(asyncio.ensure_future(channel.call(ECHO, b"", ())))).sent
@@ -284,7 +284,7 @@ async def test_a_server_that_leaves_and_is_gone() -> None:
         script.write(frame(frames.GOAWAY, 0, 0, (1).to_bytes(4) + bytes(4)))
         (await accepted.get()).writer.transport.abort()
         failure = await failure_of(call)
-        assert (failure.code, failure.sent) == ("UNAVAILABLE", False)
+        assert (failure.code, failure.sent) == ("BROKEN", False)
 
 
 async def test_what_arrives_for_a_cancelled_call_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,19 +368,19 @@ async def test_what_is_wrong_ends_the_connection(name: str) -> None:
         if name == "an end without":
             script.writer.close()
         failure = await failure_of(call)
-        assert (failure.code, failure.sent) == ("UNAVAILABLE", True)
+        assert (failure.code, failure.sent) == ("BROKEN", True)
         await script.rest()
         await eventually(lambda: not channel._connections, within=5, message="the socket is closed")
 
 
 TOO_MUCH = b"\0" + (64 * 2**20 + 1).to_bytes(4)
 BAD_ANSWERS: dict[str, tuple[str, Callable[[int], bytes]]] = {
-    "a page": ("NOT_GRPC", lambda stream: frame(frames.HEADERS, END_HEADERS, stream, b"\x88\x5f\x09text/html")),
+    "a page": ("HTTP 200", lambda stream: frame(frames.HEADERS, END_HEADERS, stream, b"\x88\x5f\x09text/html")),
     "a proxy that finds it too large": (
-        "RESOURCE_EXHAUSTED",
+        "HTTP 413",
         lambda stream: frame(frames.HEADERS, END_HEADERS, stream, b"\x08\x03413\x5f\x09text/html"),
     ),
-    "another status": ("NOT_GRPC", lambda stream: frame(frames.HEADERS, END_HEADERS | END_STREAM, stream, b"\x8d")),
+    "another status": ("HTTP 404", lambda stream: frame(frames.HEADERS, END_HEADERS | END_STREAM, stream, b"\x8d")),
     "no status": (
         "NOT_GRPC",
         lambda stream: frame(frames.HEADERS, END_HEADERS, stream, HEAD) + frame(frames.DATA, END_STREAM, stream),

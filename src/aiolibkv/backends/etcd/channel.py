@@ -22,8 +22,12 @@ from aiolibkv.store.tls import Tls
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 Metadata = Sequence[tuple[str, str]]
 
+BROKEN = "BROKEN"
+"""The code of a call whose connection has ended, or could not be made."""
+HTTP = "HTTP "
+"""How the code of an answer begins that is none of gRPC's: a web server's or a proxy's. HTTP's status follows."""
 NOT_GRPC = "NOT_GRPC"
-"""The code of an answer that is none of gRPC's: somebody else's, or a proxy's that has nobody behind it."""
+"""The code of an answer that is gRPC's in its head only."""
 TOO_LARGE = "TOO_LARGE"
 """The code of an answer larger than is received."""
 
@@ -57,8 +61,6 @@ _ATTEMPTS = 3
 _RETURNED_AT = 1 << 24
 """Bytes taken of a stream after which its window is opened again. The rest of it holds a message of any size."""
 _KNOWN_BLOCKS = 64
-_CONTENT_TOO_LARGE = b"413"
-"""A proxy's status for a request larger than it hands on, which it refuses and goes on."""
 _CLOSING_TIME = 0.5
 
 assert STREAM_WINDOW - _RETURNED_AT >= MAX_ANSWER_BYTES + _PREFIX_SIZE
@@ -68,7 +70,7 @@ class RpcFailedError(Exception):
     """A call ended without its answer.
 
     Attributes:
-        code: gRPC's name of the status, such as "UNAVAILABLE", or NOT_GRPC, TOO_LARGE or RESET.
+        code: gRPC's name of the status, such as "UNAVAILABLE", or one of those above.
         details: the text beside it.
         sent: False when the server certainly did nothing.
     """
@@ -78,6 +80,11 @@ class RpcFailedError(Exception):
         self.code = code
         self.details = details
         self.sent = sent
+
+    @property
+    def is_http(self) -> bool:
+        """Whether it is an answer of HTTP that is none of gRPC's."""
+        return self.code.startswith(HTTP)
 
 
 class Channel:
@@ -182,7 +189,7 @@ class Channel:
             if connection.is_usable:
                 return connection
             if not connection.is_leaving:
-                raise RpcFailedError("UNAVAILABLE", connection.failure or "", sent=False)
+                raise RpcFailedError(BROKEN, connection.failure or "", sent=False)
         if self._connecting is None:
             self._connecting = self._tasks.start(self._connect())
         connecting = self._connecting
@@ -199,7 +206,7 @@ class Channel:
             self._is_secure = context is not None
             connection = await connect(self._endpoint, self._resolver, context, self._limit)
         except NotConnectedError as error:
-            failure = RpcFailedError("UNAVAILABLE", str(error), sent=False)
+            failure = RpcFailedError(BROKEN, str(error), sent=False)
             failure.__cause__ = error.__cause__
             return failure
         finally:
@@ -436,11 +443,10 @@ def _is_interim(fields: Fields) -> bool:
 
 
 def _failure_at_head(fields: Fields) -> RpcFailedError | None:
-    status, content = fields.get(b":status", b""), fields.get(b"content-type", b"")
-    if status == b"200" and content.startswith(b"application/grpc"):
+    status, content = _text(fields.get(b":status", b"")), _text(fields.get(b"content-type", b""))
+    if status == "200" and content.startswith("application/grpc"):
         return None
-    details = f"an answer of HTTP with status {_text(status)} and content {_text(content)}"
-    return RpcFailedError("RESOURCE_EXHAUSTED" if status == _CONTENT_TOO_LARGE else NOT_GRPC, details)
+    return RpcFailedError(HTTP + status, f"an answer of HTTP with status {status} and content {content}")
 
 
 def _failure_at_end(fields: Fields) -> RpcFailedError | None:
@@ -456,7 +462,7 @@ def _failure_at_end(fields: Fields) -> RpcFailedError | None:
 
 def _failed(failure: Failure) -> RpcFailedError:
     # Not the status of what closed the connection: another call's refusal says nothing of this one.
-    code = "CANCELLED" if failure.ours else RESET if failure.alone else "UNAVAILABLE"
+    code = "CANCELLED" if failure.ours else RESET if failure.alone else BROKEN
     return RpcFailedError(code, failure.reason, sent=failure.processed)
 
 

@@ -264,6 +264,8 @@ class Connection:
         meaning.error.endpoint = str(link.endpoint)
         if meaning.breaks:
             self.lost(link, failure.details)
+        elif meaning.doubtful:
+            link.check()
         return meaning
 
     async def _reopen(self) -> Link:
@@ -307,10 +309,11 @@ class Connection:
             if self._has_user and self.token is None:
                 await self._authenticate(link)
         except RpcFailedError as failure:
-            meaning = explain(failure)
-            meaning.error.endpoint = str(link.endpoint)
-            if isinstance(meaning.error, NotReachableError | AccessDeniedError):
-                raise meaning.error from failure
+            # Who answers by HTTP alone has not shown that there is an etcd.
+            error = NotReachableError(failure.details) if failure.is_http else explain(failure).error
+            error.endpoint = str(link.endpoint)
+            if isinstance(error, NotReachableError | AccessDeniedError):
+                raise error from failure
 
     async def _authenticate(self, link: Link) -> None:
         request = Authenticate(self._config.username or "", self._config.password or "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from aiolibkv.backends.etcd.channel import NOT_GRPC, RESET, TOO_LARGE, RpcFailedError
+from aiolibkv.backends.etcd.channel import BROKEN, HTTP, NOT_GRPC, RESET, TOO_LARGE, RpcFailedError
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 
 
@@ -32,12 +32,14 @@ class Meaning(NamedTuple):
         refused: whether the request certainly was not applied.
         breaks: whether the link is of no use any more.
         token: whether another token may help.
+        doubtful: whether there may be no server behind the link, as far as this call's failure says.
     """
 
     error: StoreError
     refused: bool
     breaks: bool
     token: bool = False
+    doubtful: bool = False
 
 
 class _Kind(NamedTuple):
@@ -45,6 +47,7 @@ class _Kind(NamedTuple):
     refused: bool
     breaks: bool
     token: bool = False
+    doubtful: bool = False
 
 
 _REFUSED = _Kind(RefusedError, refused=True, breaks=False)
@@ -56,6 +59,8 @@ _LATER = _Kind(NotReachableError, refused=True, breaks=False)
 _ELSEWHERE = _Kind(NotReachableError, refused=True, breaks=True)
 _UNANSWERED = _Kind(NotReachableError, refused=False, breaks=False)
 _BROKEN = _Kind(NotReachableError, refused=False, breaks=True)
+# A proxy did not get its answer, or the server is going down: other calls and watches on the link may go on.
+_DOUBTFUL = _Kind(NotReachableError, refused=False, breaks=False, doubtful=True)
 _FAILED = _Kind(StoreError, refused=False, breaks=False)
 
 # Parts of texts, from the sources of etcd 3.4 to 3.7; the first that fits counts.
@@ -92,18 +97,28 @@ _TEXTS: dict[str, _Kind] = {
 }
 
 _CODES: dict[str, _Kind] = {
-    # Not etcd, but a web server, or a proxy that has nobody behind it.
+    BROKEN: _BROKEN,
     NOT_GRPC: _BROKEN,
+    # What a proxy says by itself of one request. Any other answer of HTTP is that of a web server in etcd's place.
+    f"{HTTP}401": _DENIED,
+    f"{HTTP}403": _DENIED,
+    f"{HTTP}408": _UNANSWERED,
+    f"{HTTP}413": _REFUSED,
+    f"{HTTP}429": _LATER,
+    f"{HTTP}431": _REFUSED,
+    f"{HTTP}500": _DOUBTFUL,
+    f"{HTTP}502": _DOUBTFUL,
+    f"{HTTP}503": _DOUBTFUL,
+    f"{HTTP}504": _DOUBTFUL,
     # nginx ends a watch on which nothing was said for a minute; other calls go on.
     RESET: _UNANSWERED,
     TOO_LARGE: _Kind(AnswerTooLargeError, refused=False, breaks=False),
     # Not etcd, but another service that speaks gRPC.
     "UNIMPLEMENTED": _ELSEWHERE,
-    # A broken stream, or a server that is going down.
-    "UNAVAILABLE": _BROKEN,
-    "CANCELLED": _BROKEN,
-    "INTERNAL": _BROKEN,
-    "ABORTED": _BROKEN,
+    "UNAVAILABLE": _DOUBTFUL,
+    "CANCELLED": _DOUBTFUL,
+    "INTERNAL": _DOUBTFUL,
+    "ABORTED": _DOUBTFUL,
     "DEADLINE_EXCEEDED": _UNANSWERED,
     "RESOURCE_EXHAUSTED": _Kind(StoreError, refused=True, breaks=False),
     "PERMISSION_DENIED": _DENIED,
@@ -126,11 +141,11 @@ def explain(failure: RpcFailedError) -> Meaning:
     """Tell what a failed call comes to."""
     # A call that was cancelled because its link ended has the words of what ended it, which say nothing of the call.
     words = "" if failure.code == "CANCELLED" else failure.details
-    kind = _kind_of(words) or _CODES.get(failure.code)
+    kind = _kind_of(words) or _CODES.get(failure.code) or (_BROKEN if failure.is_http else None)
     text = _worded(failure.details or failure.code)
     if kind is None:
         return Meaning(StoreError(f"{failure.code}: {text}"), refused=False, breaks=False)
-    return Meaning(kind.error(text), kind.refused or not failure.sent, kind.breaks, kind.token)
+    return Meaning(kind.error(text), kind.refused or not failure.sent, kind.breaks, kind.token, kind.doubtful)
 
 
 def explain_cancellation(reason: str) -> StoreError:

@@ -29,6 +29,8 @@ _SILENCE = 1.5
 """Seconds that open streams may be silent before the server is asked."""
 _ANSWERING_STEP = 0.5
 """Seconds, in steps: a stall of this process itself then costs one step, and is not taken for one of the server's."""
+_PAUSES_BETWEEN_QUESTIONS = (0.0, 0.2, 0.2, 0.2)
+"""Seconds before each question that is asked while a proxy answers that there is no server."""
 _LONGEST_QUEUE = 3
 """How many times the time for an answer may pass, while data comes: a proxy's other servers might send it."""
 
@@ -122,6 +124,11 @@ class Link:
         self._ask_by(self._heard + _SILENCE)
         return stream
 
+    def check(self) -> None:
+        """Ask the server now, because a call's failure leaves it open whether there is one."""
+        if not self._asking and not self._dropped:
+            self._begin_to_ask()
+
     def drop(self, reason: str) -> None:
         """Let everything under way fail now."""
         self._dropped = True
@@ -160,8 +167,14 @@ class Link:
         if due and min(due) > self._loop.time():
             self._ask_by(min(due))
         elif due:
-            self._asking = True
-            self._tasks.start(self._ask())
+            self._begin_to_ask()
+
+    def _begin_to_ask(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._asking = True
+        self._tasks.start(self._ask())
 
     async def _ask(self) -> None:
         asked = self._tasks.start(self._answers())
@@ -182,12 +195,25 @@ class Link:
             self._consider()
 
     async def _answers(self) -> str | None:
-        """Return None when a server that has a leader answered, else what is wrong."""
-        try:
-            await self._channel.call(RANGE, EMPTY_KEY, (NEEDS_LEADER,))
-        except RpcFailedError as failure:
-            return failure.details if explain(failure).breaks else None
-        return None
+        """Return None when a server that has a leader answered, else what is wrong.
+
+        A proxy that has nobody behind it is asked some times: it may find another server.
+        """
+        failure = None
+        for pause in _PAUSES_BETWEEN_QUESTIONS:
+            await asyncio.sleep(pause)
+            try:
+                await self._channel.call(RANGE, EMPTY_KEY, (NEEDS_LEADER,))
+            except RpcFailedError as failed:
+                meaning = explain(failed)
+                if meaning.breaks:
+                    return failed.details
+                if not meaning.doubtful:
+                    return None
+                failure = failed.details
+            else:
+                return None
+        return failure
 
 
 class LinkStream:
