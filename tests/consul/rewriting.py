@@ -24,6 +24,7 @@ class Rewriting:
         change: what is made of the answers.
         refuse: answers requests that are not passed on; None for those that are.
         hold: tells of requests that are never answered.
+        finish: has the last word on an answer, such as how it is encoded.
         path: before that of the server's API.
 
     Attributes:
@@ -37,10 +38,12 @@ class Rewriting:
         *,
         refuse: Callable[[web.Request], tuple[int, str] | None] = lambda _: None,
         hold: Callable[[web.Request], bool] = lambda _: False,
+        finish: Callable[[web.Response], object] = lambda _: None,
         path: str = "",
     ) -> None:
         self.held = 0
         self._hold = hold
+        self._finish = finish
         self._path = path
         self._server = server
         self._change = change
@@ -72,7 +75,9 @@ class Rewriting:
         async with self._client.request(request.method, url, data=body, headers=headers) as answer:
             headers = {name: value for name, value in answer.headers.items() if name.startswith("X-")}
             status, changed = self._change(request, answer.status, await answer.read())
-        return web.Response(status=status, body=changed, headers=headers)
+        response = web.Response(status=status, body=changed, headers=headers)
+        self._finish(response)
+        return response
 
 
 def forwarded(_: web.Request, status: int, body: bytes) -> tuple[int, bytes]:

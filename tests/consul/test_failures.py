@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import pytest
@@ -196,3 +197,32 @@ async def test_a_server_for_development(make: Make, entering: AsyncExitStack, pr
     await lock.release()
     async with asyncio.timeout(scaled(5)):
         assert (await waiting).is_held
+
+
+ENCODINGS: dict[str, Callable[[web.Response], object]] = {
+    "gzip": lambda response: response.enable_compression(web.ContentCoding.gzip),
+    "deflate": lambda response: response.enable_compression(web.ContentCoding.deflate),
+    "chunked": lambda response: response.enable_chunked_encoding(),
+    "closed after each": lambda response: response.force_close(),
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+async def test_answers_as_proxies_hand_them_on(make: Make, server: ConsulServer, name: str) -> None:
+    async with Rewriting(server, finish=ENCODINGS[name]) as front, make(front.endpoint) as store:
+        pair = await store.put("key", b"value " * 1000)
+        assert await store.get("key") == pair
+        assert await store.list("") == [pair]
+        assert await anext(store.watch("key")) == pair
+
+
+@pytest.mark.parametrize("status", [414, 431])
+async def test_a_request_that_a_proxy_never_hands_on(make: Make, server: ConsulServer, status: int) -> None:
+    def refuse(request: web.Request) -> tuple[int, str] | None:
+        return (status, "<html><title>Too Large</title></html>") if request.path == "/v1/txn" else None
+
+    async with Rewriting(server, refuse=refuse) as front, make(front.endpoint) as store:
+        with pytest.raises(StoreError, match="Too Large") as caught:
+            await store.put("key", b"")
+        assert not isinstance(caught.value, NotReachableError)
+        assert not caught.value.maybe_applied

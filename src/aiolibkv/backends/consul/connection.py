@@ -9,6 +9,7 @@ them.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -149,7 +150,6 @@ class Connection:
             headers=user_headers(config),
             middlewares=(_send_once,),
             request_class=_PlainRequest,
-            auto_decompress=False,
             trust_env=False,
         )
 
@@ -381,7 +381,8 @@ class Connection:
 
 
 async def _body_of(response: aiohttp.ClientResponse) -> bytes:
-    if response.content_length is not None and response.content_length <= LARGEST_ANSWER:
+    # Nobody asked for compression; a proxy may compress all the same.
+    if (response.content_length or math.inf) <= LARGEST_ANSWER and "Content-Encoding" not in response.headers:
         return await response.read()
     body = bytearray()
     async for part in response.content.iter_any():

@@ -53,6 +53,8 @@ _NO_TLS = "Client sent an HTTP request to an HTTPS server"
 
 _REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 """By Consul, or by a proxy before it."""
+_NEVER_HANDED_ON = frozenset({HTTPStatus.REQUEST_URI_TOO_LONG, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE})
+"""By a proxy, which would say the same each time."""
 _UNDONE = range(300, 500)
 """Sent elsewhere, or back."""
 _READ_BY_CALLERS = frozenset({HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT})
@@ -130,7 +132,7 @@ def failure_of(status: int, text: str, subject: str) -> StoreError | None:
         return ValueTooLargeError(f"the server takes less: {said}")
     if text.startswith(_NO_TLS):
         return NotReachableError(f"the server wants TLS: {said}", maybe_applied=False)
-    if status == HTTPStatus.BAD_REQUEST and not is_page(text):
+    if status in _NEVER_HANDED_ON or (status == HTTPStatus.BAD_REQUEST and not is_page(text)):
         return StoreError(f"the server answered {status}: {said}")
     # Consul answers so when it is in trouble; or what answers is not Consul.
     undone = status in _UNDONE or text.startswith(_UNSENT) or any(phrase in text for phrase in _NOTHING_DONE)

@@ -40,7 +40,8 @@ _SHARE_FOR_LISTENING = 0.3
 _NO_LEADER = '""'
 
 _SHORTEST_WAIT = 1.0
-_LONGEST_WAIT = 10.0
+_LONGEST_WAIT = 9.0
+"""Seconds; with what the server adds less than ten, after which some proxies close a connection that is silent."""
 _LONGER = 17 / 16
 """The server adds up to a sixteenth of the wait at random; and then the answer has request_timeout to arrive."""
 
