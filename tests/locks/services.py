@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ class Service:
         ttl: seconds; what a lock takes so that tests are short.
         framing: by which a proxy finds requests.
         heartbeats: requests a second that a store sends in any case while it watches something.
+        end_session: has the server end the session under which a lock is held, as an administrator may who knows that
+            its holder is dead; None where it ends soon enough.
     """
 
     template: str
@@ -33,6 +36,7 @@ class Service:
     ttl: float
     framing: Framing = "raw"
     heartbeats: int = 0
+    end_session: Callable[[str], Awaitable[None]] | None = None
 
     @property
     def endpoint(self) -> str:
@@ -69,7 +73,12 @@ async def etcd() -> AsyncIterator[Service]:
 async def consul() -> AsyncIterator[Service]:
     """Run Consul, of which a store asks every second who leads, and repeats a query that has waited for a second."""
     async with ConsulServer() as server:
-        yield Service("consul://{endpoint}/{name}", server, 10, "http1", 2)
+
+        async def end_session(lock: str) -> None:
+            (pair,) = json.loads(await server.api("GET", f"/v1/kv/{lock}"))
+            await server.api("PUT", f"/v1/session/destroy/{pair['Session']}")
+
+        yield Service("consul://{endpoint}/{name}", server, 10, "http1", 2, end_session)
 
 
 @asynccontextmanager

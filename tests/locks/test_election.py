@@ -23,8 +23,6 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)
 CANDIDATE = Path(__file__).parent / "candidate.py"
 NODES = 5
 KILLS = 10
-SLOW_KILLS = 3
-"""Where a dead leader's lock is free only after 10 s and more."""
 STOPS = (2, 7)
 """Which leaders are stopped, and go on when another one leads, instead of being killed."""
 
@@ -95,11 +93,10 @@ async def test_work_of_two_leaders_never_overlaps(service: Service) -> None:
                 seen.append(leader)
 
     following = asyncio.create_task(follow())
-    kills = KILLS if service.ttl < 10 else SLOW_KILLS
     last = 0.0
     try:
         await asyncio.gather(*(node.start() for node in nodes))
-        for number in range(kills):
+        for number in range(KILLS):
             await eventually(partial(_works, nodes, last), within=60, message="somebody works")
             leader = max(nodes, key=lambda node: node.terms[-1:])
             await eventually(partial(_is_last, seen, leader.name), within=30, message="the leader is seen")
@@ -110,8 +107,11 @@ async def test_work_of_two_leaders_never_overlaps(service: Service) -> None:
                 leader.send(signal.SIGCONT)
                 continue
             await leader.kill()
-            if number == kills // 2:
+            if number == KILLS // 2:
                 await service.restart()
+            elif service.end_session is not None:
+                # Consul frees a dead leader's lock after up to 21 s: this is waited for three times, not ten.
+                await service.end_session("election/leader")
             await leader.start()
         await eventually(partial(_works, nodes, last), within=60, message="somebody works at last")
     finally:
@@ -119,9 +119,9 @@ async def test_work_of_two_leaders_never_overlaps(service: Service) -> None:
         await asyncio.wait({following}, timeout=scaled(10))
         await asyncio.gather(*(node.kill() for node in nodes))
     terms = sorted(term for node in nodes for term in node.terms)
-    assert len(terms) > kills
+    assert len(terms) > KILLS
     assert [(one, two) for one, two in pairwise(terms) if one[1] > two[0]] == []
-    assert len([leader for leader in seen if leader]) >= kills
+    assert len([leader for leader in seen if leader]) >= KILLS
 
 
 def _works(nodes: Sequence[Node], after: float) -> bool:

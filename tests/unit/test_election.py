@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from aiolibkv import AccessDeniedError, CallNotSupportedError, Candidate, HeldLock, StoreError
+from aiolibkv.coordination import election
 from aiolibkv.testing.scale import eventually, scaled
+from stores import MemoryStore
 from unit.faulty import FaultyStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
@@ -66,3 +68,19 @@ async def test_a_campaign_that_is_refused_ends_with_the_store() -> None:
     done, _ = await asyncio.wait({running}, timeout=scaled(1))
     assert done, "the pause outlives the store"
     assert isinstance(running.exception(), StoreError)
+
+
+async def test_who_resigns_lets_those_who_just_begin_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(election, "_STANDING_BACK", scaled(1))
+    async with MemoryStore() as store, asyncio.timeout(scaled(20)):
+        one, two = (Candidate(store, "leader", node) for node in ("one", "two"))
+        async with one.run_for_election() as first:
+            assert [await anext(first), await anext(first)] == [False, True]
+            await one.resign()
+            assert await anext(first) is False
+            async with two.lead():
+                assert (await store.get("leader")).value == b"two"
+            assert await anext(first) is True
+            await one.resign()
+            await one.stop()
+        assert not one.is_leader

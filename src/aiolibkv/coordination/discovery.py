@@ -114,17 +114,27 @@ class Discovery:
                 self._mirrored_at = snapshot
             return self._mirrored.of(service)
         found = _Instances(self._path, self._read)
-        found.update(await self._list(directory))
+        try:
+            found.update(await self._store.list(directory))
+        except KeyNotFoundError:
+            return []
         return found.of(service)
 
     async def services(self) -> Sequence[str]:
         """Read the names of the services that have instances, sorted; none is no error.
 
         Cancellation: harmless.
-        Cost: one list of all instances; nothing while the discovery is entered.
+        Cost: one call of children, which grows with the services; nothing while the discovery is entered.
         """
-        pairs = await self._list(self._path) if self.mirror is None else self.mirror.snapshot
-        return sorted({place[0] for pair in pairs if (place := _place(self._path, pair.key)) is not None})
+        if self.mirror is not None:
+            names = [pair.key[len(self._path) + 1 :] for pair in self.mirror.snapshot]
+            return sorted({service for service, slash, _ in (name.partition("/") for name in names) if slash})
+        try:
+            children = await self._store.children(self._path)
+        except KeyNotFoundError:
+            return []
+        # Without its slash a name may have another place in the order.
+        return sorted(name.removesuffix("/") for name in children if name.endswith("/"))
 
     def watch(self, service: str) -> Watch[Sequence[Instance]]:
         """Watch the instances of a service: the present ones first, then each change.
@@ -141,12 +151,6 @@ class Discovery:
 
     def _directory(self, service: str) -> str:
         return f"{self._path}/{_segment(service)}"
-
-    async def _list(self, directory: str) -> Sequence[KVPair]:
-        try:
-            return await self._store.list(directory)
-        except KeyNotFoundError:
-            return []
 
     def _read(self, pair: KVPair) -> Instance | None:
         """Read an instance; the first time that one cannot be read, it is told."""

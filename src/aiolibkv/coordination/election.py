@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 DEFAULT_TTL = 15.0
 
+_STANDING_BACK = 0.5
+"""Seconds that who has resigned waits: those who have just begun to campaign get into the line meanwhile."""
+
 _log = logging.getLogger("aiolibkv")
 
 
@@ -48,6 +51,7 @@ class Candidate:
         self._term: Term | None = None
         self._campaign: Campaign | None = None
         self._waits: set[asyncio.Timeout] = set()
+        self._has_resigned = False
         self._is_stopped = False
 
     @property
@@ -112,7 +116,8 @@ class Candidate:
     async def resign(self) -> None:
         """Give up the leadership, if it is held; a campaign goes on behind the other candidates.
 
-        The body of a ``lead`` and the work of a ``run`` are cancelled and awaited before, unless it is they who resign.
+        It begins half a second later, so that it is behind those, too, who were just about to stand in line. The body
+        of a ``lead`` and the work of a ``run`` are cancelled and awaited before, unless it is they who resign.
 
         Cancellation: the leadership is given up all the same.
         Cost: one round trip (ZooKeeper: two).
@@ -120,6 +125,7 @@ class Candidate:
         held, term = self._held, self._term
         if held is None or not held.is_held:
             return
+        self._has_resigned = True
         if term is not None and not term.is_own:
             term.cancel()
             try:
@@ -158,6 +164,9 @@ class Candidate:
         self._waits.add(until_stop)
         try:
             async with until_stop:
+                if self._has_resigned:
+                    await asyncio.sleep(_STANDING_BACK)
+                    self._has_resigned = False
                 while True:
                     try:
                         held = await self._lock.acquire()

@@ -23,7 +23,7 @@ from aiolibkv.types import KVPair
 DEFAULT_TTL = 15.0
 
 _CHOICE = 16
-"""Of so many free places a newcomer takes any: those that come together do not all try for the first."""
+"""Of the first so many places a newcomer takes any: those that come together do not all try for one."""
 
 
 class PlaceLock(ABC):
@@ -43,7 +43,7 @@ class PlaceLock(ABC):
         self._kind = kind
         self._ttl = ttl
         self._attempts = Attempts(store, self._name, f"a place at {self._name!r}", ttl)
-        self._number: int | None = None
+        self._number = random.randrange(_CHOICE)
         self._lock: Lock | None = None
         self._held: HeldLock | None = None
         self._block: WhileHeld | None = None
@@ -52,13 +52,13 @@ class PlaceLock(ABC):
         store.new_lock(self._place(0), ttl=ttl)
 
     @abstractmethod
-    async def _is_admitted(self, pairs: Sequence[KVPair], ahead: Sequence[KVPair], held: HeldLock) -> bool:
+    async def _is_admitted(self, pairs: Sequence[KVPair], ahead: Sequence[KVPair], *, is_current: bool) -> bool:
         """Tell whether a place is admitted.
 
         Args:
             pairs: what is below the name.
             ahead: the places that come before, among them.
-            held: the place.
+            is_current: whether the pairs are of one moment since this was asked for.
         """
 
     async def acquire(self) -> HeldLock:
@@ -71,7 +71,8 @@ class PlaceLock(ABC):
             CannotLockError: it is held or waited for already.
 
         Cancellation: the place is given up, and nothing of it is left behind.
-        Cost: about two lists and the acquisition of a lock; while it waits a watch of the line.
+        Cost: that of acquiring a lock, and a list; a list more when the place that it had before, or at first chose
+            at random, is taken. While it waits, a watch of the line.
         """
         held = await self._contend(wait=True)
         assert held is not None, "waited"
@@ -87,7 +88,8 @@ class PlaceLock(ABC):
             CannotLockError: it is held or waited for already.
 
         Cancellation: it is not held, and nothing is left behind.
-        Cost: about two lists and the acquisition of a lock.
+        Cost: that of acquiring a lock, and a list; a list more when the place that it had before, or at first chose
+            at random, is taken.
         """
         return await self._contend(wait=False)
 
@@ -152,7 +154,7 @@ class PlaceLock(ABC):
         is_admitted = False
         try:
             async with WhileHeld(held):
-                is_admitted = await self._is_next(await self._list(), held) if not wait else await self._wait(held)
+                is_admitted = await (self._wait(held) if wait else self._is_next_now(held))
             if not is_admitted:
                 return None
             self._lock, self._held = lock, held
@@ -166,7 +168,7 @@ class PlaceLock(ABC):
         """Wait until a place is admitted; an outage does not cost it."""
         while True:
             try:
-                if await self._is_next(await self._list(), held) or await self._follow(held):
+                if await self._is_next_now(held) or await self._follow(held):
                     return True
             except (NotReachableError, RequestTimeoutError) as error:
                 await self._attempts.failed(error)
@@ -174,21 +176,25 @@ class PlaceLock(ABC):
     async def _follow(self, held: HeldLock) -> bool:
         async with self._store.watch_tree(self._name) as watch:
             async for snapshot in watch:
-                if await self._is_next(snapshot, held):
+                if await self._is_next(snapshot, held, is_current=False):
                     return True
         return False
 
-    async def _is_next(self, pairs: Sequence[KVPair], held: HeldLock) -> bool:
+    async def _is_next_now(self, held: HeldLock) -> bool:
+        can = self._store.capabilities
+        return await self._is_next(await self._list(), held, is_current=can.atomic_list and can.linearizable_reads)
+
+    async def _is_next(self, pairs: Sequence[KVPair], held: HeldLock, *, is_current: bool) -> bool:
         own = next((pair for pair in pairs if pair.key == held.key and pair.value == held.value), None)
         if own is None:
             return False
         places = f"{self._name}/line/"
         ahead = [pair for pair in pairs if pair.key.startswith(places) and pair.last_index < own.last_index]
-        return await self._is_admitted(pairs, ahead, held) and held.is_held
+        return await self._is_admitted(pairs, ahead, is_current=is_current) and held.is_held
 
     async def _take_place(self) -> tuple[Lock, HeldLock]:
-        """Take the place of the last time, one of the first that are free, or a later one: numbers are used again."""
-        if self._number is not None and (taken := await self._try_place(self._number)) is not None:
+        """Take the place of the last time, at first any, or else one that is free: numbers are used again."""
+        if (taken := await self._try_place(self._number)) is not None:
             return taken
         others = {pair.key for pair in await self._list()}
         free = (number for number in count() if self._place(number) not in others)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from aiolibkv.coordination.line import DEFAULT_TTL, PlaceLock
 from aiolibkv.keys import normalize_key
-from aiolibkv.protocol import AsyncStore, HeldLock, Lock
+from aiolibkv.protocol import AsyncStore, Lock
 from aiolibkv.types import KVPair
 
 _READ = "read"
@@ -47,10 +47,10 @@ class ReadWriteLock:
 
 
 class _Reading(PlaceLock):
-    async def _is_admitted(self, pairs: Sequence[KVPair], ahead: Sequence[KVPair], held: HeldLock) -> bool:
+    async def _is_admitted(self, pairs: Sequence[KVPair], ahead: Sequence[KVPair], *, is_current: bool) -> bool:
         return not any(pair.value.startswith(_WRITE.encode()) for pair in ahead)
 
 
 class _Writing(PlaceLock):
-    async def _is_admitted(self, pairs: Sequence[KVPair], ahead: Sequence[KVPair], held: HeldLock) -> bool:
+    async def _is_admitted(self, pairs: Sequence[KVPair], ahead: Sequence[KVPair], *, is_current: bool) -> bool:
         return not ahead

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aiolibkv.coordination.line import DEFAULT_TTL, PlaceLock
+from aiolibkv.coordination.update import update
 from aiolibkv.errors import KeyExistsError, KeyNotFoundError
-from aiolibkv.protocol import AsyncStore, HeldLock
+from aiolibkv.protocol import AsyncStore
 from aiolibkv.types import KVPair
 
 
@@ -16,7 +17,10 @@ class Semaphore(PlaceLock):
     One object holds one permit at a time; they are cheap: make one for each task. A permit is a lock of its own: its
     HeldLock tells when it is lost, guards writes, and has a fencing token that increases with each grant. Permits are
     granted in the order in which they were asked for. A holder or waiter that is cancelled, dead or cut off keeps no
-    permit and blocks nobody. The number is at ``<name>/permits``, the line below ``<name>/line``.
+    permit and blocks nobody. The line is below ``<name>/line``; the number is at ``<name>/permits``, followed by those
+    that it has replaced, with which programs go on that do not know of it yet.
+
+    A grant reads the number once more when it was waited for, or where lists are of no single moment (ZooKeeper).
     """
 
     def __init__(self, store: AsyncStore, name: str, permits: int, *, ttl: float = DEFAULT_TTL) -> None:
@@ -25,7 +29,8 @@ class Semaphore(PlaceLock):
         Args:
             store: where it is.
             name: the directory that it is kept in.
-            permits: how many may hold one; acquiring raises ValueError when the store has another number.
+            permits: how many may hold one, unless it was resized. Acquiring raises ValueError when the store has
+                another number, and this one was never in force.
             ttl: seconds after which a dead holder's permit is free.
 
         Raises:
@@ -39,7 +44,8 @@ class Semaphore(PlaceLock):
     async def resize(self, permits: int) -> None:
         """Change the number of permits for all, running processes included; whom it lets in is woken.
 
-        Holders beyond a smaller number keep their permits until they give them up.
+        Holders beyond a smaller number keep their permits until they give them up. Programs that give a number that
+        this one replaces go on, with this one.
 
         Args:
             permits: how many may hold one from now on.
@@ -48,40 +54,60 @@ class Semaphore(PlaceLock):
             ValueError: there is less than one permit.
 
         Cancellation: leaves open whether the number was changed.
-        Cost: one put.
+        Cost: get and atomic_put, again when somebody else resizes it at the same time.
         """
-        await self._store.put(self._record, b"%d" % _checked(permits))
-        self._permits, self._is_agreed = permits, True
+        number = _checked(permits)
 
-    async def _is_admitted(self, pairs: Sequence[KVPair], ahead: Sequence[KVPair], held: HeldLock) -> bool:
+        def resized(value: bytes | None) -> bytes:
+            replaced = [] if value is None else _numbers(value)
+            return _value([number, *(each for each in replaced if each != number)])
+
+        await update(self._store, self._record, resized)
+        self._permits, self._is_agreed = number, True
+
+    async def _is_admitted(self, pairs: Sequence[KVPair], ahead: Sequence[KVPair], *, is_current: bool) -> bool:
         record = next((pair for pair in pairs if pair.key == self._record), None)
-        if record is None:
-            try:
-                record = await self._store.atomic_put(self._record, b"%d" % self._permits, None)
-            except KeyExistsError:
-                return await self._is_next(await self._list(), held)
-        if len(ahead) >= self._agree(record):
+        if record is not None and len(ahead) >= self._agree(record):
             return False
-        # The places ahead only become fewer: if the number is still that, the place is admitted at this moment.
-        try:
-            if await self._store.get(self._record) == record:
-                return True
-        except KeyNotFoundError:
-            pass
-        return await self._is_next(await self._list(), held)
+        if record is None or not is_current:
+            record = await self._read()
+        # The places ahead only become fewer: the place is admitted at the moment of which the number is.
+        return len(ahead) < self._agree(record)
+
+    async def _read(self) -> KVPair:
+        """Return the number as it is now; the first one to ask for it sets it."""
+        while True:
+            try:
+                return await self._store.get(self._record)
+            except KeyNotFoundError:
+                pass
+            try:
+                return await self._store.atomic_put(self._record, _value([self._permits]), None)
+            except KeyExistsError:
+                continue
 
     def _agree(self, record: KVPair) -> int:
         """Return the number in the store; refuse another than was given, until both were the same once."""
-        if not record.value.isdigit() or int(record.value) < 1:
+        numbers = _numbers(record.value)
+        if not numbers:
             raise ValueError(f"{record.key!r} is {record.value!r}, and no number of permits")
-        permits = int(record.value)
-        if not self._is_agreed and permits != self._permits:
-            raise ValueError(f"{self._name!r} has {permits} permits in the store, and {self._permits} were given")
-        self._permits, self._is_agreed = permits, True
-        return permits
+        if not self._is_agreed and self._permits not in numbers:
+            raise ValueError(f"{self._name!r} has {numbers[0]} permits in the store, and {self._permits} were given")
+        self._permits, self._is_agreed = numbers[0], True
+        return numbers[0]
 
 
 def _checked(permits: int) -> int:
     if permits < 1:
         raise ValueError(f"there is at least one permit, not {permits}")
     return permits
+
+
+def _value(numbers: Sequence[int]) -> bytes:
+    return " ".join(map(str, numbers)).encode()
+
+
+def _numbers(value: bytes) -> list[int]:
+    """Return the number of permits, and those that it has replaced; nothing when that cannot be read."""
+    words = value.split()
+    return [int(word) for word in words] if all(word.isdigit() and int(word) > 0 for word in words) else []

@@ -24,7 +24,7 @@ from aiolibkv import (
     Semaphore,
     Snapshot,
 )
-from aiolibkv.coordination import mirror, periodic, readwrite, view
+from aiolibkv.coordination import mirror, periodic, readwrite, semaphore, view
 from aiolibkv.coordination.election import Campaign, Election
 from aiolibkv.coordination.holding import WhileHeld
 from aiolibkv.coordination.line import PlaceLock
@@ -191,8 +191,8 @@ def permits_are_kept_after_a_cancellation(patch: pytest.MonkeyPatch) -> None:
 def one_permit_too_many(patch: pytest.MonkeyPatch) -> None:
     """The number of permits counts who is ahead and not who holds."""
 
-    async def admit(self: Semaphore, pairs: Sequence[KVPair], ahead: Sequence[KVPair], held: HeldLock) -> bool:
-        return await admitted(self, pairs, ahead[1:], held)
+    async def admit(self: Semaphore, pairs: Sequence[KVPair], ahead: Sequence[KVPair], *, is_current: bool) -> bool:
+        return await admitted(self, pairs, ahead[1:], is_current=is_current)
 
     admitted = Semaphore._is_admitted
     patch.setattr(Semaphore, "_is_admitted", admit)
@@ -202,8 +202,9 @@ def one_permit_too_many(patch: pytest.MonkeyPatch) -> None:
 def who_waits_is_passed(patch: pytest.MonkeyPatch) -> None:
     """The last one in the line is served first."""
 
-    async def reverse(self: PlaceLock, pairs: Sequence[KVPair], held: HeldLock) -> bool:
-        return await in_order(self, [KVPair(pair.key, pair.value, -pair.last_index) for pair in pairs], held)
+    async def reverse(self: PlaceLock, pairs: Sequence[KVPair], held: HeldLock, **options: bool) -> bool:
+        turned = [KVPair(pair.key, pair.value, -pair.last_index) for pair in pairs]
+        return await in_order(self, turned, held, **options)
 
     in_order = PlaceLock._is_next
     patch.setattr(PlaceLock, "_is_next", reverse)
@@ -216,10 +217,17 @@ def numbers_of_permits_may_differ(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant(Permitting)
+def programs_of_a_replaced_number_fail(patch: pytest.MonkeyPatch) -> None:
+    """Who has not heard of a resize is refused."""
+    numbers = semaphore._numbers
+    patch.setattr(semaphore, "_numbers", lambda value: numbers(value)[:1])
+
+
+@mutant(Permitting)
 def a_writer_does_not_wait(patch: pytest.MonkeyPatch) -> None:
     """A writer enters while readers are ahead."""
 
-    async def admit(self: PlaceLock, pairs: Sequence[KVPair], ahead: Sequence[KVPair], held: HeldLock) -> bool:
+    async def admit(self: PlaceLock, pairs: Sequence[KVPair], ahead: Sequence[KVPair], *, is_current: bool) -> bool:
         return not any(pair.value.startswith(b"write") for pair in ahead)
 
     patch.setattr(readwrite._Writing, "_is_admitted", admit)
@@ -229,7 +237,7 @@ def a_writer_does_not_wait(patch: pytest.MonkeyPatch) -> None:
 def readers_pass_a_writer_that_waits(patch: pytest.MonkeyPatch) -> None:
     """A reader enters whenever another one is inside."""
 
-    async def admit(self: PlaceLock, pairs: Sequence[KVPair], ahead: Sequence[KVPair], held: HeldLock) -> bool:
+    async def admit(self: PlaceLock, pairs: Sequence[KVPair], ahead: Sequence[KVPair], *, is_current: bool) -> bool:
         return not ahead or ahead[0].value.startswith(b"read")
 
     patch.setattr(readwrite._Reading, "_is_admitted", admit)

@@ -41,6 +41,8 @@ class Coordinating(Suite):
         here, there = Discovery(store, "services"), Discovery(other, "/services/")
         assert await there.instances("web") == []
         assert await there.services() == []
+        await other.put("services/stray", b"no service")
+        assert await there.services() == []
         async with asyncio.timeout(scaled(20)), there.watch("web") as watch:
             assert await anext(watch) == []
             async with here.register("web", "10.0.0.1:80", id="a", metadata={"zone": "x"}, ttl=_TTL) as registration:
@@ -49,8 +51,10 @@ class Coordinating(Suite):
                 assert await anext(watch) == [expected]
                 stored = json.loads((await other.get("services/web/a")).value)
                 assert stored == {"service": "web", "id": "a", "address": "10.0.0.1:80", "metadata": {"zone": "x"}}
-                async with here.register("db", "10.0.0.2:5432", ttl=_TTL):
-                    assert await there.services() == ["db", "web"]
+                async with here.register("db", "10.0.0.2:5432", ttl=_TTL), here.register("db-2", "h:1", ttl=_TTL):
+                    assert await there.services() == ["db", "db-2", "web"]
+                    async with there:
+                        assert await there.services() == ["db", "db-2", "web"]
                 assert await there.instances("web") == [expected]
             assert await anext(watch) == []
         assert await there.services() == []

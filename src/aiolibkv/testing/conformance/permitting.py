@@ -125,6 +125,21 @@ class Permitting(Suite):
         with pytest.raises(ValueError, match="permit"):
             await Semaphore(store, "pool", permits=1).resize(0)
 
+    async def test_a_number_that_was_replaced_is_no_mistake(self, store: AsyncStore, other: AsyncStore) -> None:
+        """Programs that were given it go on, and get the number that is in force."""
+        old, young = (Semaphore(each, "pool", permits=1, ttl=_TTL) for each in (store, other))
+        async with asyncio.timeout(scaled(30)):
+            async with Semaphore(store, "pool", permits=1, ttl=_TTL):
+                for number in (5, 2):
+                    await Semaphore(other, "pool", permits=7).resize(number)
+                async with old:
+                    assert await young.try_acquire() is None
+            async with old, young:
+                assert await Semaphore(other, "pool", permits=5).try_acquire() is None
+                for never in (3, 7):
+                    with pytest.raises(ValueError, match=rf"2 .* {never} "):
+                        await Semaphore(other, "pool", permits=never).try_acquire()
+
     async def test_resize_wakes_whom_it_lets_in(self, store: AsyncStore, other: AsyncStore) -> None:
         permits = [Semaphore(each, "pool", permits=1, ttl=_TTL) for each in (store, other, store)]
         async with asyncio.timeout(scaled(30)):
