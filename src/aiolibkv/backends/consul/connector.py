@@ -110,7 +110,7 @@ class Connector(aiohttp.BaseConnector):
         try:
             addresses = await self._resolver.addresses(endpoint, patience)
         except NotReachableError as error:
-            raise UnconnectedError(error) from error
+            raise UnconnectedError(error) from error.__cause__
         for number, address in enumerate(addresses):
             share = (deadline - clock()) / (len(addresses) - number)
             try:
