@@ -41,7 +41,10 @@ async def test_a_watch_that_the_log_does_not_reach_lists_again(
         await eventually(lambda: watch.is_stale, within=10, message="the watch is stale")
         await direct.put("dir/b", b"2")
         await direct.delete("dir/a")
-        await server.sql("BEGIN; UPDATE aiolibkv_state SET floor = rev, bytes = 0; DELETE FROM aiolibkv_log; COMMIT")
+        await server.sql(
+            "BEGIN; UPDATE aiolibkv_state SET floor = rev, bytes = 0, xid = txid_current();"
+            " DELETE FROM aiolibkv_log; COMMIT"
+        )
         proxy.accept()
         snapshots = await follow(watch, lambda snapshot: "dir/b" in snapshot)
         assert [(change.key, change.pair is None) for change in snapshots[-1].changes] == [
@@ -92,7 +95,7 @@ async def test_the_log_is_trimmed_by_size(direct: PostgresStore, server: Postgre
     large = await direct.put("key", b"v")
     size = 64 * 1024 * 1024
     await server.sql(
-        f"UPDATE aiolibkv_state SET bytes = bytes + {size};"
+        f"UPDATE aiolibkv_state SET bytes = bytes + {size}, xid = txid_current();"
         f" UPDATE aiolibkv_log SET value = convert_to(repeat('x', {size}), 'UTF8') WHERE rev = {large.last_index}"
     )
     last = await direct.put("key", b"last")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 
-from aiolibkv.backends.postgresql.failures import OUTDATED, READ_ONLY, is_refusal, meaning, sqlstate
+from aiolibkv.backends.postgresql.failures import OUTDATED, READ_ONLY, UNDEFINED, is_refusal, meaning, sqlstate
 from aiolibkv.backends.postgresql.statements import Statement
 from aiolibkv.config import Config
 from aiolibkv.errors import NotReachableError, StoreClosedError, StoreError
@@ -95,9 +95,17 @@ class Link:
         return rows
 
     async def prepare(self, statement: Statement) -> None:
-        """Have the server ready for a statement; only on new links."""
-        if not self.server.is_pooled:
+        """Have the server ready for a statement; only on new links.
+
+        Raises:
+            StoreError: as for ``rows``.
+        """
+        if self.server.is_pooled:
+            return
+        try:
             await self._prepare(statement)
+        except _FAILURES as error:
+            raise self._connections.failed(self, error) from error
 
     async def _prepare(self, statement: Statement) -> Any:
         prepared = self._prepared[statement] = await self.connection.prepare(statement.text)
@@ -197,6 +205,7 @@ class Connections:
         endpoints: Endpoints,
         database: str | None,
         begin: Callable[[Link], Awaitable[None]],
+        missing: Callable[[], None],
         connected: Callable[[str], None],
         disconnected: Callable[[str, str], None],
     ) -> None:
@@ -207,6 +216,7 @@ class Connections:
             endpoints: the servers.
             database: its name; the user's when not given.
             begin: called with each new link.
+            missing: told when the store's tables are not there any more, before the next link is begun.
             connected: told of the server that is used.
             disconnected: told of its end, and why.
         """
@@ -214,6 +224,7 @@ class Connections:
         self._endpoints = endpoints
         self._database = database
         self._begin = begin
+        self._missing = missing
         self._connected = connected
         self._disconnected = disconnected
         self._tls = Tls(config)
@@ -225,6 +236,7 @@ class Connections:
         self._idle: list[Link] = []
         self._links: set[Link] = set()
         self._trying: asyncio.Task[None] | None = None
+        self._is_connected = False
         self._is_closed = False
 
     @property
@@ -293,16 +305,24 @@ class Connections:
         if self._is_closed:
             return StoreClosedError()
         failure = meaning(error)
-        if sqlstate(error) == READ_ONLY:
+        if sqlstate(error) in UNDEFINED:
+            self._lose_tables(link, failure)
+        elif sqlstate(error) == READ_ONLY:
             self._give_up(link.server.endpoint, failure)
         elif not is_refusal(error) or sqlstate(error) in OUTDATED:
             self._drop(link, failure)
         return failure
 
+    def emptied(self, link: Link) -> NotReachableError:
+        """Take note that the row of the state is not there, and return what that means."""
+        failure = NotReachableError("the store's tables are empty, which they never are")
+        self._lose_tables(link, failure)
+        return failure
+
     def retire(self, link: Link) -> None:
         """End a link that is not needed any more."""
         if link in self._links and not self._is_closed:
-            self._links.discard(link)
+            self._forget(link, "it is not needed any more")
             self._tasks.start(self._say_goodbye(link))
 
     def give(self, link: Link) -> None:
@@ -318,9 +338,8 @@ class Connections:
             link.connection.terminate()
         await asyncio.gather(*(self._say_goodbye(link) for link in idle))
         await self._tasks.close()
-        if self._links:
-            self._links.clear()
-            self._disconnected(self.server, "the store is closed")
+        for link in tuple(self._links):
+            self._forget(link, "the store is closed")
 
     async def _say_goodbye(self, link: Link) -> None:
         try:
@@ -351,7 +370,8 @@ class Connections:
         except BaseException as error:
             if connection is not None:
                 connection.terminate()
-                self._links = {link for link in self._links if link.connection is not connection}
+                for link in [link for link in self._links if link.connection is connection]:
+                    self._forget(link, str(error))
             if not isinstance(error, Exception):
                 raise
             if self._is_closed:
@@ -359,7 +379,8 @@ class Connections:
             if isinstance(error, StoreError | ValueError):
                 raise
             raise meaning(error) from error
-        if len(self._links) == 1:
+        if not self._is_connected:
+            self._is_connected = True
             self._connected(str(endpoint))
         return link
 
@@ -410,12 +431,20 @@ class Connections:
             if link.server.endpoint == endpoint:
                 self._drop(link, failure)
 
+    def _lose_tables(self, link: Link, failure: StoreError) -> None:
+        self._missing()
+        self._drop(link, failure)
+
     def _drop(self, link: Link, failure: StoreError) -> None:
         if link not in self._links:
             return
-        self._links.discard(link)
         if link in self._idle:
             self._idle.remove(link)
         link.connection.terminate()
-        if not self._links:
-            self._disconnected(str(link.server.endpoint), failure.message)
+        self._forget(link, failure.message)
+
+    def _forget(self, link: Link, reason: str) -> None:
+        self._links.discard(link)
+        if self._is_connected and not self._links:
+            self._is_connected = False
+            self._disconnected(str(link.server.endpoint), reason)

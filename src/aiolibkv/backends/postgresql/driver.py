@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from aiolibkv.backends.postgresql.connection import Connections, Link
-from aiolibkv.backends.postgresql.failures import UNDEFINED, sqlstate
 from aiolibkv.backends.postgresql.reading import Reader
 from aiolibkv.backends.postgresql.schema import VERSION, Identifiers, Kind
 from aiolibkv.backends.postgresql.statements import Statement
@@ -37,12 +37,21 @@ from aiolibkv.store import (
 )
 from aiolibkv.types import Capabilities, KVPair
 
+_log = logging.getLogger("aiolibkv")
+
 _PORT = 5432
 _MAX_VALUE_BYTES = 4 * 1024 * 1024
 _MAX_OPERATIONS = 1000
 _MAX_COMMIT_BYTES = 8 * 1024 * 1024
 _LONGEST_TTL = 100.0 * 365 * 86400
 """A time of the server's is at most some 290 000 years from now; this is enough."""
+
+_THERE = Statement(
+    """SELECT (to_regnamespace($1) IS NOT NULL)::integer::bigint,
+    (SELECT count(*) FROM unnest($2::text[]) AS name WHERE to_regclass(name) IS NULL)
+    + (SELECT count(*) FROM unnest($3::text[]) AS name WHERE to_regproc(name) IS NULL)""",
+    "ii",
+)
 
 
 @dataclass(eq=False)
@@ -112,7 +121,7 @@ class PostgresDriver(Driver[PostgresLease]):
         self._endpoints = Endpoints(self.endpoints, _PORT, unix=True)
         self._tasks = Tasks()
         self._connections: Connections | None = None
-        self._is_checked = False
+        self._is_checked = self._is_open = False
 
     def hosts(self) -> str:
         return super().hosts() if self._connections is None else self._connections.server
@@ -120,13 +129,14 @@ class PostgresDriver(Driver[PostgresLease]):
     async def connect(self) -> None:
         database = None if self._database is None else str(self._database)
         self._connections = connections = Connections(
-            self.config, self._endpoints, database, self._begin, self.connected, self.disconnected
+            self.config, self._endpoints, database, self._begin, self._missing, self.connected, self.disconnected
         )
         self._reader = Reader(self._names, connections, self._tasks)
         self._writer = Writer(self._names, connections, self._tasks)
         self._tail = Tail(self._names, connections, self._reader, self._tasks, self._writer.sweep)
-        self._is_checked = False
+        self._is_checked = self._is_open = False
         link = await connections.open()
+        self._is_open = True
         connections.give(link)
         self.capabilities = dataclasses.replace(self.capabilities, survives_failover=link.server.is_replicated)
 
@@ -215,32 +225,38 @@ class PostgresDriver(Driver[PostgresLease]):
             await self._writer.write(call, [Instruction(Kind.END, number=lease.id)])
 
     async def _begin(self, link: Link) -> None:
-        """Have a new connection ready, and what is missing in the database created when it is the first."""
+        """Have a new connection ready, and what is missing in the database created."""
         if not self._is_checked:
             await self._check(link)
-            self._is_checked = True
         await self._writer.prepare(link)
         await self._reader.prepare(link)
 
-    async def _check(self, link: Link) -> None:
-        version = Statement(f"SELECT version::bigint FROM {self._names.state}", "i")  # noqa: S608 - a checked name
-        try:
-            rows = await link.rows(version)
-        except StoreError as error:
-            if error.__cause__ is None or sqlstate(error.__cause__) not in UNDEFINED:
-                raise
-            await self._create(link)
-            rows = await link.rows(version)
-        if rows[0][0] != VERSION:
-            raise StoreError(f"the store has format {rows[0][0]}; this version of the library knows {VERSION}")
+    def _missing(self) -> None:
+        self._is_checked = False
 
-    async def _create(self, link: Link) -> None:
+    async def _check(self, link: Link) -> None:
         names = self._names
-        found = await link.rows(Statement("SELECT 1::bigint WHERE to_regnamespace($1) IS NOT NULL", "i"), names.schema)
+        ((has_schema, missing),) = await link.rows(_THERE, names.schema, names.tables, names.functions)
+        versions = () if missing else await self._versions(link)
+        if not versions:
+            await self._create(link, has_schema=bool(has_schema))
+            if self._is_open:
+                _log.warning("%s: tables or functions of the store were lost and are created again", self.name)
+            versions = await self._versions(link)
+        if versions[0][0] != VERSION:
+            raise StoreError(f"the store has format {versions[0][0]}; this version of the library knows {VERSION}")
+        self._is_checked = True
+
+    async def _versions(self, link: Link) -> Sequence[tuple[int]]:
+        return await link.rows(Statement(f"SELECT version::bigint FROM {self._names.state}", "i"))  # noqa: S608 - a checked name
+
+    async def _create(self, link: Link, *, has_schema: bool) -> None:
+        names = self._names
         try:
-            await link.script(("" if found else f"CREATE SCHEMA {names.schema};\n") + names.creation())
+            await link.script(("" if has_schema else f"CREATE SCHEMA {names.schema};\n") + names.creation())
         except AccessDeniedError as error:
-            raise AccessDeniedError(
+            # In an open store this can heal: somebody may be about to restore the tables.
+            raise (StoreError if self._is_open else AccessDeniedError)(
                 f"the store's tables are not in schema {self._schema!r}, and this role may not create them; an"
                 f" administrator has to run what 'python -m aiolibkv.backends.postgresql' prints: {error.message}"
             ) from error

@@ -8,8 +8,8 @@ import asyncpg
 
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 
-UNDEFINED = frozenset({"42P01", "3F000", "42883"})
-"""SQLSTATEs of a table, schema or function that does not exist."""
+UNDEFINED = frozenset({"42P01", "3F000", "42883", "P0002"})
+"""SQLSTATEs of a table, schema or function that does not exist, and of a table that is empty though it has one row."""
 
 READ_ONLY = "25006"
 """SQLSTATE of a write that a server does not take: it is a standby, or set to read only."""
@@ -69,7 +69,7 @@ def _of_server(error: asyncpg.PostgresError) -> StoreError:
     if code in _REFUSED:
         return StoreError(f"{_REFUSED[code]}: {said}")
     if code in UNDEFINED:
-        return StoreError(f"the store's tables are not there: {said}")
+        return NotReachableError(f"the store's tables are not there: {said}")
     if not is_refusal(error):
         return NotReachableError(f"the server ended the connection: {said}")
     return StoreError(f"PostgreSQL failed ({code}): {said}")

@@ -95,9 +95,14 @@ class Reader:
     async def state(self, path: str, *, tree: bool) -> State:
         """Return a key, or what is below a directory, with the revision of that instant."""
         first, end = _bounds(path) if tree else (path, path + _NEXT)
-        rows = await self._connections.run(lambda link: link.rows(self._state, first, end))
-        pairs = [KVPair(*row[2:]) for row in rows if row[2] is not None]
-        return State(pairs, rows[0][0], rows[0][1])
+
+        async def read(link: Link) -> State:
+            rows = await link.rows(self._state, first, end)
+            if not rows:
+                raise self._connections.emptied(link)
+            return State([KVPair(*row[2:]) for row in rows if row[2] is not None], *rows[0][:2])
+
+        return await self._connections.run(read)
 
     async def list(self, directory: str, *, paged: Callable[[], None]) -> Listing:
         """Return what is below a directory, at one instant."""

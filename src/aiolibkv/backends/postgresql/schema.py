@@ -2,6 +2,10 @@
 
 All writes go through one function, which locks the one row with the revision until its transaction is on disk. So
 revisions become visible in their order, and the log has no gaps: what follows a revision is all that came after it.
+
+A history ends when the tables are created anew or restored from a backup, or when another server takes over that may
+have lost writes. The next one begins at the microseconds since 1970 by the server's clock, which are more than all
+writes that there ever were; so no revision is given twice, and no cursor into the log that is lost fits the new one.
 """
 
 # ruff: noqa: S608 - what is put into statements are only names of tables, made of checked identifiers
@@ -9,6 +13,7 @@ revisions become visible in their order, and the log has no gaps: what follows a
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import IntEnum
 from string import Template
 
@@ -24,7 +29,7 @@ KEPT_SECONDS = 600
 """Seconds after which what is in the log may go."""
 
 REVISIONS_LOST = 1_000_000
-"""By how much the revision grows when another server has taken over, which may have lost that many writes."""
+"""How much further at least a new history begins, wherever the clock is: so many writes may have been lost."""
 
 _EXPIRED_AT_ONCE = 1000
 _TRIMMED_AT_ONCE = 20_000
@@ -61,7 +66,8 @@ class Identifiers:
         log: a row for each key changed: rev, key, value (NULL: deleted), at.
         leases: id, ttl, expires. A key with a lease goes with it. ``expires`` has no index, so that a renewal changes
             the row where it is.
-        state: the one row: rev, floor (the log is whole above it), bytes (of values in the log), timeline, swept.
+        state: the one row: rev, floor (the log is whole above it), bytes (of values in the log), timeline, xid (of the
+            transaction that wrote it, which is another one in a row that was restored), swept.
         writers: for each store its last batch and what became of it.
         apply: the function that writes.
         resolve: the function that tells what became of a batch, or keeps it from being carried out.
@@ -97,6 +103,16 @@ class Identifiers:
         self.expire: str = f'{start}expire"'
         self.sweep: str = f'{start}sweep"'
 
+    @property
+    def tables(self) -> Sequence[str]:
+        """All tables."""
+        return (self.pairs, self.log, self.leases, self.state, self.writers)
+
+    @property
+    def functions(self) -> Sequence[str]:
+        """All functions."""
+        return (self.apply, self.resolve, self.renew, self.expire, self.sweep)
+
     def live(self, row: str = "p") -> str:
         """Return the condition that a row of pairs has not expired."""
         return (
@@ -114,6 +130,7 @@ class Identifiers:
     def creation(self) -> str:
         """Return the statements that create what is missing, as one transaction."""
         values = {name: value for name, value in vars(self).items() if isinstance(value, str)}
+        values["clock"] = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
         numbers = {
             "version": VERSION,
             "kept_revisions": KEPT_REVISIONS,
@@ -142,14 +159,28 @@ def schema(*, schema: str = "public", table: str = "aiolibkv", role: str | None 
     statements = f"BEGIN;\nCREATE SCHEMA IF NOT EXISTS {names.schema};\n{names.creation()}"
     if role is not None:
         quoted = '"{}"'.format(role.replace('"', '""'))
-        tables = f"{names.pairs}, {names.log}, {names.leases}, {names.state}, {names.writers}"
         statements += f"GRANT USAGE ON SCHEMA {names.schema} TO {quoted};\n"
-        statements += f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {quoted};\n"
+        statements += f"GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(names.tables)} TO {quoted};\n"
     return f"{statements}COMMIT;\n"
 
 
 _CREATION = """\
 SELECT pg_advisory_xact_lock(hashtext('aiolibkv'));
+
+-- A new history begins where a table is lost; a lease goes with its keys, and they with it.
+DO $$body$$
+BEGIN
+    IF to_regclass('$leases') IS NULL AND to_regclass('$pairs') IS NOT NULL THEN
+        DELETE FROM $pairs WHERE lease IS NOT NULL;
+    ELSIF to_regclass('$leases') IS NOT NULL AND to_regclass('$pairs') IS NULL THEN
+        DELETE FROM $leases;
+    END IF;
+    IF to_regclass('$state') IS NOT NULL
+        AND (to_regclass('$pairs') IS NULL OR to_regclass('$log') IS NULL OR to_regclass('$leases') IS NULL)
+    THEN
+        DELETE FROM $state;
+    END IF;
+END $$body$$;
 
 CREATE TABLE IF NOT EXISTS $pairs (
     key text COLLATE "C" PRIMARY KEY, rev bigint NOT NULL, expires timestamptz, lease bigint, value bytea NOT NULL
@@ -172,9 +203,10 @@ CREATE TABLE IF NOT EXISTS $writers (
 
 CREATE TABLE IF NOT EXISTS $state (
     id integer PRIMARY KEY CHECK (id = 1), version integer NOT NULL, rev bigint NOT NULL, floor bigint NOT NULL,
-    bytes bigint NOT NULL, timeline text NOT NULL, swept timestamptz NOT NULL
+    bytes bigint NOT NULL, timeline text NOT NULL, xid bigint NOT NULL, swept timestamptz NOT NULL
 ) WITH (fillfactor = 10);
-INSERT INTO $state VALUES (1, $version, 0, 0, 0, '', '-infinity') ON CONFLICT DO NOTHING;
+INSERT INTO $state SELECT 1, $version, now, now, 0, '', txid_current() % 4294967296, '-infinity'
+    FROM (SELECT $clock AS now) AS begun ON CONFLICT DO NOTHING;
 
 -- Ends a lease if it is over, and deletes its keys; returns the new revision. One renewed meanwhile stays.
 CREATE OR REPLACE FUNCTION $expire(_lease bigint, _now timestamptz, _rev bigint) RETURNS bigint
@@ -221,12 +253,10 @@ BEGIN
     _floor := least(
         _floor, (SELECT max(rev) FROM (SELECT rev FROM $log ORDER BY rev LIMIT $trimmed_at_once) AS oldest)
     );
-    IF _floor > _state.floor THEN
-        WITH gone AS (DELETE FROM $log WHERE rev <= _floor RETURNING value)
-            SELECT coalesce(sum(octet_length(value)), 0) INTO _count FROM gone;
-        _state.floor := _floor;
-        _state.bytes := _state.bytes - _count;
-    END IF;
+    WITH gone AS (DELETE FROM $log WHERE rev <= _floor RETURNING value)
+        SELECT coalesce(sum(octet_length(value)), 0) INTO _count FROM gone;
+    _state.floor := greatest(_state.floor, _floor);
+    _state.bytes := _state.bytes - _count;
     DELETE FROM $writers WHERE at < _now - interval '1 day';
     _state.swept := _now;
     RETURN _state;
@@ -241,6 +271,7 @@ CREATE OR REPLACE FUNCTION $apply(
 LANGUAGE plpgsql AS $$body$$
 DECLARE
     _state $state;
+    _written_by bigint;
     _now timestamptz;
     _timeline text;
     _begun bigint;
@@ -263,20 +294,22 @@ BEGIN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
     SELECT * INTO STRICT _state FROM $state FOR UPDATE;
+    SELECT xmin::text::bigint INTO _written_by FROM $state;
     IF EXISTS (SELECT FROM $writers WHERE id = _writer AND batch >= _batch) THEN
         RETURN NULL;
     END IF;
     _now := clock_timestamp();
     _begun := _state.rev;
 
-    -- Another server has taken over: what it lost, renewals too, is not to be mistaken for what comes now.
+    -- What was lost is not to be mistaken for what comes now.
     _timeline := substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8);
+    IF _written_by <> _state.xid OR _timeline <> _state.timeline AND _state.timeline <> '' THEN
+        _state.rev := greatest(_state.rev + $revisions_lost, $clock);
+        _state.floor := _state.rev;
+    END IF;
     IF _timeline <> _state.timeline THEN
-        IF _state.timeline <> '' THEN
-            _state.rev := _state.rev + $revisions_lost;
-            _state.floor := _state.rev;
-            UPDATE $leases SET expires = _now + ttl;
-        END IF;
+        -- Renewals may be lost, too.
+        UPDATE $leases SET expires = _now + ttl;
         _state.timeline := _timeline;
     END IF;
     IF _operations = '{}' OR _state.swept < _now - interval '1 second' THEN
@@ -389,7 +422,7 @@ BEGIN
     _revs_told := _revs_told + CASE WHEN _own IS NULL THEN 0 ELSE 1 END;
 
     UPDATE $state AS s SET rev = _state.rev, floor = _state.floor, bytes = _state.bytes, timeline = _state.timeline,
-        swept = _state.swept WHERE s IS DISTINCT FROM _state;
+        swept = _state.swept, xid = txid_current() % 4294967296 WHERE s IS DISTINCT FROM _state;
     IF _state.rev > _begun OR _written THEN
         INSERT INTO $writers AS w VALUES (_writer, _batch, _outcome, _now)
             ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, outcome = excluded.outcome, at = excluded.at;

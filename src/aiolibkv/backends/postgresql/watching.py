@@ -198,6 +198,8 @@ class Tail:
         """Take what is new in the log; return the seconds until something expires."""
         while True:
             rows = await link.rows(self._log, _NEVER if self._cursor is None else self._cursor)
+            if not rows:
+                raise self._connections.emptied(link)
             index, floor, remaining = rows[0][:3]
             if self._cursor is not None and not floor <= self._cursor <= index:
                 # The log does not reach back so far, or another server has taken over: all begin anew.

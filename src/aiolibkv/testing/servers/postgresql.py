@@ -74,6 +74,27 @@ class PostgresServer(Member):
         """
         return await self._run("psql", *_PSQL, "--dbname", database or self.database, "--command", statement)
 
+    async def dump(self, *arguments: str) -> str:
+        """Return a backup of the role's database, as statements that remove what is there and create it again.
+
+        Args:
+            arguments: more for pg_dump.
+
+        Raises:
+            ServerCommandError: it failed.
+            TimeoutError: it did not end in time.
+        """
+        return await self._run("pg_dump", "--clean", "--if-exists", *arguments, self.database)
+
+    async def restore(self, dump: str) -> None:
+        """Carry out what `dump()` has returned, in one transaction.
+
+        Raises:
+            ServerCommandError: it failed.
+            TimeoutError: it did not end in time.
+        """
+        await self._run("psql", *_PSQL, "--single-transaction", "--dbname", self.database, given=dump)
+
     async def is_leader(self) -> bool:
         """Return whether this server takes writes; a standby does when it was promoted."""
         return await self.sql("SELECT pg_is_in_recovery()", database=_SUPERUSER) == "f\n"
@@ -153,6 +174,11 @@ class PostgresServer(Member):
         else:
             arguments = ["--pgdata", str(made), "--username", _SUPERUSER, "--encoding=UTF8", "--locale=C", "--no-sync"]
             await self._run_as_owner("initdb", *arguments, "--auth=trust")
+            # Before anybody can connect: a client that is denied does not come back.
+            name, password = self.user
+            account = f"CREATE ROLE {name} LOGIN PASSWORD '{password}'\nCREATE DATABASE {name} OWNER {name}\n"
+            single = ["--single", "-D", str(made), "-c", "exit_on_error=on", "-c", "fsync=off"]
+            await self._run_as_owner("postgres", *single, _SUPERUSER, given=account)
             # Whoever reaches the socket in our directory is the tests.
             access = [f"local all,replication {_SUPERUSER} trust", f"host all all {self.host}/32 scram-sha-256"]
             (made / "pg_hba.conf").write_text("".join(f"{line}\n" for line in access))
@@ -161,19 +187,13 @@ class PostgresServer(Member):
     async def _is_ready(self) -> bool:
         return await self.sql("SELECT 1", database=_SUPERUSER) == "1\n"
 
-    async def _set_up(self) -> None:
-        if self._primary is None:
-            name, password = self.user
-            await self.sql(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'", database=_SUPERUSER)
-            await self.sql(f"CREATE DATABASE {name} OWNER {name}", database=_SUPERUSER)
-
-    async def _run(self, program: str, *arguments: str) -> str:
+    async def _run(self, program: str, *arguments: str, given: str = "") -> str:
         place = ["--host", str(self.directory), "--port", str(self.port), "--username", _SUPERUSER]
-        return await run_program([self._find(program), *place, *arguments], _environment())
+        return await run_program([self._find(program), *place, *arguments], _environment(), given=given)
 
-    async def _run_as_owner(self, program: str, *arguments: str) -> None:
+    async def _run_as_owner(self, program: str, *arguments: str, given: str = "") -> None:
         command = [*launcher(unprivileged=True), self._find(program), *arguments]
-        await run_program(command, _environment())
+        await run_program(command, _environment(), given=given)
 
 
 class PgBouncer(ReverseProxy):

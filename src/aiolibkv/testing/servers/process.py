@@ -116,7 +116,9 @@ def launcher(*, unprivileged: bool = False) -> Sequence[str]:
     return (program, *options) if program and options else ()
 
 
-async def run_program(command: Sequence[str], environment: Mapping[str, str], *, within: float = 20.0) -> str:
+async def run_program(
+    command: Sequence[str], environment: Mapping[str, str], *, within: float = 20.0, given: str = ""
+) -> str:
     """Run a program to its end and return its standard output.
 
     Plain polling instead of asyncio's subprocesses: those start a thread on some versions of Python, and
@@ -126,14 +128,21 @@ async def run_program(command: Sequence[str], environment: Mapping[str, str], *,
         command: the program and its arguments.
         environment: all its environment variables.
         within: seconds, before scaling.
+        given: what it reads from its standard input.
 
     Raises:
         ServerCommandError: it failed.
         TimeoutError: it did not end in time.
     """
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+    with (
+        tempfile.TemporaryFile() as given_file,
+        tempfile.TemporaryFile() as output,
+        tempfile.TemporaryFile() as errors,
+    ):
+        given_file.write(given.encode())
+        given_file.seek(0)
         process = subprocess.Popen(  # noqa: ASYNC220 -- see above
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment
+            command, stdin=given_file, stdout=output, stderr=errors, env=environment
         )
         try:
             async with asyncio.timeout(scaled(within)):
