@@ -1,16 +1,20 @@
-"""How fast it is, ten times looser than it was measured: ``benchmarks/sqlite.py`` measures."""
+"""How fast it is, ten times looser than it was measured: ``benchmarks`` measures."""
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 
 import aiosqlite
 import pytest
 
+from aiolibkv.backends.sqlite.schema import Tables
+from aiolibkv.backends.sqlite.transaction import Transaction
 from aiolibkv.testing.scale import scaled
 from sqlite.workers import open_sqlite, put_on_demand, worker
 
@@ -95,3 +99,18 @@ async def test_a_watch_costs_nothing_while_nothing_happens(database: Path) -> No
         assert (time.process_time() - used) / (time.monotonic() - began) < scaled(0.05)
         waiting.cancel()
         await asyncio.wait({waiting})
+
+
+async def test_what_a_call_costs_does_not_grow_with_the_leases() -> None:
+    tables = Tables("pairs")
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for statement in tables.creation():
+            connection.execute(statement)
+        transaction = Transaction(connection, tables)
+        for statement, parameters in (
+            (transaction._head, (0.0,)),
+            (transaction._current, {"key": "key", "now": 0.0}),
+        ):
+            plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            assert any(step.startswith(f"SEARCH {tables.sessions_name}") for step in plan), plan
+            assert not any(step.startswith(f"SCAN {tables.sessions_name}") for step in plan), plan

@@ -34,6 +34,7 @@ class Tables:
             bucket's index.
         sessions: id, owner (the name of the file that it keeps locked), expires. A key with a session goes with it.
         pairs_name, log_name, sessions_name: the same, unquoted.
+        ends_name: the index of the ends of sessions, unquoted.
 
     ``expires`` is a time of the database's ``Clock``.
     """
@@ -50,6 +51,7 @@ class Tables:
         # A dot cannot be in a bucket's name, so these are never another bucket.
         self.log_name: str = f"{bucket}.log"
         self.sessions_name: str = f"{bucket}.sessions"
+        self.ends_name: str = f"{bucket}.by_end"
         self.pairs: str = f'"{bucket}"'
         self.log: str = f'"{self.log_name}"'
         self.sessions: str = f'"{self.sessions_name}"'
@@ -57,8 +59,8 @@ class Tables:
     def live(self) -> str:
         """Return the condition that a row of pairs has not expired, with the parameter ``:now``."""
         return (
-            "(expires IS NULL OR expires > :now) AND (session IS NULL OR session IN "
-            f"(SELECT id FROM {self.sessions} WHERE expires > :now))"
+            "(expires IS NULL OR expires > :now) AND (session IS NULL OR EXISTS "
+            f"(SELECT 1 FROM {self.sessions} WHERE id = session AND expires > :now))"
         )
 
     def creation(self) -> list[str]:
@@ -76,6 +78,7 @@ class Tables:
             f"""CREATE TABLE IF NOT EXISTS {self.sessions} (
                 id INTEGER PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL
             )""",
+            f'CREATE INDEX IF NOT EXISTS "{self.ends_name}" ON {self.sessions} (expires)',
             f"CREATE TABLE IF NOT EXISTS {CLOCK} (id INTEGER PRIMARY KEY, boot TEXT NOT NULL, zero REAL NOT NULL)",
         ]
 
@@ -143,9 +146,9 @@ def _share(connection: sqlite3.Connection) -> None:
 
 
 def _complete(connection: sqlite3.Connection, tables: Tables) -> bool:
-    names = (tables.pairs_name, tables.log_name, tables.sessions_name, CLOCK.strip('"'))
+    names = (tables.pairs_name, tables.log_name, tables.sessions_name, tables.ends_name, CLOCK.strip('"'))
     found = connection.execute(
-        "SELECT count(*) FROM sqlite_schema WHERE lower(name) IN (lower(?), lower(?), lower(?), lower(?))", names
+        f"SELECT count(*) FROM sqlite_schema WHERE lower(name) IN ({', '.join(['lower(?)'] * len(names))})", names
     )
     return int(found.fetchone()[0]) == len(names)
 
