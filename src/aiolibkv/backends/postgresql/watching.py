@@ -96,6 +96,7 @@ class Tail:
         self._task: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._followers: set[_Follower] = set()
+        self._are_cut_off = False
         self._of_key: defaultdict[str, set[_Follower]] = defaultdict(set)
         self._of_directory: defaultdict[str, set[_Follower]] = defaultdict(set)
 
@@ -168,6 +169,7 @@ class Tail:
             except StoreClosedError:
                 return
             except NotReachableError as error:
+                self._are_cut_off = True
                 for follower in tuple(self._followers):
                     follower.feed.cut_off(_copy(error))
             except StoreError as error:
@@ -185,9 +187,11 @@ class Tail:
             self._lose_position()
             return None
         remaining = await self._read_on(link)
-        for follower in tuple(self._followers):
-            if follower.feed.is_stale and follower.early is None:
-                follower.feed.resumed()
+        if self._are_cut_off:
+            self._are_cut_off = False
+            for follower in tuple(self._followers):
+                if follower.feed.is_stale and follower.early is None:
+                    follower.feed.resumed()
         if remaining is not None and remaining <= 0 and (self._sweeping is None or self._sweeping.done()):
             self._sweeping = self._tasks.start(self._delete_expired())
         interval = _INTERVAL_WITHOUT_NOTIFICATIONS if link.server.is_pooled else _INTERVAL
