@@ -15,6 +15,7 @@ from aiolibkv.backends.zookeeper.failures import NoNodeError
 from aiolibkv.backends.zookeeper.leases import Lifespans, SharedSession, ZooKeeperLease
 from aiolibkv.backends.zookeeper.locking import Locker
 from aiolibkv.backends.zookeeper.operations import CREATOR, Operation, exists, get, sync
+from aiolibkv.backends.zookeeper.sasl import Sasl
 from aiolibkv.backends.zookeeper.scanning import read_children, read_many, read_page
 from aiolibkv.backends.zookeeper.security import User, acl, credentials
 from aiolibkv.backends.zookeeper.session import Reach, SessionLostError, ZooKeeperSession
@@ -70,11 +71,13 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
 
     Options: ``acl``, who may use the nodes that are created: ``"creator"`` (those who log in as the same user), which
     is meant when there is a username, else ``"world"``, or entries as zkCli has them, separated by commas or in a list;
-    ``session_timeout``, seconds after which the keys with a ttl of a store that died are gone, 10 if not given.
+    ``auth``, how a user logs in: ``"digest"``, or ``"sasl"`` for SASL's DIGEST-MD5, where the servers' JAAS
+    configuration names the user; ``session_timeout``, seconds after which the keys with a ttl of a store that died are
+    gone, 10 if not given.
     """
 
     name: ClassVar[str] = "zookeeper"
-    option_names: ClassVar[frozenset[str]] = frozenset({"acl", "session_timeout"})
+    option_names: ClassVar[frozenset[str]] = frozenset({"acl", "auth", "session_timeout"})
     uses_operations_of_3_6: ClassVar[bool] = True
     """Whether to try what ZooKeeper knows since 3.6: recursive watches that stay, and reads in bundles."""
 
@@ -96,14 +99,15 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
         self._session_timeout = _session_timeout(self.config)
         self._acl = acl(self.config)
         self._user: User | None = None
-        if self.config.username is not None:
+        user = credentials(self.config)
+        if self.config.username is not None and not isinstance(user, Sasl):
             password = self.config.password or ""
             self._user = User(self.config.username, password, prefix=self.config.prefix, hidden=f"{self.hidden}/")
         self._marking = Tasks()
         self._reach = Reach(
             Endpoints(self.endpoints, _PORT),
             tls=Tls(self.config),
-            credentials=credentials(self.config),
+            credentials=user,
             connection_timeout=self.config.connection_timeout,
         )
         self.capabilities: Capabilities = Capabilities(

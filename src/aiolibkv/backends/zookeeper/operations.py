@@ -29,6 +29,7 @@ EVENT_XID: int = protocol.WATCH_XID
 
 _CREATE2, _DELETE, _EXISTS, _GET, _SET, _GET_ACL, _CHILDREN, _SYNC = 15, 2, 3, 4, 5, 6, 8, 9
 _PING, _CHECK, _TRANSACTION, _REMOVE_WATCHES, _READ_ALL, _ADD_WATCH, _CLOSE = 11, 13, 14, 18, 22, 106, -11
+_SASL = 102
 _PERSISTENT_RECURSIVE = 1
 _ANY_WATCHER = 3
 _EPHEMERAL = 1
@@ -282,6 +283,11 @@ def add_watch(path: str) -> Operation[None]:
 def remove_watches(path: str) -> Operation[None]:
     """Be told nothing of a node any more (ZooKeeper 3.5)."""
     return Operation(_REMOVE_WATCHES, path, _string(path) + _INT.pack(_ANY_WATCHER), _parse_nothing)
+
+
+def sasl(token: bytes) -> Operation[bytes | None]:
+    """Log in by SASL, one step; the result is what the server says next."""
+    return Operation(_SASL, "", _bytes(token), _parse_bytes)
 
 
 def close_session() -> Operation[None]:

@@ -19,6 +19,7 @@ from aiolibkv.backends.zookeeper.operations import (
     get_acl,
     transaction,
 )
+from aiolibkv.backends.zookeeper.sasl import Sasl
 from aiolibkv.backends.zookeeper.tree import ancestors, make_parent, make_parents, read_place, znode
 from aiolibkv.config import Config
 from aiolibkv.errors import AccessDeniedError, StoreError
@@ -32,16 +33,23 @@ _KNOWN_TO_ALL = encode_acl(
 _log = logging.getLogger("aiolibkv")
 
 
-def credentials(config: Config) -> bytes | None:
+def credentials(config: Config) -> bytes | Sasl | None:
     """Return what the server makes an identity of, None for nobody.
 
     Raises:
-        ValueError: half of it is missing, or the user's name cannot be one.
+        ValueError: half of it is missing, the user's name cannot be one, or there is no such way to log in.
     """
+    way = config.options.get("auth", "digest")
+    if way not in {"digest", "sasl"}:
+        raise ValueError(f"zookeeper: option auth is 'digest' or 'sasl', not {way!r}")
     if (config.username is None) != (config.password is None):
         raise ValueError("zookeeper: username and password go together")
     if config.username is None:
+        if way == "sasl":
+            raise ValueError("zookeeper: auth=sasl needs a username and password")
         return None
+    if way == "sasl":
+        return Sasl(config.username, config.password or "")
     if not config.username or ":" in config.username:
         raise ValueError("zookeeper: a username is not empty and has no colon")
     return f"{config.username}:{config.password}".encode()
@@ -81,7 +89,9 @@ def _unreadable(wanted: object) -> ValueError:
 
 
 class User:
-    """A user, whom the server takes with any password: with a wrong one he is somebody else, whom nothing belongs to.
+    """A user of the digest scheme, whom the server takes with any password.
+
+    With a wrong one he is somebody else, whom nothing belongs to.
 
     So a node that everybody may read says who the user is, as soon as he has created something of his own.
     """

@@ -10,6 +10,7 @@ from random import uniform
 
 from aiolibkv.backends.zookeeper.connection import Connection, NotWelcomeError
 from aiolibkv.backends.zookeeper.operations import Event, close_session, hello
+from aiolibkv.backends.zookeeper.sasl import Sasl
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 from aiolibkv.store.endpoints import Endpoint, Endpoints
 from aiolibkv.store.leases import clock as lease_clock
@@ -49,13 +50,20 @@ class Reach:
         returning: the sessions whose connections servers refuse; new ones wait until these are continued.
     """
 
-    def __init__(self, endpoints: Endpoints, *, tls: Tls, credentials: bytes | None, connection_timeout: float) -> None:
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        *,
+        tls: Tls,
+        credentials: bytes | Sasl | None,
+        connection_timeout: float,
+    ) -> None:
         """Keep the settings.
 
         Args:
             endpoints: the servers.
             tls: what connections are encrypted with.
-            credentials: of a user.
+            credentials: of a user, who logs in by them at once, or by SASL.
             connection_timeout: seconds that no attempt takes longer than.
         """
         self.endpoints = endpoints
@@ -349,19 +357,23 @@ class ZooKeeperSession:
         A leader that was paused answers pings, syncs and reads when it continues, though others have elected another
         meanwhile. A new session is itself agreed on by most servers; to go on with an old one, a transaction is.
         """
+        credentials = self._reach.credentials
         connection = await Connection.open(
             endpoint,
             address,
             hello(self._wanted, self._id, self._password, self._known_zxid()),
             tls=self._reach.tls.context(),
-            credentials=self._reach.credentials,
+            credentials=None if isinstance(credentials, Sasl) else credentials,
             on_event=self._on_event,
         )
-        if self._id and connection.welcome.session:
+        if connection.welcome.session:
             try:
-                await connection.agree()
+                if isinstance(credentials, Sasl):
+                    await credentials.log_in(connection)
+                if self._id:
+                    await connection.agree()
             except BaseException:
-                connection.abort(NotReachableError("the servers do not agree"))
+                connection.abort(NotReachableError("the servers do not agree, or refuse the user"))
                 raise
         return connection
 
