@@ -31,6 +31,8 @@ class Namespaces(Suite):
         with pytest.raises(KeyNotFoundError) as caught:
             await us.get("config/limit")
         assert caught.value.key == "config/limit"
+        assert isinstance(eu, AsyncStore)
+        assert await us.delete_tree("") == 0
         assert await us.list("") == []
         assert await us.keys("") == []
         assert await us.children("") == []
@@ -52,10 +54,10 @@ class Namespaces(Suite):
             assert list(snapshots[-1]) == [pair]
             assert await next_of(key) == pair
 
-    async def test_guards_of_the_store_and_of_other_namespaces(self, store: AsyncStore) -> None:
+    async def test_guards_of_the_store_and_of_other_namespaces(self, store: AsyncStore, other: AsyncStore) -> None:
         eu = Namespace(store, "app/eu")
         inner = Namespace(eu, "inner")
-        locks = [one.new_lock("lock", ttl=10) for one in (store, inner)]
+        locks = [one.new_lock("lock", ttl=10) for one in (store, inner, Namespace(store, "app/us"))]
         held: list[HeldLock] = [await lock.acquire() for lock in locks]
         for writer in (store, eu, inner):
             for guard in held:
@@ -64,14 +66,20 @@ class Namespaces(Suite):
         with pytest.raises(LockLostError) as caught:
             await inner.commit(Put("key", b""), guard=held[1])
         assert caught.value.key == "lock"
-        await locks[0].release()
+        with pytest.raises(ValueError, match="same store"):
+            await Namespace(other, "app/eu").put("key", b"", guard=held[0])
+        for lock in (locks[0], locks[2]):
+            await lock.release()
 
     async def test_closing_a_namespace_ends_what_was_begun_through_it(self, store: AsyncStore) -> None:
+        """And nothing else."""
         eu = Namespace(store, "app/eu")
         own, waited = store.new_lock("own", ttl=10), store.new_lock("app/eu/waited", ttl=10)
-        own_held, _ = await own.acquire(), await waited.acquire()
+        own_held, waited_held = await own.acquire(), await waited.acquire()
         await store.put("stays", b"", ttl=10, keep_alive=True)
-        await eu.put("kept", b"", ttl=10, keep_alive=True)
+        for key in ("kept", "permanent"):
+            await eu.put(key, b"", ttl=10, keep_alive=True)
+        await eu.put("permanent", b"")
         held = await eu.new_lock("held", ttl=10).acquire()
         watch = eu.watch_tree("")
         await next_of(watch)
@@ -83,12 +91,44 @@ class Namespaces(Suite):
             with pytest.raises(StoreClosedError):
                 await asyncio.wait_for(task, scaled(10))
         assert not held.is_held
-        assert [pair.key for pair in await store.list("")] == ["app/eu/waited", "own", "stays"]
+        assert [pair.key for pair in await store.list("")] == ["app/eu/permanent", "app/eu/waited", "own", "stays"]
         assert own_held.is_held
-        with pytest.raises(StoreClosedError):
-            await eu.get("key")
+        assert waited_held.is_held
+        for call in (eu.get("key"), eu.put("key", b""), eu.list(""), eu.open(), eu.new_lock("lock").acquire()):
+            with pytest.raises(StoreClosedError):
+                await call
+        await eu.close()
         await own.release()
         await waited.release()
+
+    async def test_the_body_of_a_lock_ends_when_its_namespace_is_closed(self, store: AsyncStore) -> None:
+        eu = Namespace(store, "app/eu")
+        closing: list[asyncio.Task[None]] = []
+        with pytest.raises(LockLostError) as caught:
+            async with eu.new_lock("lock", ttl=10):
+                closing.append(asyncio.create_task(eu.close()))
+                await asyncio.get_running_loop().create_future()
+        assert caught.value.key == "lock"
+        await closing[0]
+        lock = store.new_lock("app/eu/lock")
+        assert await lock.try_acquire() is not None
+        await lock.release()
+
+    async def test_the_reserved_segment_of_a_namespace_is_left_alone(self, store: AsyncStore) -> None:
+        await store.put("app/eu/.aiolibkv/x", b"foreign")
+        eu = Namespace(store, "app/eu")
+        await eu.put("a", b"")
+        await eu.put("b/c", b"")
+        assert [pair.key for pair in await eu.list("")] == ["a", "b/c"]
+        assert await eu.children("") == ["a", "b/"]
+        assert [pair.key async for pair in eu.scan("", page=1)] == ["a", "b/c"]
+        async with eu.watch_tree("") as watch:
+            assert [pair.key for pair in await next_of(watch)] == ["a", "b/c"]
+            await store.put("app/eu/.aiolibkv/y", b"foreign")
+            await eu.put("d", b"")
+            assert [change.key for change in (await next_of(watch)).changes] == ["d"]
+        assert await eu.delete_tree("") == 3
+        assert await store.keys("app") == ["app/eu/.aiolibkv/x", "app/eu/.aiolibkv/y"]
 
 
 async def _until_the_end(watch: Watch[Snapshot]) -> None:
