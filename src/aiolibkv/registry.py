@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aiolibkv.config import Config, nearest_first
 from aiolibkv.errors import BackendNotSupportedError
 from aiolibkv.protocol import AsyncStore
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
+    from importlib.metadata import Distribution, EntryPoint
 
     from aiolibkv.store import Driver
 
@@ -124,15 +124,27 @@ def _factory(name: str) -> Factory:
     found = _entry_points().get(name)
     if found is None:
         raise BackendNotSupportedError(_unknown(name))
+    return _loaded(name, found)
+
+
+def _loaded(name: str, point: EntryPoint) -> Factory:
+    package = point.dist.name if point.dist is not None else "aiolibkv"
     try:
-        factory: Factory = found.load()
-    except ImportError as error:
-        package = found.dist.name if found.dist is not None else "aiolibkv"
-        extra = found.module.rpartition(".")[2]
-        raise BackendNotSupportedError(
-            f"backend {name!r} needs more packages ({error}): pip install '{package}[{extra}]'"
-        ) from error
-    return factory
+        factory = point.load()
+        if not callable(factory):
+            raise TypeError(f"{point.value} is no class and no function")
+    except Exception as error:  # importing somebody else's package may raise anything
+        extra = point.module.rpartition(".")[2]
+        if isinstance(error, ImportError) and point.dist is not None and extra in _extras(point.dist):
+            message = f"backend {name!r} needs more packages ({error}): pip install '{package}[{extra}]'"
+        else:
+            message = f"backend {name!r} of the package {package} cannot be loaded: {error or type(error).__name__}"
+        raise BackendNotSupportedError(message) from error
+    return cast("Factory", factory)
+
+
+def _extras(distribution: Distribution) -> Sequence[str]:
+    return distribution.metadata.get_all("Provides-Extra") or ()
 
 
 def _unknown(name: str) -> str:

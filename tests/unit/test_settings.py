@@ -5,8 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import ssl
-from collections.abc import Sequence
-from importlib.metadata import EntryPoint
+from collections.abc import Iterator, Sequence
 from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
@@ -236,12 +235,46 @@ def test_unknown_backends_name_the_known_ones() -> None:
         new_store("redis")
 
 
-def test_a_missing_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = EntryPoint("zk", "aiolibkv.backends.missing:Store", registry.GROUP)
-    monkeypatch.setattr(registry, "_entry_points", lambda: {"zk": point})
-    with pytest.raises(BackendNotSupportedError, match=r"pip install 'aiolibkv\[missing\]'") as caught:
-        new_store("zk")
-    assert isinstance(caught.value.__cause__, ImportError)
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package of somebody else, with the extra ``heavy``."""
+    described = tmp_path / "their_store-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: their-store\nVersion: 1.0\nProvides-Extra: heavy\n"
+    )
+    (described / "entry_points.txt").write_text(
+        f"[{registry.GROUP}]\nheavy = their.heavy:Driver\ngone = their.light:Gone\nvalue = their.light:VALUE\n"
+        "broken = their.broken:Driver\nlost = their.lost:Driver\n"
+    )
+    package = tmp_path / "their"
+    package.mkdir()
+    (package / "heavy.py").write_text("import a_package_that_nobody_has")
+    (package / "light.py").write_text("VALUE = 1")
+    (package / "broken.py").write_text("raise RuntimeError('on a Tuesday')")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry._entry_points.cache_clear()
+    yield package
+    registry._entry_points.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("heavy", r"needs more packages \(.*a_package_that_nobody_has.*\): pip install 'their-store\[heavy\]'"),
+        ("gone", r"of the package their-store cannot be loaded: .*Gone"),
+        ("value", "their.light:VALUE is no class"),
+        ("broken", "cannot be loaded: on a Tuesday"),
+        ("lost", "cannot be loaded: No module named 'their.lost'"),
+    ],
+)
+@pytest.mark.usefixtures("installed")
+def test_a_backend_that_cannot_be_loaded_is_not_supported(name: str, told: str) -> None:
+    with pytest.raises(BackendNotSupportedError, match=told) as caught:
+        new_store(name)
+    assert caught.value.__cause__ is not None
+    with pytest.raises(BackendNotSupportedError, match=told):
+        open_store(f"{name}://h")
 
 
 @pytest.mark.parametrize("endpoints", ["h:1", b"h:1", None, {"h:1": ""}, [b"h:1"], ["h:1", None], [("h", 1)]])
