@@ -179,7 +179,7 @@ async def test_a_process_that_keeps_the_write_lock(database: Path) -> None:
             assert all(isinstance(error, StoreError) and error.maybe_applied is False for error in results)
             assert await store.get("key") == pair
             with pytest.raises(NotReachableError, match="write lock"):
-                async with open_sqlite(database, connection_timeout=0.3):
+                async with open_sqlite(database, connection_timeout=scaled(0.6)):
                     pass
             pending = asyncio.create_task(store.put("key", b"never"))
             await asyncio.sleep(0.05)

@@ -49,8 +49,8 @@ class Transaction:
         self._logged_bytes = 0
         pairs, log, sessions, live = tables.pairs, tables.log, tables.sessions, tables.live()
         self._head = (
-            f"SELECT (SELECT ifnull(max(rev), 0) FROM {log}), EXISTS (SELECT 1 FROM {pairs} WHERE expires <= ?1)"
-            f" OR EXISTS (SELECT 1 FROM {sessions} WHERE expires <= ?1)"
+            f"SELECT (SELECT ifnull(max(rev), 0) FROM {log}), EXISTS (SELECT 1 FROM {pairs} WHERE expires <= ?)"
+            f" OR EXISTS (SELECT 1 FROM {sessions} WHERE expires <= ?)"
         )
         self._current = f"SELECT rev, session FROM {pairs} WHERE key = :key AND {live}"
         self._write = (
@@ -96,7 +96,7 @@ class Transaction:
         """
         execute = self._connection.execute
         self._now = now
-        self._rev, is_due = execute(self._head, (now,)).fetchone()
+        self._rev, is_due = execute(self._head, (now, now)).fetchone()
         self._began_at, self._rows = self._rev, 0
         if noted.rev != self._rev or not noted.is_of_database:
             self._begin_history(noted.rev)

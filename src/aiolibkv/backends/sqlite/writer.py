@@ -138,7 +138,7 @@ class Writer:
         try:
             result: T = await operation.future
         except asyncio.CancelledError:
-            if operation.take():
+            if operation.take() or operation.certain:
                 call.settled()
             raise
         except (StoreError, LeaseLostError):
@@ -181,13 +181,12 @@ class Writer:
             self._collected = []
 
     def _deliver(self, outcomes: list[_Outcome], *, changed: bool) -> None:
-        for operation, result, error, certain in outcomes:
+        for operation, result, error, _ in outcomes:
             if operation.future.done():
                 continue
             if error is None:
                 operation.future.set_result(result)
             else:
-                operation.certain = certain
                 operation.future.set_exception(error)
         if changed:
             self._written()
@@ -278,6 +277,12 @@ class Writer:
                 self._shrinking.look(self._files.log_size())
             finally:
                 self._files.write_lock.release()
+        self._tell(outcomes, changed=changed)
+
+    def _tell(self, outcomes: list[_Outcome], *, changed: bool) -> None:
+        # Noted at once, for those whose time ends before the loop hears of it.
+        for operation, _, error, certain in outcomes:
+            operation.certain = error is not None and certain
         self._post(partial(self._deliver, outcomes, changed=changed))
 
     def _claim(self) -> list[_Operation]:
@@ -345,7 +350,7 @@ class Writer:
         left = []
         while self._left or not self._queue.empty():
             left += self._claim()
-        self._post(partial(self._deliver, self._all_failed(left, reason), changed=False))
+        self._tell(self._all_failed(left, reason), changed=False)
         locked = False
         if self._connection is not None:
             with suppress(StoreError, OSError):
