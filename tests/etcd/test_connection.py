@@ -22,6 +22,7 @@ from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import Certificates, EtcdCluster, EtcdServer
 from etcd.channels import channel_to
 from etcd.fronts import front, status, throttled, web_status
+from faults.impostors import Front
 from stores import EtcdStore
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
@@ -104,12 +105,11 @@ async def test_a_server_that_is_no_etcd() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        writer.close()
+        await writer.drain()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as web:
-        host, port = web.sockets[0].getsockname()
+    async with Front(answer) as web:
         with pytest.raises(NotReachableError):
-            async with EtcdStore([f"{host}:{port}"], Config(connection_timeout=scaled(2))):
+            async with EtcdStore([web.endpoint], Config(connection_timeout=scaled(0.5))):
                 pass
 
 

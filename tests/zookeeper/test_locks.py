@@ -19,6 +19,9 @@ from stores import ZooKeeperStore
 from zookeeper.conftest import MakeStore, make_store
 from zookeeper.test_implicit_parents import nodes_below
 
+_NOT_RENEWED = 600.0
+"""Seconds: no test is that long."""
+
 
 async def _put(store: AsyncStore) -> None:
     await store.put("dir/lock", b"foreign")
@@ -281,17 +284,21 @@ async def test_a_foreign_write_is_noticed_though_the_connections_broke(server: Z
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("waiters", [20, 50])
-async def test_what_a_release_costs(server: ZooKeeperServer, prefix: str, waiters: int) -> None:
-    """Whoever waits in line is in a store of its own; what they send goes through a proxy, pings not counted."""
+async def test_what_a_release_costs(prefix: str, waiters: int) -> None:
+    """Whoever waits in line is in a store of its own; what they send goes through a proxy, pings not counted.
+
+    All of them renew their sessions at a third of the ttl: one so long that it is not while requests are counted.
+    """
     async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(ZooKeeperServer(max_session_timeout=_NOT_RENEWED))
         proxy = await stack.enter_async_context(FaultProxy(server.host, server.port, protocol="zookeeper"))
         holder = await stack.enter_async_context(make_store([proxy.endpoint], prefix=prefix))
-        lock = holder.new_lock("lock", ttl=10)
+        lock = holder.new_lock("lock", ttl=_NOT_RENEWED)
         await lock.acquire()
         stores = [make_store([proxy.endpoint], prefix=prefix) for _ in range(waiters)]
         for store in stores:
             await stack.enter_async_context(store)
-        waiting = [asyncio.ensure_future(store.new_lock("lock", ttl=10).acquire()) for store in stores]
+        waiting = [asyncio.ensure_future(store.new_lock("lock", ttl=_NOT_RENEWED).acquire()) for store in stores]
         own = f"{prefix}/.aiolibkv/waiters"
 
         async def are_in_line() -> bool:
