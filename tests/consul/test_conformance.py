@@ -43,7 +43,7 @@ class TestOneServer(ConformanceSuite):
     async def cut_off(self, server: ConsulServer) -> AsyncIterator[CutOff]:
         """Make stores on the server through a proxy that delivers nothing on demand."""
         async with FaultProxy(server.host, server.port) as proxy:
-            yield CutOff(_factory([proxy.endpoint]), proxy.blackhole)
+            yield CutOff(_factory([proxy.endpoint]), proxy.blackhole, proxy.heal)
 
 
 class TestThreeServers(ConformanceSuite):

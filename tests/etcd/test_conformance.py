@@ -36,7 +36,7 @@ class TestOneServer(ConformanceSuite):
     async def cut_off(self, server: EtcdServer) -> AsyncIterator[CutOff]:
         """Make stores on the server through a proxy that delivers nothing on demand."""
         async with FaultProxy(server.host, server.port) as proxy:
-            yield CutOff(factory_of("etcd", [proxy.endpoint]), proxy.blackhole)
+            yield CutOff(factory_of("etcd", [proxy.endpoint]), proxy.blackhole, proxy.heal)
 
 
 class TestThreeServers(ConformanceSuite):

@@ -4,8 +4,7 @@ from uuid import uuid4
 
 import pytest
 
-from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory, factory_of
-from memory.severing import severable
+from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory, cut_off_by_driver, factory_of
 
 
 class TestMemory(ConformanceSuite):
@@ -22,6 +21,6 @@ class TestMemory(ConformanceSuite):
         return factory_of("memory", [space])
 
     @pytest.fixture
-    def cut_off(self, space: str) -> CutOff:
+    def cut_off(self, store_factory: StoreFactory) -> CutOff:
         """Make stores of the space that can be cut off from it."""
-        return severable(space)
+        return cut_off_by_driver(store_factory)

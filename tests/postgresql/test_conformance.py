@@ -27,4 +27,4 @@ class TestPostgres(ConformanceSuite):
     async def cut_off(self, server: PostgresServer) -> AsyncIterator[CutOff]:
         """Make stores on the server through a proxy that delivers nothing on demand."""
         async with FaultProxy(server.host, server.port) as proxy:
-            yield CutOff(_factory(server, proxy.endpoint), proxy.blackhole)
+            yield CutOff(_factory(server, proxy.endpoint), proxy.blackhole, proxy.heal)

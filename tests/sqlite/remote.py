@@ -89,17 +89,23 @@ class RemoteStore:
         self._remote = remote
         self._settings = settings
         self._number = remote.number()
-        self._is_open = False
+        self._is_open = self._is_known = False
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> Self:
+        if self._is_known:
+            # It is open, or was: the one over there says what that means.
+            await self._remote.ask("call", self._number, "open", (), {})
         self._remote.attach()
-        self._is_open = True
+        self._is_open = self._is_known = True
         try:
             await self._remote.ask("open", self._number, self._settings)
         except BaseException:
             await self.close()
             raise
         return self
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

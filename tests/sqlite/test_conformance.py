@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from aiolibkv import AsyncStore, Config
-from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory
+from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory, cut_off_by_driver
 from stores import SqliteStore
 
 
@@ -23,3 +23,7 @@ class TestSqlite(ConformanceSuite):
             return SqliteStore([str(database)], Config(prefix=prefix or "", **overrides))  # type: ignore[arg-type]
 
         return make
+
+    @pytest.fixture
+    def cut_off(self, store_factory: StoreFactory) -> CutOff:
+        return cut_off_by_driver(store_factory)

@@ -27,7 +27,7 @@ from aiolibkv.store import (
     Step,
     Write,
 )
-from aiolibkv.testing.conformance import ConformanceSuite, StoreFactory, factory_of
+from aiolibkv.testing.conformance import ConformanceSuite, CutOff, StoreFactory, cut_off_by_driver, factory_of
 
 T = TypeVar("T")
 
@@ -273,3 +273,7 @@ class TestDistant(ConformanceSuite):
     @pytest.fixture
     def store_factory(self, backend: str) -> StoreFactory:
         return factory_of(backend, [uuid4().hex])
+
+    @pytest.fixture
+    def cut_off(self, store_factory: StoreFactory) -> CutOff:
+        return cut_off_by_driver(store_factory)

@@ -41,7 +41,7 @@ class TestZooKeeper(ConformanceSuite):
     async def cut_off(self, server: ZooKeeperServer) -> AsyncIterator[CutOff]:
         """Make stores on the server through a proxy that delivers nothing on demand."""
         async with FaultProxy(server.host, server.port) as proxy:
-            yield CutOff(partial(make_store, [proxy.endpoint]), proxy.blackhole)
+            yield CutOff(partial(make_store, [proxy.endpoint]), proxy.blackhole, proxy.heal)
 
 
 class TestZooKeeper35(

@@ -172,7 +172,9 @@ class Calls:
         self.driver: Driver[Any] = driver
         self.config: Config = driver.config
         self.paths: Paths = Paths(self.config.prefix, driver.check_path)
-        self.outages: Outages = Outages(lambda: f"{driver.name} at {driver.hosts()}" if driver.hosts() else driver.name)
+        self.outages: Outages = Outages(
+            lambda: f"{driver.name} at {driver.hosts()}" if driver.hosts() else driver.name, self.config.request_timeout
+        )
         self.listener: Callable[[Event], object] | None = self.config.listener
         self.is_closed: bool = False
         self._context: contextvars.Context | None = None
@@ -269,6 +271,7 @@ class Calls:
 
     async def _connect(self) -> None:
         breaks = growing_pauses()
+        self.outages.waits(self)
         while True:
             try:
                 await self.driver.connect()
@@ -371,7 +374,10 @@ class Calls:
         try:
             while True:
                 try:
-                    return await operation(call)
+                    result = await operation(call)
+                    if self.outages.are_any:
+                        self.outages.answered()
+                    return result
                 except NotReachableError as error:
                     unreachable = error
                     if call.maybe_applied or not is_repeated:
@@ -392,7 +398,10 @@ class Calls:
         late = unreachable or RequestTimeoutError(f"no answer within {self.config.request_timeout:g} s")
         failure = StoreClosedError() if self.is_closed and call.expired else late
         failure.maybe_applied = call.maybe_applied
-        raise self.located(failure, path) from failure.__cause__
+        self.located(failure, path)
+        if not self.is_closed:
+            self.outages.met(failure, call.when - self.config.request_timeout)
+        raise failure from failure.__cause__
 
     # -- what goes on behind the calls -------------------------------------------------------------------------------
 

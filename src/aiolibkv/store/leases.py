@@ -282,6 +282,7 @@ async def retry(
     breaks = growing_pauses(longest=min(longest_pause, _LONGEST_PAUSE))
     try:
         while True:
+            calls.outages.waits(waiter)
             try:
                 result = await attempt()
             except StoreClosedError:

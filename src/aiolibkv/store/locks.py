@@ -492,7 +492,6 @@ class StoreLock:
         async def attempt() -> StoreHeldLock:
             nonlocal is_in_line
             session = await self._locks.sessions.take(self._ttl, self._path)
-            self._calls.outages.healed(self)
             try:
                 return await self._wait(session, mutex, is_in_line=is_in_line or await self._is_behind_others())
             except LeaseLostError as error:
@@ -552,10 +551,13 @@ class StoreLock:
         session.on_lost = lambda: feed.fail(LeaseLostError())
         if session.is_over:
             raise LeaseLostError
+        # From here on it is others who are waited for; the watch tells whether the server is heard.
+        self._calls.outages.healed(self)
         async with watching as watch:
             async for pair in watch:
                 if pair is None:
-                    return
+                    break
+        self._calls.outages.waits(self)
 
     # -- both ----------------------------------------------------------------------------------------------------
 

@@ -25,25 +25,61 @@ class _Wait:
 
 @dataclass(eq=False, slots=True)
 class _Outage:
-    """Those that wait for the same reason, in the order in which they began to; and whether the log has it."""
+    """Those that wait for the same reason, in the order in which they began to.
 
-    timer: asyncio.TimerHandle
+    Attributes:
+        waiting: they, by what they are.
+        failing_since: when the first of them that met an error began, if nobody was answered since.
+        error: the last error.
+        noted: when somebody began or ceased to wait, or met an error, last.
+        told_since: since when, by what the log has.
+        timer: looks at it again.
+    """
+
     waiting: dict[object, _Wait] = field(default_factory=dict)
+    failing_since: float | None = None
+    error: StoreError | None = None
+    noted: float = 0.0
     told_since: float | None = None
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def since(self) -> float:
+        """When it began."""
+        oldest = next((wait.since for wait in self.waiting.values()), self.noted)
+        return oldest if self.failing_since is None else min(oldest, self.failing_since)
+
+    def note(self, error: StoreError | None, since: float) -> None:
+        """Take note of who began to wait, or of the error that it met."""
+        self.noted = asyncio.get_running_loop().time()
+        if error is not None:
+            self.error = error
+            self.failing_since = since if self.failing_since is None else self.failing_since
 
 
 class Outages:
-    """The outages of one store: servers that cannot be reached are one, each text of a refusal another."""
+    """The outages of one store: servers that cannot be reached are one, each text of a refusal another.
 
-    def __init__(self, place: Callable[[], str]) -> None:
+    Who gives up and begins again is in the same outage as before, until somebody is answered or nobody has tried for a
+    while.
+    """
+
+    def __init__(self, place: Callable[[], str], longest_call: float) -> None:
         """Begin without any.
 
         Args:
             place: names the backend and the endpoint.
+            longest_call: seconds that a call may take before it is known that it has failed.
         """
         self._place = place
+        self._patience = longest_call + TOLD_AFTER
         self._outages: dict[str, _Outage] = {}
         self._reason_of: dict[object, str] = {}
+
+    @property
+    def are_any(self) -> bool:
+        """Tell whether anybody waits, or has failed lately."""
+        return bool(self._outages)
 
     def waits(self, waiter: object) -> None:
         """Take note that someone waits for a first answer, or for the next one."""
@@ -55,13 +91,38 @@ class Outages:
         is_outage = isinstance(error, NotReachableError | RequestTimeoutError)
         self._join(waiter, "" if is_outage else error.message, error)
 
+    def met(self, error: StoreError, since: float) -> None:
+        """Take note that a call found no server; whether it is made again is its caller's matter.
+
+        Args:
+            error: what it met.
+            since: when it began.
+        """
+        outage = self._outages.setdefault("", _Outage())
+        outage.note(error, since)
+        if outage.told_since is None and outage.noted >= outage.since + TOLD_AFTER:
+            self._tell(outage)
+        self._set_timer("", outage)
+
     def healed(self, waiter: object) -> None:
         """Take note that someone goes on."""
-        self._leave(waiter, is_over=True)
+        if (reason := self._leave(waiter)) is not None:
+            self._answered(reason)
+
+    def answered(self) -> None:
+        """Take note that a server answered a call."""
+        if "" in self._outages:
+            self._answered("")
 
     def ended(self, waiter: object) -> None:
         """Take note that someone waits no longer, for whatever reason."""
-        self._leave(waiter, is_over=False)
+        if (reason := self._leave(waiter)) is None:
+            return
+        outage = self._outages[reason]
+        if not outage.waiting and outage.failing_since is None and outage.told_since is None:
+            self._forget(reason)
+        else:
+            self._set_timer(reason, outage)
 
     def last_error(self, waiter: object) -> StoreError | None:
         """Return the last error that someone who waits met."""
@@ -70,48 +131,63 @@ class Outages:
 
     def close(self) -> None:
         """Forget all."""
-        for outage in self._outages.values():
-            outage.timer.cancel()
-        self._outages.clear()
+        for reason in tuple(self._outages):
+            self._forget(reason)
         self._reason_of.clear()
 
     def _join(self, waiter: object, reason: str, error: StoreError | None) -> None:
         since = asyncio.get_running_loop().time()
-        if self._reason_of.get(waiter, reason) != reason:
-            since = self._outages[self._reason_of[waiter]].waiting[waiter].since
-            self._leave(waiter, is_over=False)
-        outage = self._outages.get(reason)
-        if outage is None:
-            outage = self._outages[reason] = _Outage(self._set_timer(since, reason))
+        if (before := self._reason_of.get(waiter, reason)) != reason:
+            since = self._outages[before].waiting[waiter].since
+            self.ended(waiter)
+        outage = self._outages.setdefault(reason, _Outage())
         wait = outage.waiting.setdefault(waiter, _Wait(since, error))
         wait.error = error or wait.error
+        outage.note(error, wait.since)
         self._reason_of[waiter] = reason
+        if len(outage.waiting) == 1:
+            self._set_timer(reason, outage)
 
-    def _leave(self, waiter: object, *, is_over: bool) -> None:
+    def _leave(self, waiter: object) -> str | None:
         reason = self._reason_of.pop(waiter, None)
-        if reason is None:
-            return
+        if reason is not None:
+            del self._outages[reason].waiting[waiter]
+        return reason
+
+    def _answered(self, reason: str) -> None:
         outage = self._outages[reason]
-        del outage.waiting[waiter]
+        outage.failing_since = None
         if outage.waiting:
             return
-        del self._outages[reason]
-        outage.timer.cancel()
-        if outage.told_since is not None and is_over:
+        self._forget(reason)
+        if outage.told_since is not None:
             seconds = asyncio.get_running_loop().time() - outage.told_since
             _log.info("%s: goes on, after %.1f s", self._place(), seconds)
 
-    def _set_timer(self, since: float, reason: str) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_at(since + TOLD_AFTER, self._look, reason)
+    def _forget(self, reason: str) -> None:
+        outage = self._outages.pop(reason)
+        if outage.timer is not None:
+            outage.timer.cancel()
+
+    def _set_timer(self, reason: str, outage: _Outage) -> None:
+        """Look again when it is to be told, or, if nobody waits, forgotten."""
+        if outage.timer is not None:
+            outage.timer.cancel()
+        when = outage.since + TOLD_AFTER if outage.waiting else outage.noted + self._patience
+        if not outage.waiting or outage.told_since is None:
+            outage.timer = asyncio.get_running_loop().call_at(when, self._look, reason)
 
     def _look(self, reason: str) -> None:
         outage = self._outages[reason]
-        first = next(iter(outage.waiting.values()))
-        seconds = asyncio.get_running_loop().time() - first.since
-        if seconds < TOLD_AFTER:
-            outage.timer = self._set_timer(first.since, reason)
-            return
-        outage.told_since = first.since
-        error = next((wait.error for wait in reversed(outage.waiting.values()) if wait.error is not None), None)
-        why = "no answer yet" if error is None else str(error)
+        if not outage.waiting:
+            self._forget(reason)
+        elif asyncio.get_running_loop().time() >= outage.since + TOLD_AFTER:
+            self._tell(outage)
+        else:
+            self._set_timer(reason, outage)
+
+    def _tell(self, outage: _Outage) -> None:
+        outage.told_since = outage.since
+        seconds = asyncio.get_running_loop().time() - outage.since
+        why = "no answer yet" if outage.error is None else str(outage.error)
         _log.warning("%s: has waited for %.0f s and tries again and again: %s", self._place(), seconds, why)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Self, TypeVar
 
 from aiolibkv.config import Config
@@ -210,15 +210,16 @@ class FaultyDriver(Driver[Any]):
 
     async def follow(self, feed: Feed) -> None:
         """See Driver."""
-        await self._following(self.inner.follow(feed))
+        await self._following(lambda: self.inner.follow(feed))
 
     async def follow_under(self, lease: Any, feed: Feed) -> None:
         """See Driver."""
-        await self._following(self.inner.follow_under(lease, feed))
+        await self._following(lambda: self.inner.follow_under(lease, feed))
 
-    async def _following(self, work: Any) -> None:
+    async def _following(self, follow: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Follow until the server cannot be reached any more."""
-        following: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._check_up()
+        following = asyncio.ensure_future(follow())
         going_down = asyncio.ensure_future(self._wait_down())
         try:
             await asyncio.wait({following, going_down}, return_when=asyncio.FIRST_COMPLETED)

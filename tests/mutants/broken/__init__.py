@@ -1,6 +1,18 @@
 """Memory stores that are broken on purpose, each in one way that the conformance suite has to notice."""
 
-from mutants.broken import calls, closing, commits, coordination, directories, keys, lifetimes, locks, prefixes, watches
+from mutants.broken import (
+    calls,
+    closing,
+    commits,
+    coordination,
+    directories,
+    keys,
+    lifetimes,
+    locks,
+    outages,
+    prefixes,
+    watches,
+)
 from mutants.broken.registry import FIRST, MUTANTS
 
 __all__ = [
@@ -14,6 +26,7 @@ __all__ = [
     "keys",
     "lifetimes",
     "locks",
+    "outages",
     "prefixes",
     "watches",
 ]

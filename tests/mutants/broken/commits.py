@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -169,6 +170,23 @@ def commit_keeps_lifetimes(patch: pytest.MonkeyPatch) -> None:
         set_(self, path, value, old if lease is None and old in self._ends else lease)
 
     patch.setattr(Space, "_set", keep)
+
+
+@mutant(Committing)
+def commit_counts_values_only(patch: pytest.MonkeyPatch) -> None:
+    """The keys of a commit may be of any size."""
+    check = Store._check_size
+
+    def values_only(self: Store[Any], steps: Any) -> None:
+        known = self.capabilities
+        keys = sum(len(step.path.encode()) for step in steps)
+        self.capabilities = replace(known, max_commit_bytes=known.max_commit_bytes + keys)
+        try:
+            check(self, steps)
+        finally:
+            self.capabilities = known
+
+    patch.setattr(Store, "_check_size", values_only)
 
 
 @mutant(Committing)

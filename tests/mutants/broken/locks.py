@@ -33,6 +33,12 @@ def guards_are_checked_by_the_holder_only(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutant(Guarding)
+def guards_of_keys_with_a_lifetime_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    """A put with a ttl is made though the lock was lost meanwhile."""
+    _patch_guard(patch, "put", lambda arguments: arguments[3] is not None)
+
+
+@mutant(Guarding)
 def guards_of_deletions_are_ignored(patch: pytest.MonkeyPatch) -> None:
     """A key is deleted though the lock was lost meanwhile."""
     _patch_guard(patch, "delete", lambda arguments: arguments[1] is None)

@@ -12,8 +12,9 @@ with ``pytest_plugins = ["aiolibkv.testing.plugin"]`` in the topmost conftest.py
 - ``store_factory`` gives stores that share one set of data: called as ``store_factory(prefix="a/b", **config)`` it
   makes a store, not entered, rooted at that prefix. ``factory_of`` does for registered backends; any callable like
   StoreFactory will do. The fixture may have a wider scope, and start a server.
-- ``cut_off`` may give a ``CutOff``: a factory of stores that can be cut off from their server, for example by a
-  ``FaultProxy``. Without it the tests of that are skipped. It has the scope of a function.
+- ``cut_off`` may give a ``CutOff``: a factory of stores that can be cut off from their server, by a ``FaultProxy``, or,
+  where there is no network, by ``cut_off_by_driver``. Without it the tests of that are skipped. It has the scope of a
+  function.
 - Every test works in a directory of its own below ``conformance/`` and removes it afterwards, so that all of them may
   share a server, also one that others use.
 - What a test needs beyond the common ground it asks of ``store.capabilities``, never of a backend's name; it is skipped
@@ -37,16 +38,18 @@ from aiolibkv.testing.conformance.listing import Listing
 from aiolibkv.testing.conformance.locking import Guarding, Locking, Losing
 from aiolibkv.testing.conformance.mirroring import Mirroring
 from aiolibkv.testing.conformance.namespaces import Namespaces
+from aiolibkv.testing.conformance.outages import Outages
 from aiolibkv.testing.conformance.permitting import Permitting
 from aiolibkv.testing.conformance.repeating import Repeating
 from aiolibkv.testing.conformance.rooting import Rooting, SelfDescription
-from aiolibkv.testing.conformance.suite import CutOff, StoreFactory, factory_of
+from aiolibkv.testing.conformance.suite import CutOff, StoreFactory, cut_off_by_driver, factory_of
 from aiolibkv.testing.conformance.watching import Watching
 from aiolibkv.testing.conformance.watching_trees import WatchingTrees
 
 
 # The order of the bases is from the last to the first that of the tests: what takes longest comes last.
 class ConformanceSuite(
+    Outages,
     Losing,
     Guarding,
     Locking,
@@ -78,4 +81,4 @@ class ConformanceSuite(
     """All parts of the suite."""
 
 
-__all__ = ["ConformanceSuite", "CutOff", "StoreFactory", "factory_of"]
+__all__ = ["ConformanceSuite", "CutOff", "StoreFactory", "cut_off_by_driver", "factory_of"]

@@ -16,6 +16,7 @@ from aiolibkv import (
     KeyNotFoundError,
     KVPair,
     PreviousNotSpecifiedError,
+    Put,
     StoreError,
 )
 from aiolibkv.testing.conformance.suite import Suite, next_of
@@ -295,7 +296,12 @@ class CompareAndSwap(Suite):
             (seen,) = await next_of(tree)
         rebuilt = KVPair(str(seen.key), bytes(seen.value), int(str(seen.last_index)))
         by_rebuilt = await other.atomic_put("a/key", b"5", rebuilt)
-        only_the_index_counts = dataclasses.replace(by_rebuilt, value=b"never written")
+        by_get_many = await store.atomic_put("a/key", b"5", (await other.get_many(["a/key"]))["a/key"])
+        assert by_get_many.last_index > by_rebuilt.last_index
+        by_scan = await store.atomic_put("a/key", b"5", await anext(other.scan("a")))
+        (by_commit,) = await other.commit(Put("a/key", b"5", previous=by_scan))
+        assert by_commit is not None
+        only_the_index_counts = dataclasses.replace(by_commit, value=b"never written")
         last = await other.atomic_put("a/key", b"6", only_the_index_counts)
         another_spelling = dataclasses.replace(last, key="/a/key/")
         await other.atomic_delete("a/key", another_spelling)

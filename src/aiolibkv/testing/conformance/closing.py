@@ -15,18 +15,21 @@ import pytest
 
 from aiolibkv import (
     AsyncStore,
+    Check,
     InvalidKeyError,
     KeyExistsError,
     KeyModifiedError,
     KeyNotFoundError,
     KVPair,
     PreviousNotSpecifiedError,
+    Put,
     RequestTimeoutError,
+    Scan,
     StoreClosedError,
     StoreError,
     ValueTooLargeError,
 )
-from aiolibkv.testing.conformance.suite import Stores, Suite, next_of
+from aiolibkv.testing.conformance.suite import Stores, Suite, needs, next_of
 from aiolibkv.testing.scale import eventually, scaled
 
 _Calls = dict[str, Callable[[AsyncStore], Coroutine[Any, Any, object]]]
@@ -44,8 +47,18 @@ CALLS: _Calls = {
     "create": lambda store: store.atomic_put("new", b"", None),
     "atomic_put": lambda store: store.atomic_put("key", b"new", KVPair("key", b"", 1)),
     "atomic_delete": lambda store: store.atomic_delete("key", KVPair("key", b"", 1)),
+    "commit": lambda store: store.commit(Put("key", b"new"), Check("dir/key")),
+    "get_many": lambda store: store.get_many(["key", "dir/key"]),
+    "keys": lambda store: store.keys("dir"),
+    "children": lambda store: store.children("dir"),
+    "scan": lambda store: _first(store.scan("dir")),
+    "lock": lambda store: store.new_lock("lock").try_acquire(),
 }
 """One of every call that reaches the server, on ``key`` and ``dir``."""
+
+
+async def _first(scan: Scan) -> KVPair:
+    return await anext(scan)
 
 
 class Errors(Suite):
@@ -71,6 +84,11 @@ class Errors(Suite):
             (lambda: store.put("big", bytes(store.capabilities.max_value_bytes + 1)), ValueTooLargeError, "big"),
             (lambda: store.put("bad//key", b""), InvalidKeyError, "bad//key"),
             (lambda: store.list("bad//key"), InvalidKeyError, "bad//key"),
+            (lambda: store.keys("missing/too"), KeyNotFoundError, "missing/too"),
+            (lambda: store.children("missing/too"), KeyNotFoundError, "missing/too"),
+            (lambda: _first(store.scan("missing/too")), KeyNotFoundError, "missing/too"),
+            (lambda: store.commit(Put("new", b""), Put("dir/key", b"", previous=pair)), KeyModifiedError, "dir/key"),
+            (lambda: store.get_many(["dir/key", "bad//key"]), InvalidKeyError, "bad//key"),
         ]
         for call, kind, key in failing:
             with pytest.raises(kind) as caught:
@@ -158,6 +176,26 @@ class Closing(Suite):
             with pytest.raises(StoreClosedError):
                 await store.get("key")
         await store.close()
+
+    async def test_open_and_close_by_hand(self, stores: Stores, other: AsyncStore) -> None:
+        store = stores.make()
+        assert await store.open() is store
+        await store.put("key", b"", keep_alive=True)
+        with pytest.raises(StoreError):
+            await store.open()
+        await store.close()
+        assert not await other.exists("key")
+        with pytest.raises(StoreClosedError):
+            await store.open()
+
+    async def test_the_data_outlives_all_stores(self, stores: Stores) -> None:
+        async with stores.make() as store:
+            needs(store, "durable")
+            pair = await store.put("dir/key", b"value")
+        async with stores.make() as store:
+            assert await store.get("dir/key") == pair
+            changed = await store.atomic_put("dir/key", b"value", pair)
+            assert changed.last_index > pair.last_index
 
     async def test_close_keeps_the_data(self, stores: Stores, other: AsyncStore) -> None:
         async with stores.make() as store:

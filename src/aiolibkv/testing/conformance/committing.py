@@ -22,7 +22,7 @@ from aiolibkv import (
     StoreError,
     ValueTooLargeError,
 )
-from aiolibkv.testing.conformance.suite import Suite, follow, needs, next_of
+from aiolibkv.testing.conformance.suite import Stores, Suite, follow, needs, next_of
 from aiolibkv.testing.scale import eventually
 from aiolibkv.types import Operation
 
@@ -126,6 +126,16 @@ class Committing(Suite):
         await eventually(lambda: _is_missing(store, "marker"), within=15, message="a ttl ends")
         assert (await store.get("short")).value == b"2"
 
+    async def test_what_is_written_is_not_kept_alive_any_more(self, stores: Stores, other: AsyncStore) -> None:
+        store = await stores.open()
+        for key in ("put", "deleted", "checked"):
+            await store.put(key, b"1", keep_alive=True)
+        await store.commit(Put("put", b"2"), Delete("deleted"), Check("checked"))
+        foreign = await other.put("deleted", b"3")
+        await store.close()
+        assert await _state(other) == {"put": b"2", "deleted": b"3"}
+        assert await other.get("deleted") == foreign
+
     async def test_keys_of_the_same_tree(self, store: AsyncStore) -> None:
         """A key and those below it, new directories and emptied ones, in any order."""
         await store.commit(Put("a/b/c", b"1"), Put("a", b"2"), Put("a/b", b"3"), Put("d/e/f", b"4"))
@@ -174,7 +184,9 @@ class Committing(Suite):
         assert [pair and len(pair.value) for pair in await store.commit(*large)] == [size, size, None]
         parts = most // store.capabilities.max_value_bytes + 1
         if parts < store.capabilities.max_operations:
-            too_large = [Put(f"x{part}", bytes(most // parts + 1)) for part in range(parts)]
+            # Only with their keys are they too many.
+            sizes = [most // parts + (part < most % parts) for part in range(parts)]
+            too_large = [Put(f"x{part}", bytes(size)) for part, size in enumerate(sizes)]
             with pytest.raises(ValueTooLargeError):
                 await store.commit(*too_large)
         with pytest.raises(ValueTooLargeError):

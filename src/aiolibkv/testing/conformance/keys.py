@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aiolibkv import AsyncStore, InvalidKeyError, KeyNotFoundError, KVPair, ValueTooLargeError
+from aiolibkv import AsyncStore, Check, Delete, InvalidKeyError, KeyNotFoundError, KVPair, Put, ValueTooLargeError
 from aiolibkv.testing.conformance.suite import Stores, Suite, next_of
 
 _BAD_SEGMENTS = ["a//b", "a///b", ".", "..", "a/.", "a/..", "./a", "../a", "a/./b", "a/../b"]
@@ -43,11 +43,19 @@ def _every_call(store: AsyncStore, key: str) -> Iterator[Callable[[], Awaitable[
     yield lambda: store.atomic_put(key, b"value", None)
     yield lambda: store.atomic_put(key, b"value", previous)
     yield lambda: store.atomic_delete(key, previous)
+    yield lambda: store.commit(Put("other", b""), Put(key, b"value"))
+    yield lambda: store.commit(Delete(key))
+    yield lambda: store.commit(Check(key, previous=None))
+    yield lambda: store.get_many(["other", key])
+    yield lambda: store.new_lock(key).try_acquire()
     yield lambda: next_of(store.watch(key))
 
 
 def _every_directory_call(store: AsyncStore, directory: str) -> Iterator[Callable[[], Awaitable[object]]]:
     yield lambda: store.list(directory)
+    yield lambda: store.keys(directory)
+    yield lambda: store.children(directory)
+    yield lambda: anext(store.scan(directory))
     yield lambda: store.delete_tree(directory)
     yield lambda: next_of(store.watch_tree(directory))
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from aiolibkv import AsyncStore, Delete, InvalidKeyError, KeyNotFoundError, KVPair, Put
-from aiolibkv.testing.conformance.suite import Stores, Suite
+from aiolibkv.testing.conformance.suite import Stores, Suite, needs
 
 _TREE = ("a", "a-b", "a/b", "a/b/c/d", "a0", "a/bc", "é/ü", "z z/%?#", "z z/y")
 
@@ -31,6 +31,27 @@ class Listing(Suite):
             await store.get_many(["a", "a//b"])
         with pytest.raises(TypeError):
             await store.get_many("ab")
+
+    async def test_get_many_is_one_instant(self, store: AsyncStore, other: AsyncStore) -> None:
+        """Of as many keys as a commit takes, read while commits write the first and the last of them."""
+        needs(store, "atomic_list")
+        keys = [f"dir/{number:03}" for number in range(min(store.capabilities.max_operations, 100))]
+        ends = (keys[0], keys[-1])
+        await store.commit(*(Put(key, b"0") for key in keys))
+
+        async def write() -> None:
+            for number in range(1, 25):
+                await store.commit(*(Put(key, b"%d" % number) for key in ends))
+
+        writing = asyncio.ensure_future(write())
+        seen: list[set[bytes]] = []
+        while not writing.done():
+            found = await other.get_many(keys)
+            seen.append({found[key].value for key in ends})
+            assert len(found) == len(keys)
+            await asyncio.sleep(0)
+        await writing
+        assert all(len(values) == 1 for values in seen)
 
     async def test_get_many_of_many(self, store: AsyncStore) -> None:
         keys = [f"dir/{number:03}" for number in range(250)]

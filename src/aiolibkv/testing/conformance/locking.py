@@ -12,10 +12,12 @@ import pytest_asyncio
 from aiolibkv import (
     AsyncStore,
     CannotLockError,
+    Delete,
     HeldLock,
     KeyNotFoundError,
     Lock,
     LockLostError,
+    Put,
     StoreClosedError,
 )
 from aiolibkv.testing.conformance.cancelling import cancel_at_every_step
@@ -190,6 +192,9 @@ class Guarding(Locking):
             await first.delete("key", guard=held)
             await first.put("dir/key", b"4", guard=held)
             assert await first.delete_tree("dir", guard=held) == 1
+            await first.put("key", b"5", ttl=60, guard=held)
+            pair = await first.put("key", b"6", keep_alive=True, guard=held)
+            assert (await first.commit(Delete("key", previous=pair), guard=held)) == [None]
 
     @pytest.mark.parametrize("how", ["released", "put", "deleted", "acquired again", "acquired by another"])
     async def test_writes_after_it_was_lost(self, first: AsyncStore, second: AsyncStore, how: str) -> None:
@@ -213,6 +218,10 @@ class Guarding(Locking):
             first.delete("dir/key", guard=held),
             first.atomic_delete("dir/key", pair, guard=held),
             first.delete_tree("dir", guard=held),
+            first.put("dir/other", b"new", ttl=60, guard=held),
+            first.put("dir/other", b"new", keep_alive=True, guard=held),
+            first.atomic_put("dir/other", b"new", None, ttl=60, guard=held),
+            first.commit(Put("dir/key", b"new"), Put("dir/other", b"new"), guard=held),
         ]
         for call in calls:
             with pytest.raises(LockLostError) as caught:
@@ -238,17 +247,30 @@ class Guarding(Locking):
             await other.put("data", b"", guard=successor)
             await store.delete(key)
 
-    @pytest.mark.parametrize("call", ["put", "atomic_put", "delete", "atomic_delete", "delete_tree"])
+    @pytest.mark.parametrize(
+        "call",
+        [
+            "put",
+            "put with ttl",
+            "put and keep alive",
+            *("atomic_put", "delete", "atomic_delete"),
+            "delete_tree",
+            "commit",
+        ],
+    )
     async def test_a_write_that_a_foreign_one_overtakes(self, first: AsyncStore, second: AsyncStore, call: str) -> None:
         """The holder has heard of nothing when it writes: the server lets pass what came before the foreign write."""
         pair = await first.put("dir/key", b"old")
         held = await first.new_lock("lock", ttl=30).acquire()
         guarded: dict[str, Callable[[], Awaitable[object]]] = {
             "put": lambda: first.put("dir/key", b"new", guard=held),
+            "put with ttl": lambda: first.put("dir/key", b"new", ttl=60, guard=held),
+            "put and keep alive": lambda: first.put("dir/key", b"new", keep_alive=True, guard=held),
             "atomic_put": lambda: first.atomic_put("dir/key", b"new", pair, guard=held),
             "delete": lambda: first.delete("dir/key", guard=held),
             "atomic_delete": lambda: first.atomic_delete("dir/key", pair, guard=held),
             "delete_tree": lambda: first.delete_tree("dir", guard=held),
+            "commit": lambda: first.commit(Put("dir/key", b"new", previous=pair), guard=held),
         }
         async with asyncio.timeout(scaled(20)), second.watch_tree("") as watch:
             assert [found.key for found in await next_of(watch)] == ["dir/key", "lock"]

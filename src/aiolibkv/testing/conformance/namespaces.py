@@ -8,7 +8,9 @@ import pytest
 
 from aiolibkv import (
     AsyncStore,
+    Delete,
     HeldLock,
+    InvalidKeyError,
     KeyNotFoundError,
     LockLostError,
     Namespace,
@@ -17,6 +19,7 @@ from aiolibkv import (
     StoreClosedError,
     Watch,
 )
+from aiolibkv.testing.conformance.closing import CALLS
 from aiolibkv.testing.conformance.suite import Suite, follow, next_of
 from aiolibkv.testing.scale import scaled
 
@@ -71,6 +74,30 @@ class Namespaces(Suite):
         for lock in (locks[0], locks[2]):
             await lock.release()
 
+    async def test_what_is_reserved_in_a_namespace(self, store: AsyncStore) -> None:
+        """Its first segment too is neither named, listed, watched nor deleted."""
+        eu = Namespace(store, "app/eu")
+        kept = await store.put("app/eu/.aiolibkv/x", b"")
+        for call in (eu.put(".aiolibkv/x", b""), eu.commit(Delete(".aiolibkv/x")), eu.list(".aiolibkv")):
+            with pytest.raises(InvalidKeyError):
+                await call
+        async with eu.watch_tree("") as watch:
+            assert await next_of(watch) == []
+            pair = await eu.put("a/b", b"")
+            assert await next_of(watch) == await eu.list("") == [pair] == [found async for found in eu.scan("")]
+        assert await eu.keys("") == ["a/b"]
+        assert await eu.children("") == ["a/"]
+        assert await eu.delete_tree("") == 1
+        assert await store.list("app") == [kept]
+
+    async def test_entering_and_leaving_a_namespace_leaves_its_store_open(self, store: AsyncStore) -> None:
+        async with Namespace(store, "app/eu") as eu, Namespace(eu, "inner") as inner:
+            assert eu.capabilities == store.capabilities
+            await inner.put("key", b"")
+        assert await store.exists("app/eu/inner/key")
+        with pytest.raises(StoreClosedError):
+            await inner.put("key", b"")
+
     async def test_closing_a_namespace_ends_what_was_begun_through_it(self, store: AsyncStore) -> None:
         """And nothing else."""
         eu = Namespace(store, "app/eu")
@@ -94,9 +121,11 @@ class Namespaces(Suite):
         assert [pair.key for pair in await store.list("")] == ["app/eu/permanent", "app/eu/waited", "own", "stays"]
         assert own_held.is_held
         assert waited_held.is_held
-        for call in (eu.get("key"), eu.put("key", b""), eu.list(""), eu.open(), eu.new_lock("lock").acquire()):
+        for call in CALLS.values():
             with pytest.raises(StoreClosedError):
-                await call
+                await call(eu)
+        with pytest.raises(StoreClosedError):
+            await eu.open()
         await eu.close()
         await own.release()
         await waited.release()

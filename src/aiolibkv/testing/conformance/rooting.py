@@ -97,12 +97,14 @@ class SelfDescription(Suite):
         assert isinstance(capabilities, Capabilities)
         for name in (
             *("distributed", "durable", "linearizable_reads", "exact_compare", "atomic_list", "atomic_delete_tree"),
-            *("every_change", "lifetime_with_children", "ttl_survives_client"),
+            *("every_change", "lifetime_with_children", "ttl_survives_client", "survives_failover"),
         ):
             assert isinstance(getattr(capabilities, name), bool), name
         assert capabilities.atomic_delete_tree, "every backend deletes a tree in one transaction"
         assert 0 <= capabilities.min_ttl < math.inf
         assert capabilities.max_value_bytes >= 256 * _KIB
+        assert capabilities.max_commit_bytes >= 256 * _KIB
+        assert capabilities.max_operations >= 20
         for ttl in (0.5, 1, 2, 10, 15.0, 60, 3600):
             assert 0 <= capabilities.ttl_overshoot(ttl) < math.inf
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 from uuid import uuid4
 
@@ -12,6 +13,8 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import AsyncStore, Config, KeyNotFoundError, Watch, new_store
+from aiolibkv.store import Store
+from aiolibkv.testing.faults import FaultyDriver
 from aiolibkv.testing.scale import scaled
 
 T = TypeVar("T")
@@ -54,10 +57,38 @@ class CutOff(NamedTuple):
     Attributes:
         factory: of stores that share their data with those of ``store_factory``.
         cut: from its call on none of them is answered any more, and their connections stay open.
+        heal: from its call on they are answered again.
     """
 
     factory: StoreFactory
     cut: Callable[[], None]
+    heal: Callable[[], None]
+
+
+def cut_off_by_driver(factory: StoreFactory) -> CutOff:
+    """Return a CutOff of stores whose drivers are wrapped by one that fails: for what has no network to be cut.
+
+    Args:
+        factory: of stores on drivers, not of classes that are stores by themselves.
+    """
+    drivers: list[FaultyDriver] = []
+    is_down = False
+
+    def make(*, prefix: str | None = None, **overrides: Any) -> AsyncStore:
+        store = factory(prefix=prefix, **overrides)
+        assert isinstance(store, Store), "a store on a driver"
+        driver = FaultyDriver(store.driver)
+        driver.is_down = is_down
+        drivers.append(driver)
+        return Store(driver)
+
+    def set_down(*, down: bool) -> None:
+        nonlocal is_down
+        is_down = down
+        for driver in drivers:
+            driver.is_down = down
+
+    return CutOff(make, partial(set_down, down=True), partial(set_down, down=False))
 
 
 class Stores:
