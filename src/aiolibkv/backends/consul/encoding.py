@@ -179,10 +179,11 @@ async def parse_tree(answer: Answer) -> list[KVPair]:
         return []
     pairs: list[KVPair] = []
     with reading():
-        for part in _slices(answer.body):
+        for number, part in enumerate(_slices(answer.body)):
+            if number:
+                await asyncio.sleep(0)
             found = [parse_pair(item) for item in json.loads(part)]
             pairs += [pair for pair in found if not is_folder(pair.key)]
-            await asyncio.sleep(0)
     return pairs
 
 
