@@ -1,5 +1,6 @@
 """The encoding: against vectors of real servers, round trips, and bytes that are no message."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ from aiolibkv.backends.etcd.codec import (
     decode,
     encode,
 )
+from aiolibkv.backends.etcd.pages import AT_ONCE, decode_page
 from aiolibkv.backends.etcd.table import MalformedError
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -204,6 +206,33 @@ def test_what_is_written_out_is_decoded_as_by_the_table_also_when_damaged(kind: 
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     read = bytes(damaged)
     assert outcome(lambda: decode(kind, read)) == outcome(lambda: table.decode(kind, read, 0, len(read)))
+
+
+@given(SENT[RangeAnswer], st.integers(1, 300), st.data())
+def test_a_page_is_decoded_in_parts_as_at_once_also_when_damaged(sent: bytes, size: int, data: st.DataObject) -> None:
+    assert asyncio.run(decode_page(sent, size)) == decode(RangeAnswer, sent)
+    damaged = sent[: data.draw(st.integers(0, len(sent)))]
+    assert outcome(lambda: asyncio.run(decode_page(damaged, size))) == outcome(lambda: decode(RangeAnswer, damaged))
+
+
+def test_others_have_their_turn_while_a_page_is_decoded() -> None:
+    page = encode(RangeAnswer(Header(9), [KeyValue(b"key", 7, bytes(1000))] * 2000, count=2000))
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def read() -> RangeAnswer:
+        counting = asyncio.create_task(count_turns())
+        answer = await decode_page(page)
+        counting.cancel()
+        return answer
+
+    assert asyncio.run(read()) == decode(RangeAnswer, page)
+    assert turns > len(page) // AT_ONCE // 2 > 5
 
 
 UNKNOWN = st.lists(

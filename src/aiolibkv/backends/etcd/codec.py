@@ -457,7 +457,11 @@ def _end_of(data: bytes, at: int, end: int) -> tuple[int, int]:
     size = data[at]
     at += 1
     if size >= 0x80:
-        size, at = read_varint(data, at - 1, end)
+        if data[at] < 0x80:
+            size += (data[at] - 1) << 7
+            at += 1
+        else:
+            size, at = read_varint(data, at - 1, end)
     if size > end - at:
         raise _UnusualError
     return at, at + size

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from random import uniform
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from aiolibkv.backends.etcd.channel import Channel, RpcFailedError
 from aiolibkv.backends.etcd.codec import (
@@ -31,6 +31,7 @@ from aiolibkv.backends.etcd.codec import (
 )
 from aiolibkv.backends.etcd.failures import Meaning, explain
 from aiolibkv.backends.etcd.link import EMPTY_KEY, NEEDS_LEADER, RANGE, Link, LinkStream
+from aiolibkv.backends.etcd.pages import AT_ONCE, decode_page
 from aiolibkv.backends.etcd.table import MalformedError
 from aiolibkv.config import Config
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
@@ -144,6 +145,8 @@ class Connection:
                 continue
             self._failures = 0
             try:
+                if answer is RangeAnswer and len(received) > AT_ONCE:
+                    return _complete(cast("H", await decode_page(received)))
                 return _complete(decode(answer, received))
             except MalformedError as error:
                 self.lost(link, "the answer is not etcd's")

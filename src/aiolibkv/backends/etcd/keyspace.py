@@ -39,10 +39,11 @@ class Keyspace:
             path = key.decode()
         except UnicodeDecodeError:
             return None
-        if not path.startswith(self._start):
-            return None
-        path = path[len(self._start) :]
-        return None if not path or path.startswith("/") or path.endswith("/") or "//" in path else path
+        if self._start:
+            if not path.startswith(self._start):
+                return None
+            path = path[len(self._start) :]
+        return None if "//" in path or path[:1] in {"", "/"} or path[-1] == "/" else path
 
 
 def without(span: Span, *inner: Span) -> list[Span]:

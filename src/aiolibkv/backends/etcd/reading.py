@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -15,8 +16,13 @@ from aiolibkv.store import children_of
 from aiolibkv.types import KVPair
 
 _PAGE_KEYS = 1000
+"""Of the first page. The server counts all that follows for each page, so that few large ones cost it less."""
+
 _PAGE_BYTES = 4 * 1024 * 1024
 """What the pages after the first aim at; the server holds a page in memory as a whole."""
+
+_UNSEEN_KEYS = 10_000
+"""The most that a page has of keys alone: the server reads their values too, and their size is not known."""
 
 _SHRINKING = 8
 """By what a page that was too large is divided: each try has the server put a whole message together."""
@@ -35,6 +41,9 @@ _KEYS_AT_ONCE = 127
 
 _FIRST_KEYS, _KEYS_PER_CHILD = 256, 32
 """How many keys are read at first, and later for each child, to find the children of a directory."""
+
+_COUNTED_PER_READ = 16
+"""How many keys the server counts in the time in which one is read, at least."""
 
 
 class RevisionGoneError(NotReachableError):
@@ -140,9 +149,12 @@ class Reader:
         while page.more and page.kvs:
             page_read()
             request.key, request.revision = page.kvs[-1].key + b"\x00", revision
-            request.limit = max(1, min(2 * request.limit, _PAGE_KEYS, _PAGE_BYTES // _bytes_each(page.kvs)))
+            most = _UNSEEN_KEYS if keys_only else _PAGE_BYTES // _bytes_each(page.kvs)
+            request.limit = max(1, min(2 * request.limit, most))
             page = await self._read_page(request)
-            pairs += self._to_pairs(page.kvs)
+            for start in range(0, len(page.kvs), _PAGE_KEYS):
+                pairs += self._to_pairs(page.kvs[start : start + _PAGE_KEYS])
+                await asyncio.sleep(0)
         return Reading(pairs, revision)
 
     async def page(
@@ -194,6 +206,7 @@ class Reader:
         first, end = self._keyspace.below(directory)
         request = Range(first, end, _FIRST_KEYS, serializable=not consistent, keys_only=True)
         names: set[str] = set()
+        least = _KEYS_PER_CHILD // 2
         while True:
             page = await self._read_page(request)
             request.revision = request.revision or page.header.revision
@@ -203,7 +216,9 @@ class Reader:
                 return names, request.revision
             page_read()
             request.key = self._next_child(directory, page.kvs[-1].key)
-            request.limit = min(_PAGE_KEYS, _KEYS_PER_CHILD * max(1, len(names) - known))
+            # Each time the server counts all that follows: of many children it is soon cheaper to read more of that.
+            least = min(2 * least, max(_KEYS_PER_CHILD, page.count // _COUNTED_PER_READ))
+            request.limit = min(max(least, _KEYS_PER_CHILD * (len(names) - known)), _UNSEEN_KEYS)
 
     def _next_child(self, directory: str, key: bytes) -> bytes:
         """Return where to look for what comes after the child of a directory that a key is, or is below."""

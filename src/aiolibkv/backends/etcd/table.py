@@ -143,6 +143,9 @@ def read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
     Raises:
         MalformedError: it is cut off or too long.
     """
+    if at + 1 < end and data[at + 1] < _MORE <= data[at]:
+        # Most that are not written out have two bytes.
+        return data[at] & _LOW_BITS | data[at + 1] << 7, at + 2
     value = shift = 0
     for byte in data[at : min(end, at + _LONGEST_VARINT)]:
         at += 1
