@@ -131,6 +131,7 @@ form { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; border-t
 label { flex: 1 1 14rem; overflow-wrap: anywhere }
 input { flex: 2 1 14rem; min-width: 0; font: inherit }
 button { font: inherit }
+#new label { flex: none }
 #told { min-height: 1.5em; color: #a00 }
 </style>
 <h1>Store</h1>
@@ -151,9 +152,10 @@ async function send(key, value, index) {
   at("told").textContent = answer.ok ? "" : await answer.text()
   return answer.ok
 }
-function button(text, action) {
+function button(text, key, action) {
   const made = document.createElement("button")
   made.textContent = text
+  made.ariaLabel = text + " " + key
   made.type = action ? "button" : "submit"
   if (action) made.onclick = action
   return made
@@ -164,8 +166,8 @@ function row(key) {
   input.id = "pair " + key
   label.htmlFor = input.id
   label.textContent = key
-  form.append(label, input, button("Save"), button("Reload", () => { show(made, made.now) }),
-    button("Delete", () => send(key, null, made.index)))
+  form.append(label, input, button("Save", key), button("Reload", key, () => { show(made, made.now) }),
+    button("Delete", key, () => send(key, null, made.index)))
   form.onsubmit = async event => {
     event.preventDefault()
     if (input.disabled) return

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import sys
-from asyncio.subprocess import PIPE
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aiolibkv import KVPair, open_store
-from aiolibkv.testing.scale import eventually, scaled
-from aiolibkv.testing.servers.process import Port, exchange, http
+from aiolibkv.testing.scale import scaled
+from aiolibkv.testing.servers.process import exchange, http
+from examples.dashboards import dashboard
 
-DASHBOARD = Path(__file__).parents[2] / "examples" / "dashboard.py"
 HOSTILE = "<script>alert(1)</script>"
 JSON = {"Content-Type": "application/json"}
 
@@ -37,26 +35,14 @@ async def put(port: int, key: str, value: str | None, index: int | None) -> int:
 
 @pytest.mark.asyncio
 async def test_the_dashboard_is_live_and_overwrites_nothing(tmp_path: Path) -> None:
-    reserved = Port()
-    port = reserved.number
-    reserved.release()
     url = f"sqlite:///{tmp_path}/store.db"
-
-    async def is_up() -> bool:
-        try:
-            return (await http(port, "GET", "/"))[0] == 200
-        except OSError:
-            return False
-
-    async with open_store(url) as store:
+    async with open_store(url) as store, AsyncExitStack() as listening:
         first = await store.put(f"config/{HOSTILE}", HOSTILE.encode())
         await store.put("binary", b"\xff")
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(DASHBOARD), url, str(port)), stdout=PIPE, stderr=PIPE
-        )
-        try:
-            await eventually(is_up, within=20, message="the dashboard answers")
+        async with dashboard(url) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            # It ends though somebody still listens.
+            listening.callback(writer.close)
             writer.write(b"GET /events HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
             state = await next_state(reader)
             assert state["leader"] is None
@@ -89,12 +75,3 @@ async def test_the_dashboard_is_live_and_overwrites_nothing(tmp_path: Path) -> N
             answer = await exchange(port, b"GET / HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
             assert b"Content-Security-Policy: default-src 'none'" in answer
             assert HOSTILE.encode() not in answer
-
-            process.send_signal(signal.SIGTERM)
-            _, errors = await asyncio.wait_for(process.communicate(), scaled(10))
-            assert "Traceback" not in errors.decode()
-            writer.close()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.communicate()
