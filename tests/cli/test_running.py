@@ -29,6 +29,9 @@ SECRETS = "etcd://user:pass%20word@localhost:1,localhost:2/?token=secret&conecti
         (["put", "key", "1", "--ttl", "-1"], 2),
         (["put", "key", "1", "--ttl", "5", "-u", "memory://"], 8),
         (["get", "a//b"], 8),
+        (["rm", "-r", ""], 2),
+        (["import", "/nonsense"], 2),
+        (["export", "-o", "/nonsense/file"], 8),
         (["get", "key", "-u", "sqlite:////nonsense/x.db"], 8),
     ],
 )
@@ -36,6 +39,32 @@ def test_an_error_is_one_line(tool: Tool, arguments: list[str], code: int) -> No
     ended = tool.run(*arguments)
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (code, b"", 1)
     assert "Traceback" not in ended.err
+
+
+def test_without_arguments_it_is_help(tool: Tool) -> None:
+    assert tool().out == tool("--help").out
+
+
+@pytest.mark.parametrize(
+    ("command", "redirection", "code", "said"),
+    [
+        ("put key", "<&-", 8, "standard input is closed"),
+        ("import", "<&-", 8, "standard input is closed"),
+        ("rm -r gone", "<&-", 1, "the key does not exist"),
+        ("put key value", ">&-", 0, ""),
+        ("get there", ">&-", 8, "standard output is closed"),
+        ("get there", ">/dev/full", 8, "No space left on device"),
+        ("nonsense", "2>&-", 2, ""),
+        ("get gone --verbose", "2>&-", 1, ""),
+    ],
+)
+def test_what_is_closed_or_full_is_told(tool: Tool, command: str, redirection: str, code: int, said: str) -> None:
+    tool.put("there", b"value")
+    script = f"exec {sys.executable} -m aiolibkv {command} {redirection}"
+    environment = {**os.environ, "AIOLIBKV_URL": tool.url}
+    ended = subprocess.run(["sh", "-c", script], capture_output=True, check=False, text=True, env=environment)
+    assert ended.returncode == code
+    assert (said in ended.stderr, len(ended.stderr.splitlines())) == (True, 1 if said else 0)
 
 
 def test_no_server(tool: Tool) -> None:

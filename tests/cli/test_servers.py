@@ -102,6 +102,21 @@ def test_the_command_is_dead_before_others_have_the_lock(servers: Servers, backe
     asyncio.run(take_over())
 
 
+def test_what_is_too_large_is_left_out(servers: Servers, tmp_path: Path) -> None:
+    source, destination = Tool(f"sqlite:///{tmp_path / 'test.db'}"), servers.tool("consul")
+    source.put("large", b"x" * 600_000)
+    source.put("small", b"x")
+    ended = source.run("cp", source.url, destination.url)
+    assert ended.code == 8
+    told = ended.err.splitlines()
+    assert "a value has at most 524288 bytes" in told[0]
+    assert told[1:] == [
+        "aiolibkv: keys that are equal: 1; written or deleted for that: 1",
+        "aiolibkv: keys that the destination cannot have: 1",
+    ]
+    assert destination.values() == {"small": b"x"}
+
+
 def test_many_keys_there_and_back(servers: Servers) -> None:
     first, second, third = servers.tool("zookeeper"), servers.tool("etcd"), servers.tool("zookeeper")
 

@@ -72,6 +72,15 @@ def test_ctrl_c_ends_the_command(tool: Tool) -> None:
     assert tool.values() == {}
 
 
+@pytest.mark.parametrize("command", [["every", "10000", "job", "--"], ["watch", "key", "--exec"]])
+def test_ctrl_c_at_the_command_is_for_this_process_too(tool: Tool, command: list[str]) -> None:
+    script = "echo ready; exec sleep 60"
+    with at_terminal(tool, *command, *([script] if "--exec" in command else ["sh", "-c", script])) as terminal:
+        terminal.shows(b"ready")
+        terminal.type(b"\x03")
+        assert terminal.process.wait(scaled(20)) == 130
+
+
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_ctrl_z_stops_both(tool: Tool, *, is_lost: bool) -> None:
     with at_terminal(tool, "lock", "key", "--ttl", "60", "--", "sh", "-c", ASKING) as terminal:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from aiolibkv.testing.scale import scaled
 from cli.tool import Tool, until
 
 VALUES = {"a": bytes(range(256)), "a/b": b"", "d/e": b"text\n"}
@@ -58,6 +62,42 @@ def test_import_changes_what_it_says(tool: Tool) -> None:
     assert tool.values() == after
 
 
+def test_import_checks_everything_first(tool: Tool) -> None:
+    fitting = b'{"key": "x", "value": ""}\n'
+    too_large = json.dumps({"key": "y", "value": "y" * 1024 * 1024 * 17}).encode()
+    for line, reason in ((b'{"key": "a//b", "value": ""}', "'a//b'"), (too_large, "key 'y'")):
+        ended = tool.run("import", stdin=fitting + line)
+        assert (ended.code, ended.out) == (8, b"")
+        assert reason in ended.err
+    assert tool.values() == {}
+
+
+def test_import_is_interrupted_while_it_reads(tool: Tool) -> None:
+    with tool.start("import", stdin=subprocess.PIPE) as reading:
+        assert reading.process.stdin is not None
+        reading.process.stdin.write(b"x" * 1024 * 1024)  # more than there is room for in a pipe
+        reading.send(signal.SIGINT)
+        assert reading.process.wait(scaled(20)) == 130
+
+
+def test_export_replaces_what_a_link_leads_to_and_no_device(tool: Tool, tmp_path: Path) -> None:
+    filled(tool)
+    file, link = tmp_path / "export", tmp_path / "link"
+    file.touch(mode=0o640)
+    link.symlink_to(file)
+    tool("export", "--output", str(link))
+    assert link.is_symlink()
+    assert len(file.read_bytes().splitlines()) == len(VALUES)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert tool("export", "--output", "/dev/stdout").out == file.read_bytes()
+
+
+def test_cp_is_not_into_itself(tool: Tool) -> None:
+    for source, destination in ((tool.url, f"{tool.url}?prefix=a"), ("etcd://u:p@h/a/b", "etcd://h/a")):
+        ended = tool.run("cp", source, destination)
+        assert (ended.code, "into itself" in ended.err) == (2, True)
+
+
 def test_cp(tool: Tool, other: Tool) -> None:
     filled(tool)
     other.put("a", b"other")
@@ -69,9 +109,9 @@ def test_cp(tool: Tool, other: Tool) -> None:
         "create\td/e",
         "delete\tmore",
     ]
-    assert tool("cp", source, destination, "--json").items == [{"keys": 3, "written": 3}]
+    assert tool("cp", source, destination, "--json").items == [{"keys": 3, "written": 3, "refused": 0}]
     assert other.values() == {**VALUES, "more": b""}
-    assert tool("cp", source, destination, "--delete", "--json").items == [{"keys": 3, "written": 1}]
+    assert tool("cp", source, destination, "--delete", "--json").items == [{"keys": 3, "written": 1, "refused": 0}]
     assert other.values() == VALUES
 
 

@@ -7,7 +7,15 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, C
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiolibkv import AsyncStore, KeyExistsError, KeyModifiedError, KeyNotFoundError, KVPair
+from aiolibkv import (
+    AsyncStore,
+    CallNotSupportedError,
+    KeyExistsError,
+    KeyModifiedError,
+    KeyNotFoundError,
+    KVPair,
+    ValueTooLargeError,
+)
 from aiolibkv.cli.output import Output
 from aiolibkv.cli.text import escaped
 
@@ -53,11 +61,13 @@ class Tally:
         seen: keys looked at.
         done: keys written or deleted.
         modified: keys that somebody else changed meanwhile, which were left alone.
+        refused: keys that the store cannot have like this, and why.
     """
 
     seen: int = 0
     done: int = 0
     modified: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
 
     async def carry_out(self, steps: Sequence[Step], store: AsyncStore) -> None:
         """Carry out steps, side by side; what fails for another reason than a change is raised when all have ended."""
@@ -65,6 +75,8 @@ class Tally:
         for step, result in zip(steps, results, strict=True):
             if isinstance(result, KeyModifiedError | KeyExistsError | KeyNotFoundError):
                 self.modified.append(step.key)
+            elif isinstance(result, ValueTooLargeError | CallNotSupportedError):
+                self.refused[step.key] = str(result)
             elif result is not None:
                 raise result
             else:

@@ -26,6 +26,7 @@ _PASSED_ON = tuple(
     getattr(signal, name) for name in ("SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH") if hasattr(signal, name)
 )
 _NOT_FOUND, _NOT_RUNNABLE = 127, 126
+_INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -34,9 +35,9 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 class Child:
     """A command that runs as a process group of its own.
 
-    At a terminal it is the foreground group, so that it can read, and gets Ctrl-C itself. The group dies with this
-    process. What the command leaves behind in its group when it ends by itself runs on; when a signal ended it, the
-    rest of the group is ended too.
+    At a terminal it is the foreground group, so that it can read, and gets Ctrl-C itself; when that ends it, this
+    process is interrupted too. The group dies with this process. What the command leaves behind in its group when it
+    ends by itself runs on; when a signal ended it, the rest of the group is ended too.
     """
 
     def __init__(
@@ -102,6 +103,8 @@ class Child:
             if self._held is not None and not self._held.is_held:
                 await _undisturbed(self._end(ended))
                 raise LockLostError(key=self._held.key)
+            if self._terminal is not None and ended.result() in _INTERRUPTED:
+                received.end(signal.SIGINT)
             if ended.result() < 0:
                 await _undisturbed(self._end(ended))
             return _exit_code(ended.result())

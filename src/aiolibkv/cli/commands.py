@@ -69,15 +69,16 @@ def run(arguments: list[str]) -> int:
     """
     settings = Settings()
     try:
-        return aiolibkv.main(arguments, prog_name="aiolibkv", standalone_mode=False, obj=settings) or 0
+        # Without any it is help that is wanted, which click would call wrong usage.
+        return aiolibkv.main(arguments or ["--help"], prog_name="aiolibkv", standalone_mode=False, obj=settings) or 0
     except click.UsageError as error:
         command = "aiolibkv" if error.ctx is None else error.ctx.command_path
-        tell(f"{error.format_message()} See {command} --help.")
+        tell(f"{error.format_message().rstrip('.')}; see {command} --help")
         return failures.USAGE
     except (click.Abort, KeyboardInterrupt):
         return failures.INTERRUPTED
     except Exception as error:  # noqa: BLE001 - everything is told, and ends the process
-        if settings.is_verbose:
+        if settings.is_verbose and sys.stderr is not None:
             sys.stderr.write(masked("".join(traceback.format_exception(error))))
         tell(failures.message(error))
         return failures.exit_code(error)

@@ -6,13 +6,22 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Container, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import click
 
-from aiolibkv import AsyncStore, KeyNotFoundError, KVPair, NotReachableError, RequestTimeoutError
+from aiolibkv import (
+    AsyncStore,
+    CallNotSupportedError,
+    KeyNotFoundError,
+    KVPair,
+    NotReachableError,
+    RequestTimeoutError,
+    ValueTooLargeError,
+)
 from aiolibkv.cli.changes import Step, Tally, batches, everything, steps_to, steps_to_clear
-from aiolibkv.cli.failures import MODIFIED, CommandError
+from aiolibkv.cli.failures import MODIFIED, OTHER, CommandError
 from aiolibkv.cli.output import Output, tell
 from aiolibkv.cli.running import run
 from aiolibkv.cli.settings import Command, Settings
@@ -37,10 +46,13 @@ def cp_command(
 
     What is equal already is not written again, so that a copy which was interrupted can be completed. In the end all is
     compared: what the source has is equal in the destination, and with --delete the destination has nothing else.
-    Lifetimes are not copied. With --follow deletions are carried out too.
+    Lifetimes are not copied. A key that the destination cannot have, as its value is too large there, is told and left
+    out; the exit code is 8 then. With --follow deletions are carried out too.
     """
     if dry_run and follow:
         raise click.UsageError("--dry-run and --follow do not go together.")
+    if _is_nested(source, destination):
+        raise click.UsageError("one of the two is a part of the other, which would be copied into itself.")
     output = Output(as_json=settings.as_json)
 
     async def cp() -> None:
@@ -53,13 +65,38 @@ def cp_command(
                 return
             await copy.complete(settings)
             if output.as_json:
-                await output.item("", {"keys": copy.keys, "written": copy.written})
+                await output.item("", {"keys": copy.keys, "written": copy.written, "refused": len(copy.refused)})
             elif not settings.is_quiet:
-                tell(f"{copy.keys} keys are equal; {copy.written} were written or deleted for that")
+                equal = copy.keys - len(copy.refused)
+                tell(f"keys that are equal: {equal}; written or deleted for that: {copy.written}")
             if follow:
                 await copy.follow(settings)
+            if copy.refused:
+                raise CommandError(f"keys that the destination cannot have: {len(copy.refused)}", OTHER)
 
     return run(settings, cp)
+
+
+def _is_nested(first: str, second: str) -> bool:
+    """Tell whether one of two URLs names a directory in what the other one names, as far as URLs show it."""
+    one, other = _place(first), _place(second)
+    if one.server != other.server or one.prefix == other.prefix:
+        return False
+    return f"{one.prefix}/".startswith(f"{other.prefix}/") or f"{other.prefix}/".startswith(f"{one.prefix}/")
+
+
+class _Place(NamedTuple):
+    server: tuple[object, ...]
+    prefix: str
+
+
+def _place(url: str) -> _Place:
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query))
+    hosts = frozenset(parts.netloc.rpartition("@")[2].split(","))
+    tables = tuple(options.get(name) for name in ("bucket", "schema", "table"))
+    prefix = "/".join(part for part in (unquote(parts.path).strip("/"), options.get("prefix", "").strip("/")) if part)
+    return _Place((parts.scheme, hosts, tables), f"/{prefix}" if prefix else "")
 
 
 class _Copy:
@@ -68,11 +105,13 @@ class _Copy:
     Attributes:
         keys: how many the source had when they were last compared.
         written: how many were written or deleted.
+        refused: those that the destination cannot have; each was told.
     """
 
     def __init__(self, source: AsyncStore, destination: AsyncStore, *, delete: bool) -> None:
         self.keys = 0
         self.written = 0
+        self.refused: set[str] = set()
         self._source = source
         self._destination = destination
         self._delete = delete
@@ -81,7 +120,7 @@ class _Copy:
         """Compare everything, and find what is to be done."""
         self.keys = 0
         async for batch in batches(everything(self._source)):
-            yield await steps_to(self._destination, batch)
+            yield await steps_to(self._destination, [pair for pair in batch if pair.key not in self.refused])
             self.keys += len(batch)
             if progress is not None:
                 progress.advance(len(batch))
@@ -101,6 +140,9 @@ class _Copy:
                 async for steps in self.steps(progress):
                     await tally.carry_out(steps, self._destination)
             self.written += tally.done
+            for key in tally.refused:
+                tell(tally.refused[key])
+            self.refused |= tally.refused.keys()
             if not tally.done and not tally.modified:
                 return
         raise CommandError("source and destination are not equal: others change them all the time", MODIFIED)
@@ -124,13 +166,15 @@ class _Copy:
                 await asyncio.sleep(_PAUSE)
 
     async def _apply(self, key: str, pair: KVPair | None) -> None:
-        if pair is not None:
-            await self._destination.put(key, pair.value)
-            return
         try:
-            await self._destination.delete(key)
+            if pair is not None:
+                await self._destination.put(key, pair.value)
+            else:
+                await self._destination.delete(key)
         except KeyNotFoundError:
             pass
+        except (ValueTooLargeError, CallNotSupportedError) as error:
+            tell(str(error))
 
     async def _there(self, keys: Sequence[str]) -> Container[str]:
         return await self._source.get_many(keys)

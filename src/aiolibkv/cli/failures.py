@@ -60,6 +60,8 @@ def exit_code(error: Exception) -> int:
 
 def message(error: Exception) -> str:
     """Return what an error says."""
+    if isinstance(error, OSError) and not isinstance(error, library.StoreError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, library.StoreError | CommandError | ValueError | OSError):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error}"

@@ -14,7 +14,7 @@ from aiolibkv import AsyncStore, Candidate, HeldLock, Lock, LockLostError, Perio
 from aiolibkv.cli.child import Child
 from aiolibkv.cli.failures import NOT_LOCKED, CommandError
 from aiolibkv.cli.output import tell
-from aiolibkv.cli.running import run_with_store
+from aiolibkv.cli.running import received, run_with_store
 from aiolibkv.cli.settings import Command, Settings, complete_key
 from aiolibkv.events import Event, LockLost
 
@@ -133,7 +133,7 @@ def every_command(settings: Settings, seconds: float, key: str, command: Sequenc
     async def every(store: AsyncStore) -> None:
         async def work(slot: datetime, held: HeldLock) -> None:
             code = await run_while_held(command, held, {"AIOLIBKV_SLOT": slot.isoformat()})
-            if code:
+            if code and received.ending is None:
                 tell(f"the command for {slot.isoformat()} has ended with {code}")
 
         await PeriodicJob(store, key, every=seconds, ttl=ttl).run(work)

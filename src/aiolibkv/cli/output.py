@@ -9,7 +9,7 @@ import select
 import stat
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 from aiolibkv.cli.text import escaped, masked
 
@@ -17,14 +17,30 @@ _AT_ONCE = select.PIPE_BUF if hasattr(select, "PIPE_BUF") else 512
 """Bytes for which there is room in a pipe that can be written to."""
 
 
+_CLOSED = -1
+
+
 def tell(message: str) -> None:
     """Write one line to standard error."""
+    if sys.stderr is None:
+        return  # it is closed
     line = f"aiolibkv: {escaped(masked(message))}\n"
     try:
         sys.stderr.write(line)
         sys.stderr.flush()
     except OSError:
         pass  # nobody is there to be told
+
+
+def standard_input() -> IO[bytes]:
+    """Return what this process is given to read.
+
+    Raises:
+        OSError: nothing.
+    """
+    if sys.stdin is None:
+        raise OSError("standard input is closed")
+    return sys.stdin.buffer
 
 
 class Output:
@@ -36,12 +52,11 @@ class Output:
     """
 
     def __init__(self, *, as_json: bool) -> None:
-        if sys.stdout is None:
-            raise OSError("standard output is closed")
         self.as_json = as_json
-        self._descriptor = sys.stdout.fileno()
-        self._is_file = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
-        self.is_terminal: bool = not self._is_file and os.isatty(self._descriptor)
+        self._descriptor = _CLOSED if sys.stdout is None else sys.stdout.fileno()
+        is_open = self._descriptor != _CLOSED
+        self._is_file = is_open and stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+        self.is_terminal: bool = is_open and os.isatty(self._descriptor)
 
     async def line(self, text: str) -> None:
         """Write a line that is given with everything escaped."""
@@ -56,9 +71,12 @@ class Output:
 
         Raises:
             BrokenPipeError: nobody reads any more.
+            OSError: standard output is closed, or the disk is full.
 
         Cancellation: a part may be written.
         """
+        if self._descriptor == _CLOSED:
+            raise OSError("standard output is closed")
         if self._is_file:
             while data:
                 data = data[os.write(self._descriptor, data) :]

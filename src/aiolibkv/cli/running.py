@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from aiolibkv import AsyncStore, StoreError
 from aiolibkv.cli.failures import INTERRUPTED
 from aiolibkv.cli.settings import Settings
-from aiolibkv.cli.text import masked
+from aiolibkv.cli.text import hosts
 
 if TYPE_CHECKING:
     from aiolibkv.events import Event
@@ -28,12 +28,14 @@ class Received:
 
     Attributes:
         ending: the first one that ends the work, None while there is none.
+        end: acts as if a signal had come that ends the work.
         listener: is given each of them: the child that runs.
         child_code: the exit code of the child that was ended.
     """
 
     def __init__(self) -> None:
         self.ending: signal.Signals | None = None
+        self.end: Callable[[signal.Signals], None] = lambda _: None
         self.listener: Callable[[signal.Signals], None] | None = None
         self.child_code: int | None = None
 
@@ -70,8 +72,7 @@ def run_with_store(settings: Settings, work: Work, listener: Callable[[Event], o
                 return await work(store)
         except StoreError as error:
             # What was noticed on this side of the store does not say where.
-            backend, _, endpoint = masked(url).partition("://")
-            error.locate(backend, endpoint, None)
+            error.locate(url.partition("://")[0], hosts(url), None)
             raise
 
     return run(settings, entered)
@@ -108,6 +109,7 @@ async def _until_signal(work: Callable[[], Awaitable[int | None]]) -> int | None
             received.ending = number
             task.cancel()
 
+    received.end = end
     for each in ENDING:
         # What nohup or a shell in the background have told this process to ignore stays ignored.
         if signal.getsignal(each) is not signal.SIG_IGN:

@@ -55,6 +55,12 @@ def pair_fields(pair: KVPair) -> dict[str, Any]:
     return {"key": pair.key, **value, "last_index": pair.last_index}
 
 
+def hosts(url: str) -> str:
+    """Return the servers that a URL names, or the path that it is instead."""
+    authority, slash, rest = url.partition("://")[2].partition("?")[0].partition("/")
+    return authority.rpartition("@")[2] or (slash and rest)
+
+
 def masked(text: str) -> str:
     """Return a text in which the passwords and tokens of URLs cannot be read."""
     for pattern, replacement in _SECRETS:

@@ -8,16 +8,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
 import click
 
-from aiolibkv import AsyncStore, KVPair
+from aiolibkv import AsyncStore, KVPair, ValueTooLargeError
 from aiolibkv.cli.changes import Step, Tally, batches, steps_to, steps_to_clear
-from aiolibkv.cli.failures import MODIFIED
-from aiolibkv.cli.output import Output, tell
+from aiolibkv.cli.failures import MODIFIED, OTHER, CommandError
+from aiolibkv.cli.output import Output, standard_input, tell
 from aiolibkv.cli.running import run_with_store
 from aiolibkv.cli.settings import Command, Settings, complete_key
 from aiolibkv.cli.text import pair_fields
@@ -30,7 +30,7 @@ from aiolibkv.cli.text import pair_fields
     "-o",
     "file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write it here, whole or not at all.",
+    help="Write it here, whole or not at all; a new file is for its owner alone.",
 )
 @click.pass_obj
 def export_command(settings: Settings, directory: str, *, file: Path | None) -> int | None:
@@ -52,13 +52,23 @@ def export_command(settings: Settings, directory: str, *, file: Path | None) -> 
 
 @contextmanager
 def _written_whole(file: Path) -> Iterator[IO[str]]:
-    """Write a file that takes its name when it is complete and on the disk."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    """Write a file that takes its name when it is complete and on the disk; a pipe or a device is just written."""
+    if file.exists() and not file.is_file():
+        with file.open("w", encoding="ascii") as device:
+            yield device
+        return
+    file = file.resolve()  # what a link leads to is replaced, not the link
+    try:
+        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    except OSError as error:
+        raise CommandError(f"{file} cannot be written: {error.strerror}", OTHER) from error
     try:
         with open(descriptor, "w", encoding="ascii") as written:  # noqa: PTH123 - it is a descriptor
             yield written
             written.flush()
             os.fsync(written.fileno())
+        if file.exists():
+            shutil.copymode(file, name)
         Path(name).replace(file)
     except BaseException:
         Path(name).unlink()
@@ -66,56 +76,82 @@ def _written_whole(file: Path) -> Iterator[IO[str]]:
 
 
 @click.command("import", cls=Command)
-@click.argument("file", type=click.File("rb"), default="-")
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 @click.option("--into", default="", metavar="DIRECTORY", help="Put the keys below here.")
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 @click.option("--delete", is_flag=True, help="Delete what is below the directory and not in the file.")
 @click.option("--create-only", is_flag=True, help="Leave keys alone that are there.")
 @click.pass_obj
 def import_command(
-    settings: Settings, file: IO[bytes], *, into: str, dry_run: bool, delete: bool, create_only: bool
+    settings: Settings, file: Path | None, *, into: str, dry_run: bool, delete: bool, create_only: bool
 ) -> int | None:
     """Write the lines of an export, from FILE or else from standard input, to the store.
 
     What changes is shown: create, change or delete, and the key. What somebody else changes at the same time is left
-    alone and told; the exit code is 5 then. Nothing is written when a line cannot be read.
+    alone and told; the exit code is 5 then. Nothing is written when a line cannot be read, or when the store cannot
+    have a key or a value.
     """
     if delete and create_only:
         raise click.UsageError("--delete and --create-only do not go together.")
     output = Output(as_json=settings.as_json)
     root = into.strip("/")
 
-    async def import_(store: AsyncStore) -> int | None:
-        tally = Tally()
+    with _opened(file) as opened, _twice_readable(opened) as lines:
 
-        async def carry_out(steps: Sequence[Step]) -> None:
-            for step in steps:
-                await step.show(output)
-            if not dry_run:
-                await tally.carry_out(steps, store)
+        async def import_(store: AsyncStore) -> int | None:
+            tally = Tally()
 
-        with _twice_readable(file) as lines:
-            keys = {pair.key for pair in _read(lines, root)}
+            async def carry_out(steps: Sequence[Step]) -> None:
+                for step in steps:
+                    await step.show(output)
+                if not dry_run:
+                    await tally.carry_out(steps, store)
+
+            keys = _checked(store, _read(lines, root))
             lines.seek(0)
             async for batch in batches(_each(_read(lines, root))):
                 steps = await steps_to(store, batch)
                 await carry_out([step for step in steps if not (create_only and step.previous is not None)])
-        if delete:
+            if delete:
 
-            async def staying(_: Sequence[str]) -> set[str]:
-                return keys
+                async def staying(_: Sequence[str]) -> set[str]:
+                    return keys
 
-            async for surplus in steps_to_clear(store, root, staying):
-                await carry_out(surplus)
-        for key in tally.modified:
-            tell(f"the key {key!r} was modified meanwhile, and is left alone")
-        return MODIFIED if tally.modified else None
+                async for surplus in steps_to_clear(store, root, staying):
+                    await carry_out(surplus)
+            for key in tally.modified:
+                tell(f"the key {key!r} was modified meanwhile, and is left alone")
+            for reason in tally.refused.values():
+                tell(reason)
+            return OTHER if tally.refused else MODIFIED if tally.modified else None
 
-    return run_with_store(settings, import_)
+        return run_with_store(settings, import_)
+
+
+def _checked(store: AsyncStore, pairs: Iterator[KVPair]) -> set[str]:
+    """Return the keys of pairs, all of which a store can have.
+
+    Raises:
+        StoreError: it cannot.
+        ValueError: a line is none.
+    """
+    most = store.capabilities.max_value_bytes
+    keys = set()
+    for pair in pairs:
+        store.watch(pair.key)  # nothing is sent; what is no key is refused
+        if len(pair.value) > most:
+            raise ValueTooLargeError(f"a value has at most {most} bytes, not {len(pair.value)}", key=pair.key)
+        keys.add(pair.key)
+    return keys
+
+
+def _opened(file: Path | None) -> AbstractContextManager[IO[bytes]]:
+    return nullcontext(standard_input()) if file is None or str(file) == "-" else file.open("rb")
 
 
 @contextmanager
 def _twice_readable(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Have what can be read once only in a file, before an event loop runs that reading would keep."""
     if file.seekable():
         yield file
         return

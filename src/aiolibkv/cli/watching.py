@@ -12,7 +12,7 @@ import click
 from aiolibkv import AsyncStore, KVPair
 from aiolibkv.cli.child import Child
 from aiolibkv.cli.output import Output, tell
-from aiolibkv.cli.running import run_with_store
+from aiolibkv.cli.running import received, run_with_store
 from aiolibkv.cli.settings import Command, Settings, complete_key
 from aiolibkv.cli.text import escaped, escaped_value, pair_fields
 
@@ -84,5 +84,5 @@ async def _run(command: str, key: str, pair: KVPair | None) -> None:
         value.write(b"" if pair is None else pair.value)
         value.seek(0)
         code = await Child(["/bin/sh", "-c", command], environment, standard_input=value).run()
-    if code:
+    if code and received.ending is None:
         tell(f"the command for {key!r} has ended with {code}")

@@ -12,7 +12,7 @@ import click
 
 from aiolibkv import AsyncStore, KeyNotFoundError, KVPair
 from aiolibkv.cli.failures import OTHER, CommandError, exit_code, message
-from aiolibkv.cli.output import Output, tell
+from aiolibkv.cli.output import Output, standard_input, tell
 from aiolibkv.cli.running import run, run_with_store
 from aiolibkv.cli.settings import Command, Settings, complete_key
 from aiolibkv.cli.text import escaped, pair_fields
@@ -73,7 +73,7 @@ def put_command(
 def _read(file: Path | None, most: int) -> bytes:
     """Read a value; of one that is too large no more than shows that it is."""
     if file is None:
-        return sys.stdin.buffer.read(most + 1)
+        return standard_input().read(most + 1)
     with file.open("rb") as opened:
         return opened.read(most + 1)
 
@@ -90,8 +90,10 @@ def rm_command(
     """Delete keys. What fails is told, and the others are deleted."""
     if if_index is not None and (recursive or len(keys) > 1):
         raise click.UsageError("--if-index is for one key, without --recursive.")
-    if recursive and not yes and sys.stdin.isatty():
-        names = ", ".join(escaped(key) or "everything" for key in keys)
+    if recursive and "" in keys:
+        raise click.UsageError("KEY is empty; everything is /.")
+    if recursive and not yes and sys.stdin is not None and sys.stdin.isatty():
+        names = ", ".join(escaped(key) if key.strip("/") else "everything" for key in keys)
         click.confirm(f"Delete {names} and all that is below?", abort=True, err=True)
     output = Output(as_json=settings.as_json)
 
