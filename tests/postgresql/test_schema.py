@@ -31,10 +31,10 @@ async def test_a_url(server: PostgresServer) -> None:
 async def test_a_role_that_may_not_create_is_told_what_to_run(server: PostgresServer, make: Make) -> None:
     await server.sql("CREATE ROLE guest LOGIN PASSWORD 'guest-password'; REVOKE CREATE ON SCHEMA public FROM PUBLIC")
     settings = {"username": "guest", "password": "guest-password", "options": {"database": "app", "table": "told"}}
-    with pytest.raises(AccessDeniedError, match=r"aiolibkv\.backends\.postgresql") as caught:
+    with pytest.raises(AccessDeniedError, match="aiolibkv postgresql-schema") as caught:
         await make(**settings).open()
     assert "guest-password" not in str(caught.value)
-    program = [sys.executable, "-m", "aiolibkv.backends.postgresql", "--table", "told", "--role", "guest"]
+    program = [sys.executable, "-m", "aiolibkv", "postgresql-schema", "--table", "told", "--role", "guest"]
     printed = subprocess.run(program, capture_output=True, text=True, check=True).stdout  # noqa: ASYNC221 - it is short
     await server.sql(printed)
     async with make(**settings) as store:

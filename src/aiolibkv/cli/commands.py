@@ -32,6 +32,7 @@ MODULES = {
     "cp": "copying",
     "doctor": "doctor",
     "backends": "backends",
+    "postgresql-schema": "postgresql",
     "demo": "demo",
     "completion": "completion",
 }
@@ -47,7 +48,8 @@ class Commands(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:  # noqa: D102
         if name not in MODULES:
             return None
-        command: click.Command = getattr(import_module(f"aiolibkv.cli.{MODULES[name]}"), f"{name}_command")
+        module = import_module(f"aiolibkv.cli.{MODULES[name]}")
+        command: click.Command = getattr(module, f"{name.replace('-', '_')}_command")
         return command
 
 

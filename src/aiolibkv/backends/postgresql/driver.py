@@ -258,7 +258,7 @@ class PostgresDriver(Driver[PostgresLease]):
             # In an open store this can heal: somebody may be about to restore the tables.
             raise (StoreError if self._is_open else AccessDeniedError)(
                 f"the store's tables are not in schema {self._schema!r}, and this role may not create them; an"
-                f" administrator has to run what 'python -m aiolibkv.backends.postgresql' prints: {error.message}"
+                f" administrator has to run what 'aiolibkv postgresql-schema' prints: {error.message}"
             ) from error
 
 
