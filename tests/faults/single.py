@@ -7,7 +7,7 @@ import json
 import re
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from aiolibkv.store import Store
 from aiolibkv.testing.framing import Framing
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually
-from aiolibkv.testing.servers import ConsulServer, EtcdServer, ZooKeeperServer
+from aiolibkv.testing.servers import ConsulServer, EtcdServer, PostgresServer, ServerCommandError, ZooKeeperServer
 
 State = dict[str, object]
 """What is on a server, in words of its own."""
@@ -42,6 +42,7 @@ class Ground:
         host: where it listens; "" when it is no server.
         port: likewise.
         framing: by which a proxy finds requests.
+        settings: fields of Config for all stores.
     """
 
     backend: str
@@ -50,10 +51,13 @@ class Ground:
     host: str = ""
     port: int = 0
     framing: Framing = "raw"
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def store(self, prefix: str, *endpoints: str, **settings: Any) -> AsyncStore:
         """Make a store, at other endpoints when some are given."""
-        return new_store(self.backend, endpoints or self.endpoints, Config(**{"prefix": prefix, **settings}))
+        return new_store(
+            self.backend, endpoints or self.endpoints, Config(**{"prefix": prefix, **self.settings, **settings})
+        )
 
     def proxy(self) -> FaultProxy:
         """Make a proxy before the server."""
@@ -285,11 +289,27 @@ async def zookeeper() -> AsyncIterator[Ground]:
         yield Ground("zookeeper", [server.endpoint], look, server.host, server.port, "zookeeper")
 
 
+@asynccontextmanager
+async def postgresql() -> AsyncIterator[Ground]:
+    async with PostgresServer() as server:
+
+        async def look() -> State:
+            try:
+                return {"leases": (await server.sql("SELECT id FROM aiolibkv_leases ORDER BY id")).split()}
+            except ServerCommandError:
+                return {"leases": []}  # There are no tables yet.
+
+        username, password = server.user
+        settings = {"username": username, "password": password}
+        yield Ground("postgresql", [server.endpoint], look, server.host, server.port, settings=settings)
+
+
 GROUNDS: dict[str, Callable[[], AbstractAsyncContextManager[Ground]]] = {
     "memory": memory,
     "sqlite": sqlite,
     "etcd": etcd,
     "consul": consul,
     "zookeeper": zookeeper,
+    "postgresql": postgresql,
 }
-NETWORKED = ("etcd", "consul", "zookeeper")
+NETWORKED = ("etcd", "consul", "zookeeper", "postgresql")
