@@ -1,0 +1,127 @@
+"""What this library wants to reach, measured against the other clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from records import Results
+from subjects import OURS
+
+
+@dataclass(frozen=True)
+class Target:
+    """How fast this library is to be.
+
+    Attributes:
+        backend, measurement, sizes: where.
+        peers: how many times as fast as each of them.
+        cpu: microseconds of CPU that an operation may take at most, where that is the target.
+        reason: why it is missed, should it be.
+    """
+
+    backend: str
+    measurement: str
+    sizes: Sequence[int]
+    peers: dict[str, float]
+    cpu: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a target at one size.
+
+    Attributes:
+        target: the target.
+        size: where.
+        wanted: what is wanted.
+        reached: what was measured, in the same unit.
+        cpu: microseconds of CPU of this library and of the other.
+        is_met: whether that is enough.
+    """
+
+    target: Target
+    size: int
+    wanted: str
+    reached: str
+    cpu: str
+    is_met: bool
+
+
+def outcomes(results: Results) -> list[Outcome]:
+    """Compare the targets with what was measured; what was not measured is left out."""
+    return [outcome for target in TARGETS for size in target.sizes for outcome in _outcomes(results, target, size)]
+
+
+def _outcomes(results: Results, target: Target, size: int) -> Iterator[Outcome]:
+    found = {
+        record.subject: record
+        for record in results.find(backend=target.backend, measurement=target.measurement, size=size)
+    }
+    if OURS not in found:
+        return
+    ours = found[OURS]
+    for peer, factor in target.peers.items():
+        if peer in found:
+            ratio = round(ours.speed / found[peer].speed, 2)
+            cpu = f"{ours.cpu} / {found[peer].cpu}"
+            yield Outcome(target, size, f"{factor:g} x {peer}", f"{ratio:.2f} x", cpu, ratio >= factor)
+    if target.cpu:
+        used = round(ours.cpu)
+        yield Outcome(target, size, f"{target.cpu:g} us of CPU", f"{used} us", "", used <= target.cpu)
+
+
+def _each(factor: float, *peers: str) -> dict[str, float]:
+    return dict.fromkeys(peers, factor)
+
+
+GROWING = {
+    ("memory", "keys", "put, and a watched tree tells it"): "each state is a list of all pairs, copied in slices",
+    ("consul", "keys", "put, and a watched tree tells it"): "Consul tells no changes: each is a list of the directory",
+    ("consul", "watches", "put, and its watch tells it"): "beyond 84 keys the poll of their directory serves",
+    ("consul", "watches", "put elsewhere"): "beyond 84 keys the poll of their directory serves",
+}
+"""Why something costs more among many, by backend, measurement and figure."""
+
+_ETCD = ("grpc.aio", "aetcd", "etcd3aio")
+
+_TRANSACTION = "a write is a transaction, whose answer tells the index; a plain PUT says only that it was done"
+_SYNC = "a sync goes before each read, so that it is not old"
+
+TARGETS = (
+    *(Target("etcd", name, (50, 500), _each(1.5, *_ETCD), cpu=40) for name in ("get", "put", "exists", "delete")),
+    Target("etcd", "atomic_put", (50,), _each(1.3, *_ETCD)),
+    *(Target("etcd", name, (1,), _each(1.3, *_ETCD)) for name in ("get", "put")),
+    Target("etcd", "list", (50,), _each(1, "aetcd", "etcd3aio")),
+    Target("etcd", "lock", (1,), _each(1.5, "aetcd")),
+    Target("etcd", "hand-over", (200,), _each(1, "aetcd")),
+    Target("etcd", "put to watch", (1,), _each(1, "aetcd")),
+    *(Target("consul", name, (50,), {"aiohttp": 0.9, "py-consul": 1}) for name in ("get", "exists")),
+    *(Target("consul", name, (50,), {"aiohttp": 0.9, "py-consul": 1}, 0, _TRANSACTION) for name in ("put", "delete")),
+    Target("consul", "atomic_put", (50,), {"aiohttp": 0.9, "py-consul": 1.5}),
+    Target("consul", "list", (50,), _each(1, "aiohttp")),
+    *(Target("zookeeper", name, (50, 500), {"aiozk": 1.8, "kazoo": 3}, 0, _SYNC) for name in ("get", "exists")),
+    Target("zookeeper", "put", (50, 500), {"aiozk": 1.8, "kazoo": 3}),
+    Target(
+        "zookeeper",
+        "atomic_put",
+        (50,),
+        _each(1, "aiozk"),
+        reason="two round trips: versions begin anew with a key, which aiozk does not look at",
+    ),
+    Target("zookeeper", "delete", (50,), _each(1, "kazoo"), reason="the directory that it empties is looked at too"),
+    Target("zookeeper", "lock", (1,), {"kazoo": 1, "aiozk": 0.7}),
+    Target("memory", "get", (1,), {"dict": 0.1, "py-key-value": 20}),
+    Target("memory", "put", (1,), _each(5, "py-key-value")),
+    Target("sqlite", "put", (50,), _each(8, "aiosqlite")),
+    Target(
+        "sqlite",
+        "get",
+        (50,),
+        _each(8, "aiosqlite"),
+        reason="aiosqlite by its quickest call; through a cursor it goes to its thread three times",
+    ),
+    Target("sqlite", "list", (50,), _each(1.2, "aiosqlite"), reason="each row becomes a KVPair; theirs stays a tuple"),
+    Target("sqlite", "put", (1,), _each(0.85, "aiosqlite"), reason="a log for watches, and a lock between processes"),
+)
