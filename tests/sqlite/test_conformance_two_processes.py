@@ -42,3 +42,6 @@ class TestSqliteInTwoProcesses(ConformanceSuite):
 
     @pytest.mark.skip(reason="it hands an object of one store to the other, which processes cannot")
     async def test_of_another_store(self) -> None: ...  # type: ignore[override]
+
+    @pytest.mark.skip(reason="a listener hears of nothing that happens in the other process")
+    async def test_locks_are_told(self) -> None: ...  # type: ignore[override]

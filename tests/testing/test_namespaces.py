@@ -47,6 +47,8 @@ class TestNamespace(ConformanceSuite):
 
     test_every_other_key_works = test_the_longest_key_below_a_prefix = None  # type: ignore[assignment]
     """The longest key is that of the store, the directory included."""
+    test_each_call_is_told_once = test_locks_are_told = None  # type: ignore[assignment]
+    """What is told is the store's: its calls, with its keys."""
     test_cancelling_close = None  # type: ignore[assignment]
     """Here the namespace and its store are closed by two calls, of which the first may be cancelled."""
 

@@ -11,6 +11,7 @@ from mutants.broken import (
     locks,
     outages,
     prefixes,
+    telling,
     watches,
 )
 from mutants.broken.registry import FIRST, MUTANTS
@@ -28,5 +29,6 @@ __all__ = [
     "locks",
     "outages",
     "prefixes",
+    "telling",
     "watches",
 ]

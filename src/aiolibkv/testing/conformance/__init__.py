@@ -43,6 +43,7 @@ from aiolibkv.testing.conformance.permitting import Permitting
 from aiolibkv.testing.conformance.repeating import Repeating
 from aiolibkv.testing.conformance.rooting import Rooting, SelfDescription
 from aiolibkv.testing.conformance.suite import CutOff, StoreFactory, cut_off_by_driver, factory_of
+from aiolibkv.testing.conformance.telling import Telling
 from aiolibkv.testing.conformance.watching import Watching
 from aiolibkv.testing.conformance.watching_trees import WatchingTrees
 
@@ -66,6 +67,7 @@ class ConformanceSuite(
     WatchingTrees,
     Watching,
     Namespaces,
+    Telling,
     Rooting,
     SelfDescription,
     Committing,

@@ -117,12 +117,15 @@ class Calls(Suite):
         await store.delete("directory/key")
 
         async def is_gone() -> bool:
-            if await other.exists("directory/key", consistent=False):
-                return False
-            for read in (other.get("directory/key", consistent=False), other.list("directory", consistent=False)):
-                with pytest.raises(KeyNotFoundError):
-                    await read
-            return True
+            reads = [
+                other.get("directory/key", consistent=False),
+                *(read("directory", consistent=False) for read in (other.list, other.keys, other.children)),
+            ]
+            found = await asyncio.gather(*reads, return_exceptions=True)
+            return all(isinstance(each, KeyNotFoundError) for each in found) and not (
+                await other.exists("directory/key", consistent=False)
+                or await other.get_many(["directory/key"], consistent=False)
+            )
 
         await eventually(is_gone, within=5, message="reads that need not be consistent see that the key is gone")
 
