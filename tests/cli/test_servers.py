@@ -19,6 +19,11 @@ from aiolibkv.testing.servers.base import Server
 from cli.tool import Tool, is_alive, until
 
 KINDS: dict[str, type[Server]] = {"consul": ConsulServer, "etcd": EtcdServer, "zookeeper": ZooKeeperServer}
+LIMITS = {
+    "consul": "200 connections from one address (limits.http_max_conns_per_client)",
+    "etcd": "0 of 2048 MiB are used (--quota-backend-bytes)",
+    "zookeeper": "any number of connections from one address (maxClientCnxns); each ttl takes one",
+}
 ALL_BYTES = bytes(range(256))
 SLEEP = "echo $$; exec sleep 60"
 MANY = 10_000
@@ -69,6 +74,25 @@ def test_commands(servers: Servers, backend: str, tmp_path: Path) -> None:
     doctor = {item["check"]: item for item in tool("doctor", "--json").items}
     assert doctor["reachable"]["detail"] == servers[backend].endpoint
     assert doctor["version"]["detail"][0].isdecimal()
+    assert doctor["limit"]["detail"] == LIMITS[backend]
+
+
+def test_doctor_tells_what_is_full() -> None:
+    async def examine() -> None:
+        async with EtcdServer(extra_args=["--quota-backend-bytes=2000000"]) as server:
+            tool = Tool(f"etcd://{server.endpoint}/")
+            async with open_store(tool.url) as store:
+                await store.put("large", bytes(900_000))
+                await store.put("large", bytes(900_000))
+            ended = await asyncio.to_thread(tool.run, "doctor")
+            assert ended.code == 8
+            limit, usable = (line.split("\t")[1:] for line in ended.lines if line.startswith("WRONG"))
+            assert limit[0] == "limit"
+            assert limit[1].endswith(" of 2 MiB are used (--quota-backend-bytes)")
+            assert limit[2].startswith("compact and defragment")
+            assert "the server's space quota is used up" in usable[1]
+
+    asyncio.run(examine())
 
 
 @pytest.mark.parametrize("backend", KINDS)

@@ -41,12 +41,14 @@ class Terminal:
 
 
 @contextmanager
-def at_terminal(tool: Tool, *arguments: str) -> Iterator[Terminal]:
+def at_terminal(tool: Tool, *arguments: str, **variables: str) -> Iterator[Terminal]:
     screen, side = os.openpty()
     # The terminal that the leader of a session opens first is its own.
     shell = 'terminal=$1; shift; exec "$@" < "$terminal" > "$terminal" 2>&1'
     command = ["sh", "-c", shell, "sh", os.ttyname(side), sys.executable, "-m", "aiolibkv", *arguments]
-    process = subprocess.Popen(command, start_new_session=True, env={**os.environ, "AIOLIBKV_URL": tool.url})
+    process = subprocess.Popen(
+        command, start_new_session=True, env={**os.environ, "AIOLIBKV_URL": tool.url, **variables}
+    )
     try:
         yield Terminal(process, screen)
     finally:
@@ -96,6 +98,20 @@ def test_ctrl_z_stops_both(tool: Tool, *, is_lost: bool) -> None:
             terminal.type(b"again\n")
             terminal.shows(b"got again")
             assert terminal.process.wait(scaled(20)) == 0
+
+
+@pytest.mark.parametrize(("variables", "name"), [({}, b"\x1b[1;34md/\x1b[0m"), ({"NO_COLOR": "1"}, b"d/")])
+def test_lists_have_columns_and_colours(tool: Tool, variables: dict[str, str], name: bytes) -> None:
+    indices = [tool.put(key, b"value") for key in ("a", "d/e", "日本")]
+    with at_terminal(tool, "ls", "-l", TERM="xterm", **variables) as terminal:
+        heading, *rows = terminal.shows("日本".encode() + b"  value\r\n").splitlines()
+    width = len(str(indices[0]))
+    assert b"INDEX".ljust(width) + b"  SIZE  NAME  VALUE" in heading
+    assert rows == [
+        b"%d  5     a     value" % indices[0],
+        b"-".ljust(width) + b"  -     " + name,
+        b"%d  5     %s  value" % (indices[2], "日本".encode()),
+    ]
 
 
 def test_text_at_a_terminal_ends_with_its_line(tool: Tool) -> None:

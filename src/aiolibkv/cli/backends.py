@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from aiolibkv import BackendNotSupportedError, Capabilities, new_store
-from aiolibkv.cli.output import Output, columns
+from aiolibkv.cli.output import Output, table
 from aiolibkv.cli.running import run
 from aiolibkv.cli.settings import Command, Settings
 from aiolibkv.cli.text import escaped
@@ -29,7 +29,9 @@ def backends_command(settings: Settings) -> int | None:
     async def backends() -> None:
         found: dict[str, Mapping[str, Any]] = {}
         missing: dict[str, str] = {}
-        for name in sorted({point.name for point in entry_points(group="aiolibkv.backends")}):
+        # Of the names of one backend it is the longest that is told.
+        points = sorted(entry_points(group="aiolibkv.backends"), key=lambda point: len(point.name))
+        for name in sorted({point.value: point.name for point in points}.values()):
             try:
                 found[name] = capabilities_of(name)
             except BackendNotSupportedError as error:
@@ -40,10 +42,9 @@ def backends_command(settings: Settings) -> int | None:
             for name, reason in missing.items():
                 await output.item("", {"backend": name, "installed": False, "reason": reason})
             return
-        rows = [("", *found)]
         names = next(iter(found.values()), {})
-        rows += [(name, *(_shown(capabilities[name]) for capabilities in found.values())) for name in names]
-        for line in columns(rows, is_terminal=output.is_terminal):
+        rows = [(name, *(shown(capabilities[name]) for capabilities in found.values())) for name in names]
+        for line in table(output, [("", *found), *rows]):
             await output.line(line)
         for name, reason in missing.items():
             await output.line(f"{name} is missing: {escaped(reason)}")
@@ -72,7 +73,8 @@ def as_fields(capabilities: Capabilities) -> dict[str, Any]:
     return {**found, f"ttl_overshoot_of_{_EXAMPLE_TTL:g}_s": overshoot(_EXAMPLE_TTL)}
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return what is found as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

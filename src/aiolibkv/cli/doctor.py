@@ -13,13 +13,14 @@ from uuid import uuid4
 import click
 
 from aiolibkv import AsyncStore, KeyNotFoundError, StoreError
-from aiolibkv.cli.backends import as_fields
-from aiolibkv.cli.failures import OTHER, exit_code
-from aiolibkv.cli.output import Output
+from aiolibkv.cli.backends import as_fields, shown
+from aiolibkv.cli.failures import DENIED, NO_SERVER, OTHER, exit_code
+from aiolibkv.cli.output import BAD, GOOD, Output
+from aiolibkv.cli.probing import Server, examine, servers_of, speaks_tls
 from aiolibkv.cli.running import run
 from aiolibkv.cli.settings import Command, Settings
-from aiolibkv.cli.text import escaped, masked
-from aiolibkv.cli.versions import About, ask
+from aiolibkv.cli.text import escaped, hosts, masked
+from aiolibkv.cli.versions import ask
 from aiolibkv.events import Connected, Event
 
 _TIMES = 50
@@ -29,14 +30,15 @@ _MOST_SKEW = 2.0
 """Seconds by which a clock may be off; servers tell whole seconds."""
 
 _LIMITS = {
-    "consul": "an agent takes 200 connections from one address by default (limits.http_max_conns_per_client)",
-    "zookeeper": "a server takes 60 connections from one address by default (maxClientCnxns); each ttl takes one",
-    "zk": "a server takes 60 connections from one address by default (maxClientCnxns); each ttl takes one",
-    "etcd": "a server stops taking writes at 2 GiB of data by default (--quota-backend-bytes)",
+    "consul": "200 connections from one address by default (limits.http_max_conns_per_client)",
+    "zookeeper": "60 connections from one address by default (maxClientCnxns); each ttl takes one",
+    "zk": "60 connections from one address by default (maxClientCnxns); each ttl takes one",
+    "etcd": "2048 MiB of data by default (--quota-backend-bytes)",
 }
+"""What is so when the server does not say."""
 _ADVICE = {
-    3: "is the server running, and are host, port and tls right?",
-    4: "are user, password, token or certificates right, and may they read and write below the prefix?",
+    NO_SERVER: "is that the right kind of server, and does it serve?",
+    DENIED: "are user, password, token or certificates right, and may they read and write below the prefix?",
 }
 
 
@@ -55,77 +57,89 @@ class _Report:
         """Tell a finding; a code other than 0 tells that it is wrong."""
         self.code = self.code or code
         fields: dict[str, Any] = {"check": what, "ok": code == 0, "detail": detail}
-        mark = "ok" if code == 0 else "WRONG"
-        text = f"{mark}\t{what}\t{escaped(str(detail))}"
         if advice:
             fields["advice"] = advice
-            text += f"\t{advice}"
-        await self._output.item(text, fields)
+        if self._output.is_terminal:
+            mark = self._output.styled("ok   ", GOOD) if code == 0 else self._output.styled("WRONG", BAD)
+            text = f"{mark}  {what:<22}  {escaped(shown(detail))}"
+            advice = advice and f"\n{'':31}{advice}"
+        else:
+            text = f"{'ok' if code == 0 else 'WRONG'}\t{what}\t{escaped(shown(detail))}"
+            advice = advice and f"\t{advice}"
+        await self._output.item(text + advice, fields)
 
 
 @click.command("doctor", cls=Command)
 @click.pass_obj
 def doctor_command(settings: Settings) -> int | None:
-    """Examine the store: can it be reached, how fast is it, what can it do, what is wrong.
+    """Examine the store: can it be reached, how fast is it, what can it do, what is wrong and what to do about it.
 
     It writes and deletes a key of its own. The exit code is 0 only when all is well.
     """
     report = _Report(Output(as_json=settings.as_json))
     url = settings.resolved_url()
-    backend = url.partition("://")[0].lower()
-    endpoints: list[str] = []
+    connected: list[str] = []
 
     def note(event: Event) -> None:
         if isinstance(event, Connected):
-            endpoints.append(event.endpoint)
+            connected.append(event.endpoint)
 
     async def doctor() -> int:
         await report.tell("store", masked(url))
         store = settings.store(url, note)
+        servers = servers_of(url)
+        for server in servers:
+            found = await examine(server)
+            detail = f"{server}: {found.detail}"
+            await report.tell("server", detail, code=NO_SERVER if found.advice else 0, advice=found.advice)
         try:
             async with store:
-                reached = list(dict.fromkeys(endpoints)) or _hosts(url)
-                await report.tell("reachable", ", ".join(reached) or "yes")
-                await _examine_server(report, backend, reached, is_secure="tls=true" in url.lower())
+                await report.tell("reachable", ", ".join(dict.fromkeys(connected)) or hosts(url) or "yes")
+                await _examine_server(report, next((each for each in servers if str(each) in connected), None))
                 await _examine_speed(report, store)
         except StoreError as error:
             code = exit_code(error)
-            await report.tell("usable", str(error), code=code, advice=_ADVICE.get(code, ""))
+            # What is wrong on the way to the server was told.
+            advice = "" if report.code else _ADVICE.get(code, "")
+            await report.tell("usable", str(error), code=code, advice=advice)
+            for server in servers:
+                if await speaks_tls(server):
+                    await report.tell("tls", f"{server} speaks TLS", code=code, advice="add tls=true to the URL")
         for name, value in as_fields(store.capabilities).items():
             await report.tell(name, value)
-        if backend in _LIMITS:
-            await report.tell("limit", _LIMITS[backend])
         return report.code
 
     return run(settings, doctor)
 
 
-def _hosts(url: str) -> list[str]:
-    """Return the servers that a URL names."""
-    authority = url.partition("://")[2].partition("/")[0].partition("?")[0]
-    return [host for host in authority.rpartition("@")[2].split(",") if host]
-
-
-async def _examine_server(report: _Report, backend: str, endpoints: list[str], *, is_secure: bool) -> None:
-    await report.tell("tls", "yes" if is_secure else "no")
-    about: About | None = None
-    if endpoints and not is_secure:
-        about = await ask(backend, endpoints[0])
-    if about is None:
-        await report.tell("version", "not told")
+async def _examine_server(report: _Report, server: Server | None) -> None:
+    """Tell what the server says that is spoken to."""
+    if server is None:
         return
-    await report.tell("version", about.version)
-    if about.time is not None:
-        skew = abs((datetime.now(UTC) - about.time).total_seconds())
-        is_off = skew > _MOST_SKEW
-        await report.tell(
-            "clock",
-            f"differs from the server's by {'more' if is_off else 'less'} than {_MOST_SKEW:g} s",
-            code=OTHER if is_off else 0,
-            advice="set the clocks by NTP; the library does not depend on them, certificates and tokens do"
-            if is_off
-            else "",
-        )
+    await report.tell("tls", "yes" if server.is_secure else "no")
+    about = await ask(server)
+    limit = _LIMITS.get(server.backend)
+    if about is not None:
+        await report.tell("version", about.version)
+        if about.time is not None:
+            await _examine_clock(report, about.time)
+        limit = about.limit or limit
+    if limit is not None:
+        advice = "" if about is None else about.advice
+        await report.tell("limit", limit, code=OTHER if advice else 0, advice=advice)
+
+
+async def _examine_clock(report: _Report, time: datetime) -> None:
+    skew = abs((datetime.now(UTC) - time).total_seconds())
+    is_off = skew > _MOST_SKEW
+    await report.tell(
+        "clock",
+        f"differs from the server's by {f'{skew:.0f} s' if is_off else f'less than {_MOST_SKEW:g} s'}",
+        code=OTHER if is_off else 0,
+        advice="set the clocks by NTP; the library does not depend on them, certificates and tokens do"
+        if is_off
+        else "",
+    )
 
 
 async def _examine_speed(report: _Report, store: AsyncStore) -> None:

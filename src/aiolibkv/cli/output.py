@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import select
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
+from unicodedata import combining, east_asian_width
 
 from aiolibkv.cli.text import escaped, masked
 
@@ -18,6 +20,10 @@ _AT_ONCE = select.PIPE_BUF if hasattr(select, "PIPE_BUF") else 512
 
 
 _CLOSED = -1
+
+GOOD, BAD, DIRECTORY, HEADING = "32", "1;31", "1;34", "2"
+"""Colours, as terminals number them."""
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def tell(message: str) -> None:
@@ -48,6 +54,7 @@ class Output:
 
     Attributes:
         is_terminal: whether somebody reads it at a terminal.
+        has_colour: whether what is read there may have colours (https://no-color.org).
         as_json: whether each item is a JSON object.
     """
 
@@ -57,6 +64,12 @@ class Output:
         is_open = self._descriptor != _CLOSED
         self._is_file = is_open and stat.S_ISREG(os.fstat(self._descriptor).st_mode)
         self.is_terminal: bool = is_open and os.isatty(self._descriptor)
+        is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+        self.has_colour: bool = self.is_terminal and not is_plain
+
+    def styled(self, text: str, style: str) -> str:
+        """Return a text in a colour, where that can be seen."""
+        return f"\x1b[{style}m{text}\x1b[0m" if self.has_colour else text
 
     async def line(self, text: str) -> None:
         """Write a line that is given with everything escaped."""
@@ -99,9 +112,23 @@ class Output:
             loop.remove_writer(self._descriptor)
 
 
-def columns(rows: list[tuple[str, ...]], *, is_terminal: bool) -> list[str]:
-    """Return rows as lines: in columns at a terminal, else with a tab between the fields."""
-    if not is_terminal or not rows:
+def table(output: Output, rows: Sequence[Sequence[str]], heading: Sequence[str] = ()) -> list[str]:
+    """Return rows as lines: in columns below a heading at a terminal, else with a tab between the fields."""
+    if not output.is_terminal or not rows:
         return ["\t".join(row) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(field.ljust(width) for field, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    whole = [heading, *rows] if heading else rows
+    widths = [max(map(_width, column)) for column in zip(*whole, strict=True)]
+    lines = []
+    for row in whole:
+        cells = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
+        line = "  ".join(cells).rstrip()
+        lines.append(output.styled(line, HEADING) if row is heading else line)
+    return lines
+
+
+def _width(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    text = _COLOUR.sub("", text)
+    if text.isascii():
+        return len(text)
+    return sum(0 if combining(each) else 2 if east_asian_width(each) in "WF" else 1 for each in text)

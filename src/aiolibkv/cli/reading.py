@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import click
 
 from aiolibkv import AsyncStore, KVPair
-from aiolibkv.cli.output import Output, columns
+from aiolibkv.cli.output import DIRECTORY, Output, table
 from aiolibkv.cli.running import run_with_store
 from aiolibkv.cli.settings import Command, Settings, complete_key
 from aiolibkv.cli.text import beginning, escaped, pair_fields
@@ -58,7 +58,7 @@ def ls_command(settings: Settings, directory: str, *, recursive: bool, is_long: 
                 await output.item(escaped(key), {"key": key})
         else:
             for name in await store.children(directory):
-                await output.item(escaped(name), {"name": name})
+                await output.item(_named(output, name), {"name": name})
 
     return run_with_store(settings, ls)
 
@@ -78,10 +78,18 @@ async def _list_long(store: AsyncStore, directory: str, output: Output, *, recur
         if path in pairs:
             rows.append((_described(pairs[path], name), {"name": name, **pair_fields(pairs[path])}))
         elif name.endswith("/"):
-            rows.append((("-", "-", escaped(name), ""), {"name": name}))
-    lines = columns([row for row, _ in rows], is_terminal=output.is_terminal)
-    for line, (_, fields) in zip(lines, rows, strict=True):
-        await output.item(line, fields)
+            rows.append((("-", "-", _named(output, name), ""), {"name": name}))
+    if output.as_json:
+        for _, fields in rows:
+            await output.item("", fields)
+        return
+    for line in table(output, [row for row, _ in rows], ("INDEX", "SIZE", "NAME", "VALUE")):
+        await output.line(line)
+
+
+def _named(output: Output, name: str) -> str:
+    """Return a name as it is shown, a directory in its colour."""
+    return output.styled(escaped(name), DIRECTORY) if name.endswith("/") else escaped(name)
 
 
 def _described(pair: KVPair, name: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from aiolibkv import AsyncStore, Discovery, Instance
-from aiolibkv.cli.output import Output, columns
+from aiolibkv.cli.output import Output, table
 from aiolibkv.cli.running import run_with_store
 from aiolibkv.cli.settings import Command, Settings
 from aiolibkv.cli.text import escaped
@@ -121,7 +121,8 @@ async def _list(output: Output, instances: Iterable[Instance]) -> None:
         for instance in instances:
             await output.item("", asdict(instance))
         return
-    for line in columns([_row(asdict(instance)) for instance in instances], is_terminal=output.is_terminal):
+    rows = [_row(asdict(instance)) for instance in instances]
+    for line in table(output, rows, ("ID", "ADDRESS", "METADATA")):
         await output.line(line)
 
 
