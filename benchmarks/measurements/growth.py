@@ -21,9 +21,9 @@ _TTL = 300.0
 """Seconds; long, so that no renewal is counted among other operations where the server allows it."""
 _FEW = 100
 """Up to that many are measured several times."""
-_PAUSE = 0.1
+_PAUSE = 0.2
 _PAUSES = 50
-"""Before something is measured elsewhere, the process is to be idle; seconds between looks, and how many."""
+"""How often it is looked whether a process is idle, in seconds, and how many times at most."""
 T = TypeVar("T")
 
 
@@ -50,14 +50,17 @@ class _Growth:
             yield
         self.figures[name] = spent.cpu / of * 1e6
 
-    async def elsewhere(self) -> None:
-        """Measure puts of a key that has nothing to do with the others, when what these have begun is done."""
-        await self.store.put(f"{self.root}-elsewhere/key", self.value)
+    async def settle(self) -> None:
+        """Wait until what was begun is done, as the process being idle tells."""
         for _ in range(_PAUSES):
             with spending() as spent:
                 await asyncio.sleep(_PAUSE)
             if spent.cpu < _PAUSE / 10:
                 break
+
+    async def elsewhere(self) -> None:
+        """Measure puts of a key that has nothing to do with the others."""
+        await self.store.put(f"{self.root}-elsewhere/key", self.value)
         with self.cost("put elsewhere", of=_REPEATED):
             for _ in range(_REPEATED):
                 await self.store.put(f"{self.root}-elsewhere/key", self.value)
@@ -149,6 +152,7 @@ async def _registrations(growth: _Growth, count: int) -> None:
     registrations = [discovery.register("web", f"10.0.0.1:{number}", ttl=_TTL) for number in range(count)]
     with growth.cost("register", of=count):
         await _all(registrations, lambda registration: registration.__aenter__())
+        await growth.settle()
     await growth.elsewhere()
     with growth.cost("instances, for each", of=count):
         assert len(await discovery.instances("web")) == count
@@ -160,6 +164,7 @@ async def _locks(growth: _Growth, count: int) -> None:
     locks = [growth.store.new_lock(f"{growth.root}/{number}", ttl=_TTL) for number in range(count)]
     with growth.cost("acquire", of=count):
         await _all(locks, lambda lock: lock.acquire())
+        await growth.settle()
     await growth.elsewhere()
     with growth.cost("release", of=count):
         await _all(locks, lambda lock: lock.release())
