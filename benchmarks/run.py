@@ -13,7 +13,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -22,13 +22,11 @@ from typing import Any
 
 from environment import HERE, run_there
 
-BACKENDS = ("memory", "sqlite", "postgresql", "etcd", "consul", "zookeeper")
-
 
 def main() -> int:
     """Measure what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backends", default=",".join(BACKENDS), help="separated by commas")
+    parser.add_argument("--backends", help="separated by commas; all of them when not given")
     parser.add_argument("--measurements", help="separated by commas; all of them when not given")
     parser.add_argument("--largest", type=int, default=10_000, help="measure no more tasks, watches or keys than that")
     parser.add_argument("--rounds", type=int, default=7, help="of which the median is told, the least and the most")
@@ -55,14 +53,14 @@ async def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     names = [measurement.name for measurement in MEASUREMENTS]
     budget = Budget(
-        measurements=arguments.measurements.split(",") if arguments.measurements else names,
+        measurements=_chosen(arguments.measurements, names),
         largest=arguments.largest,
         rounds=5 if arguments.quick else arguments.rounds,
         seconds=0.1 if arguments.quick else arguments.seconds,
         value=arguments.value,
     )
     servers, records = {}, []
-    for backend in arguments.backends.split(","):
+    for backend in _chosen(arguments.backends, SUBJECTS):
         print(f"{datetime.now(UTC):%H:%M:%S} {backend} ...", file=sys.stderr, flush=True)
         try:
             async with running(backend) as (url, server):
@@ -84,6 +82,15 @@ async def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "packages": {package: _version(package) for package in sorted(packages)},
         "records": records,
     }
+
+
+def _chosen(words: str | None, known: Iterable[str]) -> list[str]:
+    """Return the names that the command line gives, or all that are known."""
+    if words is None:
+        return list(known)
+    if unknown := set(words.split(",")).difference(known):
+        raise SystemExit(f"not known: {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+    return words.split(",")
 
 
 def _told(words: Sequence[str]) -> Iterator[str]:
