@@ -114,6 +114,29 @@ async def test_who_may_use_what_a_user_creates(make: MakeStore, prefix: str, wan
 
 
 @pytest.mark.asyncio
+async def test_a_denial_names_the_node_that_is_refused(make: MakeStore, prefix: str) -> None:
+    """It need not be that of the key: the directories above are created with it."""
+    async with make(options={"acl": "world:anyone:rd"}) as store:
+        with pytest.raises(AccessDeniedError, match=f"access to /{prefix} denied"):
+            await store.put("key", b"")
+    async with make(options={"acl": "auth::cdrwa"}) as store:
+        with pytest.raises(AccessDeniedError, match="takes no such ACL"):
+            await store.put("key", b"")
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_takes_less_than_others() -> None:
+    async with (
+        ZooKeeperServer(extra_args=["-Djute.maxbuffer=60000"]) as server,
+        make_store([server.endpoint]) as store,
+    ):
+        held = await store.new_lock("lock", ttl=5).acquire()
+        with pytest.raises(NotReachableError, match="jute.maxbuffer"):
+            await store.put("key", bytes(100_000))
+        await store.put("key", b"", guard=held)
+
+
+@pytest.mark.asyncio
 async def test_who_does_not_log_in_where_everybody_has_to() -> None:
     """The server closes the connection after each refusal; that is no outage, which would be waited for."""
     enforced = ("-Dzookeeper.enforce.auth.enabled=true", "-Dzookeeper.enforce.auth.schemes=digest")

@@ -280,7 +280,11 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is pending."""
-        reason = NotReachableError(f"the connection broke: {exc or 'closed by the server'}")
+        words = f"the connection broke: {exc or 'closed by the server'}"
+        largest = max((size for _, size, _ in self._pending), default=0)
+        if largest > _PIECE:
+            words += f", as a server does with requests larger than its jute.maxbuffer; one had {largest} bytes"
+        reason = NotReachableError(words)
         if not self._greeted.done():
             reason = NotWelcomeError()
         reason.__cause__ = exc
@@ -420,7 +424,7 @@ class Connection(asyncio.Protocol):
         if answer is None:
             raise self._failure()
         if answer.code:
-            raise refusal(answer.code)
+            raise refusal(answer.code, operation.path)
         try:
             return operation.read(answer.frame, _HEADER.size)
         except MalformedError as error:

@@ -65,8 +65,12 @@ _REFUSALS: dict[int, type[RefusedError]] = {
     -110: NodeExistsError,
     -111: NotEmptyError,
 }
-_DENIALS = frozenset({-102, -114, -115, -124})
-"""NoAuth, InvalidACL (nobody is authenticated), AuthFailed, SessionClosedRequireAuth."""
+_DENIALS = {
+    -102: "access to {path} denied",
+    -114: "the server takes no such ACL for {path}: an identity in it is unknown, or 'auth' stands for nobody",
+    -115: "the server does not accept the user",
+    -124: "the server serves only those who have logged in",
+}
 SESSION_CODES = frozenset({-112, -118})
 """SessionExpired, SessionMoved: this connection has no session any more."""
 _PASSING = frozenset({-4, -7, -127}) | SESSION_CODES
@@ -75,10 +79,15 @@ ROLLED_BACK = frozenset({0, -2})
 """What a refused transaction says of those operations that were not to blame."""
 
 
-def refusal(code: int) -> StoreError:
-    """Return the error that an error code of the server stands for."""
+def refusal(code: int, path: str = "") -> StoreError:
+    """Return the error that an error code of the server stands for.
+
+    Args:
+        code: the server's.
+        path: the node that is refused, which may be one above that of the key, created or removed together with it.
+    """
     if code in _DENIALS:
-        return AccessDeniedError()
+        return AccessDeniedError(_DENIALS[code].format(path=path or "the server"))
     if code in _PASSING:
         return NotReachableError(f"the server cannot serve now (code {code})")
     return _REFUSALS.get(code, RefusedError)(code)

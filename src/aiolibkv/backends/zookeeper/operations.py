@@ -306,7 +306,7 @@ def transaction(operations: Sequence[Operation[Any]]) -> Operation[Sequence[Any]
         results, end = _parse_results(operations, body, offset)
         for position, result in enumerate(results):
             if isinstance(result, int) and result not in ROLLED_BACK:
-                raise TransactionRefusedError(position, refusal(result))
+                raise TransactionRefusedError(position, refusal(result, operations[position].path))
         if any(isinstance(result, int) for result in results):
             raise ValueError("a refusal that nothing is to blame for")
         return results, end
@@ -322,7 +322,10 @@ def read_all(operations: Sequence[Operation[T]]) -> Operation[Sequence[T | Store
 
     def parse(body: bytes, offset: int) -> tuple[Sequence[T | StoreError], int]:
         results, end = _parse_results(operations, body, offset)
-        return [refusal(result) if isinstance(result, int) else result for result in results], end
+        return [
+            refusal(result, operation.path) if isinstance(result, int) else result
+            for operation, result in zip(operations, results, strict=True)
+        ], end
 
     return Operation(_READ_ALL, "", _bundle(operations), parse)
 
