@@ -101,3 +101,19 @@ async def test_a_session_that_was_refused_for_certain_is_not_looked_for(make: Ma
             await store.put("key", b"", ttl=30)
     assert asked.count("/v1/session/create") > 1
     assert "/v1/session/list" not in asked
+
+
+async def test_a_denial_of_everything_does_not_bind_sessions_to_the_agent(make: Make, server: ConsulServer) -> None:
+    """As when the token has ended, and another one takes its place."""
+    has_ended = asyncio.Event()
+
+    def refuse(_: web.Request) -> tuple[int, str] | None:
+        return (403, "ACL not found") if has_ended.is_set() else None
+
+    async with Rewriting(server, refuse=refuse) as front, make(front.endpoint) as store:
+        has_ended.set()
+        with pytest.raises(AccessDeniedError):
+            await store.put("key", b"", ttl=30)
+        has_ended.clear()
+        await store.put("key", b"", ttl=30)
+        assert (await _session(server, f"{store.driver.config.prefix}/key"))["Node"] == "aiolibkv"

@@ -167,7 +167,7 @@ class Sessions:
             raise
 
     async def _request(self, lease: ConsulLease) -> None:
-        is_registered = False
+        is_registered, on_own_node, denial = False, self._is_on_own_node, None
         while True:
             settings = {
                 "Name": lease.name,
@@ -177,7 +177,7 @@ class Sessions:
                 # With the default, the session would end as soon as the agent is thought to be dead.
                 "NodeChecks": [],
             }
-            if self._is_on_own_node:
+            if on_own_node:
                 settings["Node"] = NODE
             try:
                 answer = await self._connection.request(
@@ -187,16 +187,19 @@ class Sessions:
                     patience=self._connection.patience,
                     on_sending=lease.ask,
                 )
-                if lacks_node(answer.text) and self._is_on_own_node and not is_registered:
+                if lacks_node(answer.text) and on_own_node and not is_registered:
                     is_registered = True
                     await self._register()
                     continue
             except AccessDeniedError as error:
-                if not self._is_on_own_node:
+                if not on_own_node:
                     raise
-                _log.info("consul: sessions are bound to the agent that is asked for them, since %s", error)
-                self._is_on_own_node = False
+                on_own_node, denial = False, error
                 continue
+            if denial is not None and self._is_on_own_node:
+                # Not a denial of everything, such as of a token that has ended.
+                _log.info("consul: sessions are bound to the agent that is asked for them, since %s", denial)
+                self._is_on_own_node = False
             if answer.status == HTTPStatus.OK:
                 with self._connection.understanding(answer):
                     lease.session = parse_session(answer)
