@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
+from aiolibkv.cli.commands import MODULES
 from aiolibkv.cli.reference import page
 from cli.tool import Tool
 
@@ -40,6 +42,12 @@ def test_completion(tool: Tool) -> None:
     assert completed("aiolibkv", "get", "--js") == ["--json"]
     assert completed("aiolibkv", "get", "c") == ["config/"]
     assert completed("aiolibkv", "get", "config/") == ["config/limit"]
+
+
+def test_each_command_has_examples() -> None:
+    for name, module in MODULES.items():
+        command = getattr(import_module(f"aiolibkv.cli.{module}"), f"{name.replace('-', '_')}_command")
+        assert f"aiolibkv {name}" in command.epilog, name
 
 
 def test_the_page_of_the_commands_is_current() -> None:

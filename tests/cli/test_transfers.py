@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import stat
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from aiolibkv import open_store
 from aiolibkv.testing.scale import scaled
 from cli.tool import Tool, until
 
@@ -90,6 +92,23 @@ def test_export_replaces_what_a_link_leads_to_and_no_device(tool: Tool, tmp_path
     assert len(file.read_bytes().splitlines()) == len(VALUES)
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
     assert tool("export", "--output", "/dev/stdout").out == file.read_bytes()
+
+
+def test_memory_is_bounded(tool: Tool, other: Tool, tmp_path: Path) -> None:
+    size, number = 1024 * 1024, 40
+
+    async def fill() -> None:
+        async with open_store(tool.url) as store:
+            for at in range(number):
+                await store.put(f"dir/{at}", b"x" * size)
+
+    asyncio.run(fill())
+    file = str(tmp_path / "export")
+    most = tool.memory("get", "dir/0") + 30 * size
+    for command in (["export", "-o", file], ["ls", "-l", "dir"], ["cp", tool.url, other.url]):
+        assert tool.memory(*command) < most, command
+    assert other.memory("import", file, "--into", "new", "--delete") < most
+    assert len(other.values()) == 2 * number
 
 
 def test_cp_is_not_into_itself(tool: Tool) -> None:

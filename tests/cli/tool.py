@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -79,21 +79,27 @@ class Tool:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def start(self, *arguments: str, stdin: int | None = subprocess.DEVNULL, **environment: str) -> Running:
+    def start(
+        self,
+        *arguments: str,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        environment: Mapping[str, str] | None = None,
+    ) -> Running:
         """Start a command."""
         return Running(
             subprocess.Popen(
                 [sys.executable, "-m", "aiolibkv", *arguments],
                 stdin=stdin,
-                stdout=subprocess.PIPE,
+                stdout=stdout,
                 stderr=subprocess.PIPE,
-                env={**os.environ, "AIOLIBKV_URL": self.url, **environment},
+                env={**os.environ, "AIOLIBKV_URL": self.url, **(environment or {})},
             )
         )
 
     def run(self, *arguments: str, stdin: bytes = b"", **environment: str) -> Ended:
         """Run a command to its end, whatever that is."""
-        with self.start(*arguments, stdin=subprocess.PIPE, **environment) as running:
+        with self.start(*arguments, stdin=subprocess.PIPE, environment=environment) as running:
             out, err = running.process.communicate(stdin, timeout=scaled(60))
             return Ended(running.process.returncode, out, err.decode())
 
@@ -102,6 +108,14 @@ class Tool:
         ended = self.run(*arguments, stdin=stdin, **environment)
         assert (ended.code, ended.err) == (0, "")
         return ended
+
+    def memory(self, *arguments: str) -> int:
+        """Run a command that succeeds, and return how many bytes of memory it had at most."""
+        with self.start(*arguments, stdout=subprocess.DEVNULL) as running:
+            _, status, used = os.wait4(running.process.pid, 0)
+            running.process.returncode = os.waitstatus_to_exitcode(status)
+            assert running.process.returncode == 0
+            return used.ru_maxrss * 1024
 
     def put(self, key: str, value: bytes = b"") -> int:
         """Put a key, and return its index; without a process, which would take longer."""

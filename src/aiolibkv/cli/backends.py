@@ -20,7 +20,7 @@ _EXAMPLE_ENDPOINTS = ((), ("localhost",))
 """Endpoints that a backend may take; nobody connects to them."""
 
 
-@click.command("backends", cls=Command)
+@click.command("backends", cls=Command, examples=["aiolibkv backends"])
 @click.pass_obj
 def backends_command(settings: Settings) -> int | None:
     """List the backends: which are there, how to install the others, and what each can do."""

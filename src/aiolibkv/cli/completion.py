@@ -14,7 +14,14 @@ _PATIENCE = 1.0
 """Seconds; who presses the tab key waits."""
 
 
-@click.command("completion", cls=Command)
+@click.command(
+    "completion",
+    cls=Command,
+    examples=[
+        'eval "$(aiolibkv completion bash)"',
+        "aiolibkv completion fish > ~/.config/fish/completions/aiolibkv.fish",
+    ],
+)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion_command(context: click.Context, shell: str) -> None:

@@ -32,7 +32,14 @@ _PAUSE = 1.0
 """Seconds between two attempts to go on."""
 
 
-@click.command("cp", cls=Command)
+@click.command(
+    "cp",
+    cls=Command,
+    examples=[
+        "aiolibkv cp zookeeper://old:2181/app etcd://new:2379/app --dry-run",
+        "aiolibkv cp zookeeper://old:2181/app etcd://new:2379/app --delete --follow",
+    ],
+)
 @click.argument("source", metavar="SOURCE_URL")
 @click.argument("destination", metavar="DESTINATION_URL")
 @click.option("--delete", is_flag=True, help="Delete what the destination has and the source has not.")
@@ -46,7 +53,8 @@ def cp_command(
 
     What is equal already is not written again, so that a copy which was interrupted can be completed. In the end all is
     compared: what the source has is equal in the destination, and with --delete the destination has nothing else.
-    Lifetimes are not copied. A key that the destination cannot have, as its value is too large there, is told and left
+    Lifetimes are not copied: what goes by itself in the source, locks and registrations among it, stays in the
+    destination. A key that the destination cannot have, as its value is too large there, is told and left
     out; the exit code is 8 then. With --follow deletions are carried out too.
     """
     if dry_run and follow:

@@ -20,7 +20,7 @@ from aiolibkv.cli.settings import Command, Settings
 _TTL = 2.0
 
 
-@click.command("demo", cls=Command)
+@click.command("demo", cls=Command, examples=["aiolibkv demo", "aiolibkv demo --url etcd://localhost:2379"])
 @click.pass_obj
 def demo_command(settings: Settings) -> int | None:
     """Show put, get, compare-and-swap, a watch, expiry, lock, election and discovery, each step explained.

@@ -69,7 +69,7 @@ class _Report:
         await self._output.item(text + advice, fields)
 
 
-@click.command("doctor", cls=Command)
+@click.command("doctor", cls=Command, examples=["aiolibkv doctor --url 'etcd://user:password@host:2379/?tls=true'"])
 @click.pass_obj
 def doctor_command(settings: Settings) -> int | None:
     """Examine the store: can it be reached, how fast is it, what can it do, what is wrong and what to do about it.

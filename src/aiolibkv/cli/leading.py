@@ -12,7 +12,9 @@ from aiolibkv.cli.settings import Command, Settings, complete_key
 from aiolibkv.cli.text import escaped
 
 
-@click.command("leader", cls=Command)
+@click.command(
+    "leader", cls=Command, examples=["aiolibkv leader service/leader", "aiolibkv leader service/leader --follow"]
+)
 @click.argument("key", shell_complete=complete_key)
 @click.option("--follow", "-f", is_flag=True, help="Write each change, until interrupted.")
 @click.pass_obj

@@ -41,7 +41,14 @@ async def run_while_held(command: Sequence[str], held: HeldLock, more: Mapping[s
     return await Child(command, environment, held=held).run()
 
 
-@click.command("lock", cls=Command)
+@click.command(
+    "lock",
+    cls=Command,
+    examples=[
+        "aiolibkv lock jobs/backup -- ./backup.sh",
+        "aiolibkv lock jobs/backup --wait 0 -- ./backup.sh || echo busy",
+    ],
+)
 @click.argument("key", shell_complete=complete_key)
 @_command_argument
 @click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long; 0: do not wait.")
@@ -95,7 +102,7 @@ async def _acquire(lock: Lock, key: str, seconds: float | None) -> HeldLock:
     return held
 
 
-@click.command("elect", cls=Command)
+@click.command("elect", cls=Command, examples=['aiolibkv elect service/leader --node "$HOSTNAME" -- ./serve'])
 @click.argument("key", shell_complete=complete_key)
 @_command_argument
 @click.option("--node", metavar="NAME", help="This node's name, which followers see; host and process when not given.")
@@ -116,7 +123,7 @@ def elect_command(settings: Settings, key: str, command: Sequence[str], *, node:
     return run_with_store(settings, elect)
 
 
-@click.command("every", cls=Command)
+@click.command("every", cls=Command, examples=["aiolibkv every 300 jobs/report -- ./report.sh"])
 @click.argument("seconds", type=float)
 @click.argument("key", shell_complete=complete_key)
 @_command_argument

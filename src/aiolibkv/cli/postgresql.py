@@ -14,14 +14,14 @@ from aiolibkv.registry import GROUP
 _NAME = "postgresql"
 
 
-@click.command("postgresql-schema", cls=Command)
+@click.command("postgresql-schema", cls=Command, examples=["aiolibkv postgresql-schema --role app | psql --dbname app"])
 @click.option("--schema", default="public", show_default=True, help="The store's option of that name.")
 @click.option("--table", default="aiolibkv", show_default=True, help="The store's option of that name.")
 @click.option("--role", help="Who is to use the tables; without it only who creates them may.")
 def postgresql_schema_command(schema: str, table: str, role: str | None) -> None:
     """Print what an administrator runs where the store's role may not create its tables.
 
-    For psql: aiolibkv postgresql-schema --role app | psql --dbname app. It may be run again, over what is there.
+    It may be run again, over what is there.
     """
     # Says what is wrong, if the backend is not installed or a name cannot be.
     new_store(_NAME, ["localhost"], Config(options={"schema": schema, "table": table}))

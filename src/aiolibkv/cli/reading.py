@@ -12,8 +12,13 @@ from aiolibkv.cli.running import run_with_store
 from aiolibkv.cli.settings import Command, Settings, complete_key
 from aiolibkv.cli.text import beginning, escaped, pair_fields
 
+_MOST_VALUES = 20
+"""Values, each as large as may be, that are in memory at once."""
 
-@click.command("get", cls=Command)
+
+@click.command(
+    "get", cls=Command, examples=["aiolibkv get config/limit", "aiolibkv get config/limit --json | jq -r .last_index"]
+)
 @click.argument("key", shell_complete=complete_key)
 @click.pass_obj
 def get_command(settings: Settings, key: str) -> int | None:
@@ -30,7 +35,9 @@ def get_command(settings: Settings, key: str) -> int | None:
     return run_with_store(settings, get)
 
 
-@click.command("ls", cls=Command)
+@click.command(
+    "ls", cls=Command, examples=["aiolibkv ls", "aiolibkv ls --long config", "aiolibkv ls -R --json | jq -r .key"]
+)
 @click.argument("directory", default="", shell_complete=complete_key)
 @click.option("--recursive", "-R", is_flag=True, help="All keys below, in full.")
 @click.option("--long", "-l", "is_long", is_flag=True, help="With index, size and the beginning of the value.")
@@ -71,19 +78,19 @@ async def _list_long(store: AsyncStore, directory: str, output: Output, *, recur
         return
     root = directory.strip("/")
     names = await store.children(directory)
-    paths = {name: f"{root}/{name}" if root else name for name in names}
-    pairs = await store.get_many(path for path in paths.values() if not path.endswith("/"))
     rows = []
-    for name, path in paths.items():
-        if path in pairs:
-            rows.append((_described(pairs[path], name), {"name": name, **pair_fields(pairs[path])}))
-        elif name.endswith("/"):
-            rows.append((("-", "-", _named(output, name), ""), {"name": name}))
-    if output.as_json:
-        for _, fields in rows:
-            await output.item("", fields)
-        return
-    for line in table(output, [row for row, _ in rows], ("INDEX", "SIZE", "NAME", "VALUE")):
+    for at in range(0, len(names), _MOST_VALUES):
+        paths = {name: f"{root}/{name}" if root else name for name in names[at : at + _MOST_VALUES]}
+        pairs = await store.get_many(path for path in paths.values() if not path.endswith("/"))
+        for name, path in paths.items():
+            found = pairs.get(path)
+            if found is None and not name.endswith("/"):
+                continue  # it has gone meanwhile
+            if output.as_json:
+                await output.item("", {"name": name} if found is None else {"name": name, **pair_fields(found)})
+            else:
+                rows.append(("-", "-", _named(output, name), "") if found is None else _described(found, name))
+    for line in table(output, rows, ("INDEX", "SIZE", "NAME", "VALUE")):
         await output.line(line)
 
 

@@ -18,7 +18,7 @@ from aiolibkv.cli.text import escaped
 DIRECTORY = "services"
 
 
-@click.command("register", cls=Command)
+@click.command("register", cls=Command, examples=["aiolibkv register web 10.0.0.1:8080 --metadata zone=a -- ./serve"])
 @click.argument("service")
 @click.argument("address")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
@@ -61,7 +61,7 @@ def register_command(
     return run_with_store(settings, register)
 
 
-@click.command("services", cls=Command)
+@click.command("services", cls=Command, examples=["aiolibkv services"])
 @click.option("--follow", "-f", is_flag=True, help="Then write each change, until interrupted.")
 @click.pass_obj
 def services_command(settings: Settings, *, follow: bool) -> int | None:
@@ -89,7 +89,9 @@ def services_command(settings: Settings, *, follow: bool) -> int | None:
     return run_with_store(settings, services)
 
 
-@click.command("instances", cls=Command)
+@click.command(
+    "instances", cls=Command, examples=["aiolibkv instances web", "aiolibkv instances web --json | jq -r .address"]
+)
 @click.argument("service")
 @click.option("--follow", "-f", is_flag=True, help="Then write each change, until interrupted.")
 @click.pass_obj

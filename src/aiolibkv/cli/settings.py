@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -98,10 +98,11 @@ class _OneLine(logging.Formatter):
 
 
 class Command(click.Command):
-    """A command that has the common options."""
+    """A command that has the common options, and examples at the end of its help."""
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
+    def __init__(self, *args: Any, examples: Sequence[str], **settings: Any) -> None:
         super().__init__(*args, **settings)
+        self.epilog = "\n  ".join(("\b\nExamples:", *examples))
         self.params.extend(common_options())
 
 

@@ -23,7 +23,11 @@ from aiolibkv.cli.settings import Command, Settings, complete_key
 from aiolibkv.cli.text import pair_fields
 
 
-@click.command("export", cls=Command)
+@click.command(
+    "export",
+    cls=Command,
+    examples=["aiolibkv export config --output config.jsonl", "aiolibkv export | gzip > all.jsonl.gz"],
+)
 @click.argument("directory", default="", shell_complete=complete_key)
 @click.option(
     "--output",
@@ -75,7 +79,11 @@ def _written_whole(file: Path) -> Iterator[IO[str]]:
         raise
 
 
-@click.command("import", cls=Command)
+@click.command(
+    "import",
+    cls=Command,
+    examples=["aiolibkv import config.jsonl --dry-run", "aiolibkv import config.jsonl --into test"],
+)
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 @click.option("--into", default="", metavar="DIRECTORY", help="Put the keys below here.")
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")

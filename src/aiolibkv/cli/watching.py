@@ -19,7 +19,11 @@ from aiolibkv.cli.text import escaped, escaped_value, pair_fields
 Item = tuple[str, KVPair | None]
 
 
-@click.command("watch", cls=Command)
+@click.command(
+    "watch",
+    cls=Command,
+    examples=["aiolibkv watch config/limit", "aiolibkv watch --tree config --exec './reload \"$AIOLIBKV_KEY\"'"],
+)
 @click.argument("key", shell_complete=complete_key)
 @click.option("--tree", "-t", is_flag=True, help="Watch what is below the directory KEY.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N items.")

@@ -20,7 +20,15 @@ from aiolibkv.cli.text import escaped, pair_fields
 _DEFAULT_TTL = 15.0
 
 
-@click.command("put", cls=Command)
+@click.command(
+    "put",
+    cls=Command,
+    examples=[
+        "aiolibkv put config/limit 10",
+        "aiolibkv put certificates/web --file web.pem",
+        "aiolibkv put config/limit 11 --if-index 4711",
+    ],
+)
 @click.argument("key", shell_complete=complete_key)
 @click.argument("value", required=False)
 @click.option(
@@ -78,7 +86,7 @@ def _read(file: Path | None, most: int) -> bytes:
         return opened.read(most + 1)
 
 
-@click.command("rm", cls=Command)
+@click.command("rm", cls=Command, examples=["aiolibkv rm config/limit", "aiolibkv rm --recursive config"])
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...", shell_complete=complete_key)
 @click.option("--recursive", "-r", is_flag=True, help="Each KEY and all that is below it; say how many keys that were.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
