@@ -41,4 +41,4 @@ async def _measure(bench: Bench, waiters: int, seconds: float) -> Figures:
     return {"p50, ms": median(late), "p95, ms": quantiles(late, n=20)[-1], "CPU, us": used / len(late) * 1e6}
 
 
-HANDING_OVER = [Measurement("hand-over", "lock", "waiter", (1, 200), _measure, most_rounds=3)]
+HANDING_OVER = [Measurement("hand-over", "lock", "waiter", (1, 200), _measure, most_rounds=2)]
