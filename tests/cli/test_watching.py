@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import signal
 
+import pytest
+
+from aiolibkv.testing.scale import scaled
 from cli.tool import Tool
 
 
@@ -29,6 +32,21 @@ def test_watch_tree(tool: Tool) -> None:
         watch.send(signal.SIGINT)
         ended = watch.ended()
         assert (ended.code, ended.err) == (130, "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["watch", "key"], ["leader", "key", "-f"], ["services", "-f"], ["instances", "web", "-f"], ["watch", "-t", ""]],
+)
+def test_who_follows_ends_when_nobody_reads(tool: Tool, command: list[str]) -> None:
+    tool.put("services/web/1", b'{"service": "web", "id": "1", "address": "10.0.0.1:80", "metadata": {}}')
+    with tool.start(*command) as following:
+        following.line()
+        assert following.process.stdout is not None
+        following.process.stdout.close()
+        assert following.process.wait(scaled(20)) == 0
+        assert following.process.stderr is not None
+        assert following.process.stderr.read() == b""
 
 
 def test_watch_runs_a_command(tool: Tool) -> None:

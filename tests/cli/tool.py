@@ -17,6 +17,16 @@ from typing import Any, Self
 from aiolibkv import open_store
 from aiolibkv.testing.scale import scaled
 
+_TELLING_MEMORY = """
+import sys
+from aiolibkv.cli import main
+try:
+    main()
+finally:
+    # Not ru_maxrss, which begins with what the process that forked had.
+    print(*(line for line in open("/proc/self/status") if line.startswith("VmHWM")), file=sys.stderr)
+"""
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -83,7 +93,6 @@ class Tool:
         self,
         *arguments: str,
         stdin: int = subprocess.DEVNULL,
-        stdout: int = subprocess.PIPE,
         environment: Mapping[str, str] | None = None,
     ) -> Running:
         """Start a command."""
@@ -91,7 +100,7 @@ class Tool:
             subprocess.Popen(
                 [sys.executable, "-m", "aiolibkv", *arguments],
                 stdin=stdin,
-                stdout=stdout,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env={**os.environ, "AIOLIBKV_URL": self.url, **(environment or {})},
             )
@@ -111,11 +120,12 @@ class Tool:
 
     def memory(self, *arguments: str) -> int:
         """Run a command that succeeds, and return how many bytes of memory it had at most."""
-        with self.start(*arguments, stdout=subprocess.DEVNULL) as running:
-            _, status, used = os.wait4(running.process.pid, 0)
-            running.process.returncode = os.waitstatus_to_exitcode(status)
-            assert running.process.returncode == 0
-            return used.ru_maxrss * 1024
+        command = [sys.executable, "-c", _TELLING_MEMORY, *arguments]
+        environment = {**os.environ, "AIOLIBKV_URL": self.url}
+        ended = subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True, env=environment
+        )
+        return 1024 * int(ended.stderr.split()[-2])
 
     def put(self, key: str, value: bytes = b"") -> int:
         """Put a key, and return its index; without a process, which would take longer."""

@@ -26,12 +26,13 @@ def leader_command(settings: Settings, key: str, *, follow: bool) -> int | None:
     output = Output(as_json=settings.as_json)
 
     async def leader(store: AsyncStore) -> None:
-        async with Follower(store, key).follow_election() as leaders:
-            async for name in leaders:
-                if name is None and not follow:
-                    raise CommandError(f"nobody leads in the election {key!r}", NOT_FOUND)
-                await output.item(escaped(name or ""), {"key": key, "leader": name})
-                if not follow:
-                    return
+        with output.while_read():
+            async with Follower(store, key).follow_election() as leaders:
+                async for name in leaders:
+                    if name is None and not follow:
+                        raise CommandError(f"nobody leads in the election {key!r}", NOT_FOUND)
+                    await output.item(escaped(name or ""), {"key": key, "leader": name})
+                    if not follow:
+                        return
 
     return run_with_store(settings, leader)

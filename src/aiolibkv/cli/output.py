@@ -9,7 +9,8 @@ import re
 import select
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import IO, Any
 from unicodedata import combining, east_asian_width
 
@@ -62,10 +63,41 @@ class Output:
         self.as_json = as_json
         self._descriptor = _CLOSED if sys.stdout is None else sys.stdout.fileno()
         is_open = self._descriptor != _CLOSED
-        self._is_file = is_open and stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+        mode = os.fstat(self._descriptor).st_mode if is_open else 0
+        self._is_file = stat.S_ISREG(mode)
+        self._is_pipe = stat.S_ISFIFO(mode)
         self.is_terminal: bool = is_open and os.isatty(self._descriptor)
         is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
         self.has_colour: bool = self.is_terminal and not is_plain
+
+    @contextmanager
+    def while_read(self) -> Iterator[None]:
+        """Raise BrokenPipeError in the body as soon as nobody reads any more, though nothing is written.
+
+        A task that waits for changes would only notice with the next one, and keep its whole pipeline.
+        """
+        if not self._is_pipe:
+            yield
+            return
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None, "the body is in a task"
+        is_unread = False
+
+        def end() -> None:
+            nonlocal is_unread
+            is_unread = True
+            loop.remove_reader(self._descriptor)
+            task.cancel()
+
+        loop.add_reader(self._descriptor, end)  # nothing but its end can come from there
+        try:
+            yield
+        except asyncio.CancelledError:
+            if is_unread and not task.uncancel():
+                raise BrokenPipeError from None
+            raise
+        finally:
+            loop.remove_reader(self._descriptor)
 
     def styled(self, text: str, style: str) -> str:
         """Return a text in a colour, where that can be seen."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import click
 
@@ -12,7 +12,7 @@ from aiolibkv.cli.running import run_with_store
 from aiolibkv.cli.settings import Command, Settings, complete_key
 from aiolibkv.cli.text import beginning, escaped, pair_fields
 
-_MOST_VALUES = 20
+_MOST_VALUES = 10
 """Values, each as large as may be, that are in memory at once."""
 
 
@@ -81,6 +81,7 @@ async def _list_long(store: AsyncStore, directory: str, output: Output, *, recur
     rows = []
     for at in range(0, len(names), _MOST_VALUES):
         paths = {name: f"{root}/{name}" if root else name for name in names[at : at + _MOST_VALUES]}
+        pairs: Mapping[str, KVPair] = {}  # those before are forgotten first
         pairs = await store.get_many(path for path in paths.values() if not path.endswith("/"))
         for name, path in paths.items():
             found = pairs.get(path)

@@ -79,12 +79,13 @@ def services_command(settings: Settings, *, follow: bool) -> int | None:
                 await output.item(escaped(name), {"service": name})
             return
         known: dict[str, Any] = {}
-        async with discovery:
-            assert discovery.mirror is not None, "entered"
-            async for _ in discovery.mirror.changes():
-                present = {name: {"service": name} for name in await discovery.services()}
-                await _tell_changes(output, known, present)
-                known = present
+        with output.while_read():
+            async with discovery:
+                assert discovery.mirror is not None, "entered"
+                async for _ in discovery.mirror.changes():
+                    present = {name: {"service": name} for name in await discovery.services()}
+                    await _tell_changes(output, known, present)
+                    known = present
 
     return run_with_store(settings, services)
 
@@ -109,11 +110,12 @@ def instances_command(settings: Settings, service: str, *, follow: bool) -> int 
             await _list(output, await discovery.instances(service))
             return
         known: dict[str, Any] = {}
-        async with discovery.watch(service) as watch:
-            async for found in watch:
-                present = {instance.id: asdict(instance) for instance in found}
-                await _tell_changes(output, known, present)
-                known = present
+        with output.while_read():
+            async with discovery.watch(service) as watch:
+                async for found in watch:
+                    present = {instance.id: asdict(instance) for instance in found}
+                    await _tell_changes(output, known, present)
+                    known = present
 
     return run_with_store(settings, instances)
 

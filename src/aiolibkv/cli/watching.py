@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any
 
 import click
@@ -43,15 +43,16 @@ def watch_command(settings: Settings, key: str, *, tree: bool, count: int | None
 
     async def watch(store: AsyncStore) -> None:
         number = 0
-        async with aclosing(_items(store, key, tree=tree)) as items:
-            async for name, pair in items:
-                if command is not None:
-                    await _run(command, name, pair)
-                else:
-                    await output.item(_text(name, pair), _fields(name, pair))
-                number += 1
-                if number == count:
-                    return
+        with output.while_read() if command is None else nullcontext():
+            async with aclosing(_items(store, key, tree=tree)) as items:
+                async for name, pair in items:
+                    if command is not None:
+                        await _run(command, name, pair)
+                    else:
+                        await output.item(_text(name, pair), _fields(name, pair))
+                    number += 1
+                    if number == count:
+                        return
 
     return run_with_store(settings, watch)
 
