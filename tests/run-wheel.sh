@@ -5,6 +5,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
+export UV_SYSTEM_CERTS=1 # the authorities that pip trusts too
 bin=$(cd "${AIOLIBKV_VENV:-.venv}/bin" && pwd)
 "$bin/python" -m pip install -q --disable-pip-version-check --group package
 work=$(mktemp -d)

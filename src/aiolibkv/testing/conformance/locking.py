@@ -159,7 +159,7 @@ class Locking(Suite):
         await lock.release()
 
     async def test_it_is_renewed(self, first: AsyncStore, second: AsyncStore) -> None:
-        lock = first.new_lock("lock", ttl=max(scaled(3.0), first.capabilities.min_ttl))
+        lock = first.new_lock("lock", ttl=max(scaled(2.0), first.capabilities.min_ttl))
         held = await lock.acquire()
         await asyncio.sleep(1.4 * held.ttl)
         assert held.is_held
