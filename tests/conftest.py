@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import signal
+
 import hypothesis
 import pytest
 
@@ -10,6 +12,11 @@ hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 
 pytest_plugins = ["aiolibkv.testing.plugin", "pytester", "secrecy", "missing"]
+
+
+# What a shell starts in the background ignores SIGINT, and so would the commands whose end by it is tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
