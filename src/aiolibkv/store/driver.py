@@ -1,6 +1,7 @@
 """What the author of a backend reads: the whole of it.
 
-A backend is one class, a *driver*: it subclasses Driver, sets ``name`` and ``capabilities`` and implements the abstract
+A backend is one class, a *driver*: it subclasses Driver, sets ``name`` and ``capabilities`` (``aiolibkv.Capabilities``
+tells what each says; a commit takes at least 20 operations, a value and a commit 256 KiB) and implements the abstract
 methods. The library makes a store of it: checks of keys and values, prefixes, deadlines, retries, watches, lifetimes,
 locks and events are written once, above every driver.
 
@@ -22,6 +23,8 @@ What a driver must do:
   by something it chose itself and wrote with the value (a nonce, a lease), as far as its server allows.
 - Reconnect by itself: after ``connect`` returned, every method is called again and again, whatever happened to the
   connection.
+- Let the event loop run: what blocks (files, a client that is not for asyncio) runs in threads. A thread goes on when
+  the method that waits for it is cancelled; that is a request whose answer nobody hears.
 - Expect any method any number of times at once, in one event loop, and a cancellation at every await. ``revoke`` may
   run beside a ``grant`` of the same lease whose caller was cancelled, and after the store began to close. A request
   that several callers share runs in a task of the driver's own (``aiolibkv.store.Tasks``): what cancels one of them
@@ -305,7 +308,10 @@ class Driver(ABC, Generic[L]):
 
     @abstractmethod
     async def disconnect(self) -> None:
-        """End all that was started; never raise. Cancelled after 0.6 s."""
+        """End all that was started, also by a ``connect`` that failed; never raise. Cancelled after 0.6 s.
+
+        Methods that still run, or come later, raise NotReachableError.
+        """
 
     @abstractmethod
     async def get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
@@ -351,12 +357,17 @@ class Driver(ABC, Generic[L]):
     async def follow(self, feed: Feed) -> None:
         """Keep a feed equal to the server's state until cancelled.
 
-        Begin with ``feed.reset`` of a consistent read, or go on after ``feed.index`` when nothing was missed
-        (``feed.resumed``); then ``feed.apply`` or ``feed.reset`` as things change. When it returns, or raises
-        NotReachableError because the connection broke, the watch is stale, and this is called again after a pause.
-        AccessDeniedError ends the watch. A driver that stays through an outage itself calls ``feed.cut_off`` with the
-        error, and later ``feed.resumed``, or ``reset`` and ``apply``. When it is cancelled the server must not be left
-        watching.
+        It is of all that is strictly below ``feed.path`` when ``feed.tree`` is True, else of that one key. Begin with
+        ``feed.reset(pairs, index)`` of a consistent read, or go on after ``feed.index`` when nothing was missed
+        (``feed.resumed()``); then ``feed.apply([(path, pair or None), ...], index)`` or ``reset`` as things change.
+        Pairs have paths as keys; the index is that of the state: not less than theirs, not more than what the state
+        shows, and 0 where nothing was ever written. What the feed knows already does no harm: it finds the
+        differences, so a driver may look again and again, and reset.
+
+        When this returns, or raises NotReachableError because the connection broke, the watch is stale, and it is
+        called again after a pause. AccessDeniedError ends the watch. A driver that stays through an outage itself
+        calls ``feed.cut_off`` with the error, and later ``feed.resumed``, or ``reset`` and ``apply``. When it is
+        cancelled the server must not be left watching.
         """
 
     @abstractmethod
