@@ -25,6 +25,8 @@ Next = Callable[[datetime], datetime]
 
 _LONGEST_SLEEP = 10.0
 """Seconds between two looks at the wall clock, which may be set."""
+_AHEAD = 5.0
+"""Seconds by which clocks differ without a word."""
 _MOST_STEPS = 100
 """Steps from slot to slot, and halvings after them, until the latest one must be found."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -83,7 +85,11 @@ class PeriodicJob:
 
         async def lead(held: HeldLock) -> None:
             while True:
-                await work(await self._claim_next(held), held)
+                slot = await self._claim_next(held)
+                if not held.is_held:
+                    # This process stood still after the claim: another one may be at work.
+                    raise LockLostError(key=held.key)
+                await work(slot, held)
 
         node = f"{socket.gethostname()}:{os.getpid()}"
         await Candidate(self._store, self._leader, node, ttl=self._ttl).run(lead)
@@ -115,7 +121,12 @@ class PeriodicJob:
     async def _wait_until_due(self, last: datetime) -> datetime:
         """Wait until there is a slot after the last one, and return the latest."""
         following = self._following(last)
-        while (now := _now()) < following:  # noqa: ASYNC110 - it is a clock that is waited for
+        is_told = False
+        while (now := _now()) < following:
+            ahead = (last - now).total_seconds()
+            if ahead > _AHEAD and not is_told:
+                is_told = True
+                _log.warning("the last slot of %r is %.0f s ahead of this clock: none begins before", self._name, ahead)
             await asyncio.sleep(min((following - now).total_seconds(), _LONGEST_SLEEP))
         return self._latest(following, now)
 
