@@ -119,7 +119,7 @@ def _machine() -> str:
     lines = information.read_text().splitlines() if information.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processors = f"{len(models)} x {models[0]}" if models else platform.processor()
-    return f"{platform.system()} {platform.release()}, {processors}"
+    return f"{platform.system()} {platform.release().partition('-')[0]}, {processors}"
 
 
 if __name__ == "__main__":

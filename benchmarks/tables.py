@@ -75,7 +75,7 @@ def _compared(backend: str, speeds: dict[str, float]) -> str:
 def _targets(results: Results) -> Iterable[str]:
     found = outcomes(results)
     missed = [outcome for outcome in found if not outcome.is_met]
-    yield f"{len(found) - len(missed)} of {len(found)} targets are met. Missed are:"
+    yield f"{len(found) - len(missed)} of {len(found)} targets are met.{' Missed are:' if missed else ''}"
     yield ""
     rows = [
         [

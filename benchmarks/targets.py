@@ -65,7 +65,7 @@ def _outcomes(results: Results, target: Target, size: int) -> Iterator[Outcome]:
     for peer, factor in target.peers.items():
         if peer in found:
             ratio = round(ours.speed / found[peer].speed, 2)
-            cpu = f"{ours.cpu} / {found[peer].cpu}"
+            cpu = f"{ours.cpu:.3g} / {found[peer].cpu:.3g}"
             yield Outcome(target, size, f"{factor:g} x {peer}", f"{ratio:.2f} x", cpu, ratio >= factor)
     if target.cpu:
         used = round(ours.cpu)
