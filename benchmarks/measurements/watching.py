@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from statistics import median, quantiles
 
 from measurements.base import Bench, Figures, Measurement, spending
@@ -28,6 +28,7 @@ class _Watched:
         self.at = 0.0
         self.told = 0
         self._came = asyncio.Event()
+        self._error: BaseException | None = None
 
     def tell(self, value: bytes) -> None:
         """Take a value of a watch."""
@@ -36,10 +37,18 @@ class _Watched:
             self.at = time.perf_counter()
             self._came.set()
 
+    def end(self, watch: asyncio.Task[None]) -> None:
+        """Take it that a watch has ended, by an error unless it was cancelled."""
+        if not watch.cancelled():
+            self._error = watch.exception()
+            self._came.set()
+
     async def wait(self) -> None:
-        """Wait until the awaited value came."""
+        """Wait until the awaited value came; raises what a watch has ended by."""
         await self._came.wait()
         self._came.clear()
+        if self._error:
+            raise self._error
 
 
 @asynccontextmanager
@@ -49,21 +58,20 @@ async def _watching(bench: Bench, keys: Sequence[str], watched: _Watched) -> Asy
     tasks = []
 
     async def watch(key: str) -> None:
-        is_set_up = asyncio.Event()
+        set_up = asyncio.get_running_loop().create_future()
 
         def tell(value: bytes) -> None:
-            is_set_up.set()
+            if not set_up.done():
+                set_up.set_result(None)
             watched.tell(value)
 
         async with turns:
             task = asyncio.create_task(bench.subject.watch(key, tell))
             tasks.append(task)
-            await asyncio.wait(
-                [task, setting_up := asyncio.create_task(is_set_up.wait())], return_when="FIRST_COMPLETED"
-            )
-            setting_up.cancel()
+            await asyncio.wait([task, set_up], return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 await task
+            task.add_done_callback(watched.end)
 
     try:
         await asyncio.gather(*(watch(key) for key in keys))
@@ -81,10 +89,9 @@ async def _measure_lateness(bench: Bench, watches: int, seconds: float) -> Figur
     late: list[float] = []
     [other] = await bench.others(1)
     await asyncio.gather(*(bench.subject.put(key, b"-") for key in keys))
-    with spending() as opening:
-        watching = _watching(bench, keys, watched)
-        await watching.__aenter__()
-    try:
+    async with AsyncExitStack() as stack:
+        with spending() as opening:
+            await stack.enter_async_context(_watching(bench, keys, watched))
         with spending() as changing:
             end = time.perf_counter() + seconds
             while len(late) < _FEWEST_CHANGES or time.perf_counter() < end:
@@ -93,8 +100,6 @@ async def _measure_lateness(bench: Bench, watches: int, seconds: float) -> Figur
                 await other.change(keys[len(late) % watches], watched.awaited)
                 await watched.wait()
                 late.append((watched.at - began) * 1e3)
-    finally:
-        await watching.__aexit__(None, None, None)
     return {
         "p50, ms": median(late),
         "p95, ms": quantiles(late, n=20)[-1],
