@@ -174,4 +174,4 @@ async def test_renewals_leave_the_table_as_large_as_it_is(direct: PostgresStore,
 
 
 _BLOAT = """SELECT pg_relation_size(relid), n_tup_hot_upd::float8 / greatest(n_tup_upd, 1)
-    FROM pg_stat_user_tables WHERE relname = 'aiolibkv_leases'"""
+    FROM pg_stat_user_tables WHERE schemaname = 'public' AND relname = 'aiolibkv_leases'"""

@@ -1,13 +1,16 @@
 """The few connections of a store: two for calls and one that listens, all to the server that takes writes.
 
 A server that is paused or cut off keeps its connections open and says nothing. While a call waits for long, a new
-connection is tried: when the server does not answer that either, it is given up, with all that waits for it.
+connection is tried: when the server does not answer that either, it is given up, with all that waits for it. When it
+does, it is asked whether it still works on the call: if not, and nothing arrives, the connection is dead, as those are
+that a firewall has forgotten.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -35,6 +38,13 @@ _SHARE = 0.9
 """Of connection_timeout, for all endpoints together."""
 _CLOSING_TIME = 0.2
 
+_TCP_INFO = 11
+_RECEIVED = slice(128, 136)
+"""Where Linux has the number of bytes that arrived in its struct tcp_info."""
+
+_WORKING = Statement(
+    "SELECT pid::bigint FROM pg_stat_activity WHERE pid = ANY ($1::integer[]) AND state IS DISTINCT FROM 'idle'", "i"
+)
 _HELLO = Statement(
     """SELECT pg_backend_pid()::bigint,
     (pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on')::integer::bigint,
@@ -53,11 +63,13 @@ class Server(NamedTuple):
 
     Attributes:
         endpoint: where it is.
+        address: the same, looked up.
         is_pooled: whether somebody stands between who gives each transaction another connection.
         is_replicated: whether a commit waits for a standby.
     """
 
     endpoint: Endpoint
+    address: Address
     is_pooled: bool
     is_replicated: bool
 
@@ -65,10 +77,13 @@ class Server(NamedTuple):
 class Link:
     """One connection to the server."""
 
-    def __init__(self, connection: Any, server: Server, connections: Connections) -> None:
+    def __init__(self, connection: Any, dialer: _Dialer, server: Server, connections: Connections) -> None:
         self.connection = connection
         self.server = server
+        self.pid: int = connection.get_server_pid()
+        self._dialer = dialer
         self._connections = connections
+        self._silent_at: int | None = None
         self._prepared: dict[Statement, Any] = {}
 
     @property
@@ -82,7 +97,8 @@ class Link:
         Raises:
             StoreError: see ``meaning``; ``is_refusal`` of its cause tells whether the server did nothing.
         """
-        waiting = _Waiting(lambda: self._connections.suspect(self.server.endpoint))
+        self._silent_at = None
+        waiting = _Waiting(lambda: self._connections.suspect(self))
         try:
             if self.server.is_pooled:
                 return await _copy(self.connection, statement, arguments)
@@ -93,6 +109,13 @@ class Link:
         finally:
             waiting.end()
         return rows
+
+    def is_dead(self, *, is_worked_for: bool) -> bool:
+        """Tell whether nothing has arrived since this was asked before, and the server will send nothing."""
+        received = self._dialer.received
+        is_dead = not is_worked_for and self._silent_at == received
+        self._silent_at = None if is_worked_for else received
+        return is_dead
 
     async def prepare(self, statement: Statement) -> None:
         """Have the server ready for a statement; only on new links.
@@ -179,13 +202,24 @@ class _Dialer:
     def __init__(self, address: Address) -> None:
         self._loop = asyncio.get_running_loop()
         self._address = address
+        self._socket: socket.socket | None = None
+
+    @property
+    def received(self) -> int:
+        """How many bytes have arrived; always 0 where the system does not count."""
+        try:
+            assert self._socket is not None, "connected"
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _RECEIVED.stop)
+        except OSError:
+            return 0
+        return int.from_bytes(info[_RECEIVED], sys.byteorder)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
     async def create_connection(self, factory: Callable[[], asyncio.Protocol], *_: object) -> Any:
         """Connect to the address; the host that is given is only for TLS."""
-        connected: socket.socket = self._address.make_socket()
+        self._socket = connected = self._address.make_socket()
         try:
             await self._loop.sock_connect(connected, self._address.sockaddr)
             return await self._loop.create_connection(factory, sock=connected)
@@ -235,6 +269,7 @@ class Connections:
         self._lent = 0
         self._idle: list[Link] = []
         self._links: set[Link] = set()
+        self._suspects: set[Link] = set()
         self._trying: asyncio.Task[None] | None = None
         self._is_connected = False
         self._is_closed = False
@@ -295,10 +330,11 @@ class Connections:
                 if link.is_good and link in self._links:
                     self._idle.append(link)
 
-    def suspect(self, endpoint: Endpoint) -> None:
+    def suspect(self, link: Link) -> None:
         """Try a server, since an answer takes long."""
+        self._suspects.add(link)
         if self._trying is None and not self._is_closed:
-            self._trying = self._tasks.start(self._try(endpoint))
+            self._trying = self._tasks.start(self._try(link.server))
 
     def failed(self, link: Link, error: BaseException) -> StoreError:
         """Take note of an error on a link, and return what it means."""
@@ -363,8 +399,9 @@ class Connections:
         connection: Any = None
         try:
             async with asyncio.timeout(limit):
-                connection = await self._connect(endpoint, address)
-                link = Link(connection, await self._greet(connection, endpoint), self)
+                dialer = _Dialer(address)
+                connection = await self._connect(endpoint, dialer)
+                link = Link(connection, dialer, await self._greet(connection, endpoint, address), self)
                 self._links.add(link)
                 await self._begin(link)
         except BaseException as error:
@@ -376,7 +413,8 @@ class Connections:
                 raise
             if self._is_closed:
                 raise StoreClosedError from error
-            if isinstance(error, StoreError | ValueError):
+            # A certificate that is not accepted is a ValueError, too.
+            if isinstance(error, StoreError | ValueError) and not isinstance(error, OSError):
                 raise
             raise meaning(error) from error
         if not self._is_connected:
@@ -384,7 +422,7 @@ class Connections:
             self._connected(str(endpoint))
         return link
 
-    async def _connect(self, endpoint: Endpoint, address: Address) -> Any:
+    async def _connect(self, endpoint: Endpoint, dialer: _Dialer) -> Any:
         config = self._config
         return await asyncpg.connect(
             host=endpoint.host,
@@ -393,14 +431,14 @@ class Connections:
             password=config.password,
             database=self._database,
             ssl=self._tls.context() or False,
-            loop=_Dialer(address),
+            loop=dialer,
             timeout=config.connection_timeout,
             statement_cache_size=0,
             server_settings={"application_name": "aiolibkv"},
             target_session_attrs="any",
         )
 
-    async def _greet(self, connection: Any, endpoint: Endpoint) -> Server:
+    async def _greet(self, connection: Any, endpoint: Endpoint, address: Address) -> Server:
         ((pid, is_read_only, encoding, standbys, waits),) = await _copy(connection, _HELLO, ())
         if is_read_only:
             raise NotReachableError("the server takes no writes")
@@ -408,20 +446,31 @@ class Connections:
             raise StoreError(f"the database's encoding is {encoding}; a store needs UTF8")
         return Server(
             endpoint,
+            address,
             is_pooled=pid != connection.get_server_pid(),
             is_replicated=bool(standbys) and waits != "local",
         )
 
-    async def _try(self, endpoint: Endpoint) -> None:
-        """Find out whether a server still answers."""
+    async def _try(self, server: Server) -> None:
+        """Find out whether a server still answers, and works for those who wait for it."""
+        suspects = [link for link in self._suspects & self._links if link.server == server]
+        self._suspects.clear()
         try:
             async with asyncio.timeout(_ANSWERING_TIME):
-                addresses = await self._resolver.addresses(endpoint, _ANSWERING_TIME)
-                (await self._connect(endpoint, addresses[0])).terminate()
+                connection = await self._connect(server.endpoint, _Dialer(server.address))
+                try:
+                    rows = await _copy(connection, _WORKING, [[link.pid for link in suspects]])
+                finally:
+                    connection.terminate()
+            working = {pid for (pid,) in rows}
+            dead = [link for link in suspects if link.is_dead(is_worked_for=server.is_pooled or link.pid in working)]
+            # Those that nobody uses have met the same fate, as far as one knows.
+            for link in (*dead, *self._idle) if dead else ():
+                self._drop(link, NotReachableError("the connection is dead, though the server answers"))
         except (asyncpg.PostgresError, ValueError):
             pass  # It did answer.
         except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, StoreError):
-            self._give_up(endpoint, NotReachableError("the server does not answer"))
+            self._give_up(server.endpoint, NotReachableError("the server does not answer"))
         finally:
             self._trying = None
 

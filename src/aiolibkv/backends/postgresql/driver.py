@@ -56,9 +56,15 @@ _THERE = Statement(
 
 @dataclass(eq=False)
 class PostgresLease(Lease):
-    """A lease; one that is renewed has a row of its own, the other is the expiry of its key."""
+    """A lease; one that is renewed has a row of its own, the other is the expiry of its key.
+
+    Attributes:
+        id: of the row.
+        maybe_granted: whether the database may know it.
+    """
 
     id: int | None = None
+    maybe_granted: bool = False
 
 
 class PostgresDriver(Driver[PostgresLease]):
@@ -212,8 +218,14 @@ class PostgresDriver(Driver[PostgresLease]):
         return PostgresLease(lifetime.ttl, id=new_id() if lifetime.keep_alive else None)
 
     async def grant(self, call: Call, lease: PostgresLease) -> None:
-        if lease.id is not None:
-            await self._writer.write(OwnCall(), [Instruction(Kind.BEGIN, number=lease.id, seconds=lease.ttl)])
+        if lease.id is None:
+            return
+        granting, before = OwnCall(), lease.maybe_granted
+        lease.maybe_granted = True
+        try:
+            await self._writer.write(granting, [Instruction(Kind.BEGIN, number=lease.id, seconds=lease.ttl)])
+        finally:
+            lease.maybe_granted = before or granting.maybe_applied
 
     async def renew(self, call: Call, lease: PostgresLease) -> bool:
         assert lease.id is not None, "only keep_alive leases are renewed"
@@ -221,7 +233,7 @@ class PostgresDriver(Driver[PostgresLease]):
 
     async def revoke(self, call: Call, lease: PostgresLease) -> None:
         # The expiry of a key without a lease ended when the key was overwritten.
-        if lease.id is not None:
+        if lease.id is not None and lease.maybe_granted:
             await self._writer.write(call, [Instruction(Kind.END, number=lease.id)])
 
     async def _begin(self, link: Link) -> None:

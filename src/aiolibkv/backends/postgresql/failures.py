@@ -77,7 +77,7 @@ def _of_server(error: asyncpg.PostgresError) -> StoreError:
 
 def _of_connection(error: BaseException) -> StoreError:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return AccessDeniedError(f"the server's certificate is not accepted: {error.verify_message}")
+        return NotReachableError(f"the server's certificate is not accepted: {error.verify_message}")
     if isinstance(error, TimeoutError):
         return NotReachableError("the server does not answer")
     if isinstance(error, OSError):

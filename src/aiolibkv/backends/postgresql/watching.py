@@ -261,6 +261,9 @@ class Tail:
             await self._sweep()
         except StoreError as error:
             _log.debug("what has expired could not be deleted yet: %s", error)
+            if not isinstance(error, NotReachableError | StoreClosedError):
+                # Nor may it ever be, by a role that only reads. Whoever reads the state does not see it.
+                self._end_all(None)
         else:
             self._wakeup.set()
 

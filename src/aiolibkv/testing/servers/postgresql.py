@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from aiolibkv.testing.servers.cluster import Member
-from aiolibkv.testing.servers.process import find_program, installation, launcher, run_program
+from aiolibkv.testing.servers.process import NOBODY, find_program, installation, launcher, run_program
 from aiolibkv.testing.servers.reverse_proxies import ReverseProxy
+from aiolibkv.testing.servers.tls import Certificates
 
 _PACKAGES = "postgresql-15"
 _SUPERUSER = "postgres"
@@ -27,6 +29,7 @@ class PostgresServer(Member):
         version: as in "18", a version beside Debian's own, which is 15.
         settings: as in postgresql.conf; they also hold after `promote()`.
         standby_of: a running server whose changes to follow, with its role and database.
+        tls: serve clients over TLS only, and require a certificate of the same authority.
         extra_args: more arguments for postgres.
     """
 
@@ -44,10 +47,12 @@ class PostgresServer(Member):
         version: str | None = None,
         settings: Mapping[str, str] | None = None,
         standby_of: "PostgresServer | None" = None,
+        tls: Certificates | None = None,
         extra_args: Sequence[str] = (),
     ) -> None:
         """Reserve a port and a directory; nothing is started."""
         super().__init__(extra_args=extra_args)
+        self._tls = tls
         self.user: tuple[str, str] = standby_of.user if standby_of else user
         self._version = version
         self._settings = settings or {}
@@ -153,10 +158,26 @@ class PostgresServer(Member):
             "port": str(self.port),
             "unix_socket_directories": str(self.directory),
             "cluster_name": f"port-{self.port}",
+            **(self._tls_settings(self._tls) if self._tls else {}),
             **self._settings,
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
         return [self._find(self.program), "-D", str(self._cluster), *options, *self._extra_args]
+
+    def _tls_settings(self, certificates: Certificates) -> Mapping[str, str]:
+        # It takes no key that others may read, and is not the user who made it.
+        settings = {
+            "ssl_cert_file": certificates.server_cert,
+            "ssl_key_file": certificates.server_key,
+            "ssl_ca_file": certificates.ca,
+        }
+        own = {name: self.directory / file.name for name, file in settings.items()}
+        for name, file in settings.items():
+            shutil.copyfile(file, own[name])
+            own[name].chmod(0o600)
+            if os.geteuid() == 0:
+                os.chown(own[name], NOBODY, NOBODY)
+        return {"ssl": "on", **{name: str(file) for name, file in own.items()}}
 
     @property
     def _cluster(self) -> Path:
@@ -180,7 +201,9 @@ class PostgresServer(Member):
             single = ["--single", "-D", str(made), "-c", "exit_on_error=on", "-c", "fsync=off"]
             await self._run_as_owner("postgres", *single, _SUPERUSER, given=account)
             # Whoever reaches the socket in our directory is the tests.
-            access = [f"local all,replication {_SUPERUSER} trust", f"host all all {self.host}/32 scram-sha-256"]
+            access = [f"local all,replication {_SUPERUSER} trust"]
+            clients = f"all all {self.host}/32 scram-sha-256"
+            access.append(f"hostssl {clients} clientcert=verify-ca" if self._tls else f"host {clients}")
             (made / "pg_hba.conf").write_text("".join(f"{line}\n" for line in access))
         made.rename(self._cluster)
 
