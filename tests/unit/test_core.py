@@ -74,6 +74,16 @@ async def test_a_store_that_was_not_entered_says_what_to_write() -> None:
     assert repr(store) == "<Store memory, closed>"
 
 
+async def test_a_store_outside_of_asyncio_says_so() -> None:
+    """As in trio, whose tasks run in no loop of asyncio's."""
+
+    def enter() -> None:
+        FaultyStore().open().send(None)
+
+    with pytest.raises(StoreError, match=r"asyncio.*not in trio"):
+        await asyncio.to_thread(enter)
+
+
 async def test_a_watch_that_is_left_at_once_leaves_nothing() -> None:
     async with FaultyStore() as store:
         async with store.watch("key"):
@@ -310,6 +320,23 @@ async def test_trying_ends_in_time_at_a_server_that_says_nothing() -> None:
             await store.new_lock("lock", ttl=5).try_acquire()
         assert asyncio.get_running_loop().time() - began < 0.3 + scaled(0.3)
         store.driver.is_mute = False
+
+
+async def test_trying_ends_in_time_at_a_server_that_gets_slower() -> None:
+    """What it does one after the other has together the time of one call."""
+    limit = 1.0
+
+    class Slow(FaultyDriver):
+        async def grant(self, call: Call, lease: Lease) -> None:
+            await asyncio.sleep(limit * 0.9)
+            await super().grant(call, lease)
+
+    async with FaultyStore(config=Config(request_timeout=limit), driver=Slow) as store:
+        store.faults["put"].append("mute")
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(RequestTimeoutError):
+            await store.new_lock("lock", ttl=5).try_acquire()
+        assert asyncio.get_running_loop().time() - began < limit * 1.8
 
 
 async def test_trying_waits_for_a_release_through_the_same_store() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,20 @@ def test_url_and_config_may_not_differ(url: str, config: Config, name: str) -> N
 def test_unknown_parameters_are_refused_by_the_backend() -> None:
     with pytest.raises(ValueError, match="unknown option 'speed'"):
         open_store("memory://?speed=1")
+
+
+@pytest.mark.parametrize(
+    ("make", "nearest"),
+    [
+        (lambda: new_store("consul", ["localhost"], Config(options={"name_space": "kv"})), "namespace"),
+        (lambda: open_store("consul://localhost?name_space=kv"), "namespace"),
+        (lambda: open_store("consul://localhost?request_timeuot=1"), "request_timeout"),
+        (lambda: new_store("zokeeper", ["localhost"]), "zookeeper"),
+    ],
+)
+def test_what_is_unknown_is_answered_with_what_is_like_it_first(make: Callable[[], object], nearest: str) -> None:
+    with pytest.raises((ValueError, BackendNotSupportedError), match=f"(only|are:) {nearest}, "):
+        make()
 
 
 def test_defaults() -> None:
