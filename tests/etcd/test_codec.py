@@ -33,6 +33,7 @@ from aiolibkv.backends.etcd.codec import (
     decode,
     encode,
 )
+from aiolibkv.backends.etcd.keyspace import Keyspace
 from aiolibkv.backends.etcd.pages import AT_ONCE, decode_page
 from aiolibkv.backends.etcd.table import MalformedError
 
@@ -288,6 +289,13 @@ def test_garbage_is_malformed_or_a_message(kind: type[Any], garbage: bytes) -> N
 def test_malformed(garbage: str, why: str) -> None:
     with pytest.raises(MalformedError):
         pytest.fail(f"{why}: {decode(WatchAnswer, bytes.fromhex(garbage))}")
+
+
+@pytest.mark.parametrize("leading_slash", [False, True])
+@given(keys=st.lists(st.lists(st.sampled_from([b"a", b"/", b"\xff", "ä".encode()]), max_size=3).map(b"".join)))
+def test_many_keys_have_the_paths_that_each_has(keys: list[bytes], *, leading_slash: bool) -> None:
+    keyspace = Keyspace(leading_slash=leading_slash)
+    assert keyspace.paths(keys) == [keyspace.path(key) for key in keys]
 
 
 def test_a_password_is_not_shown() -> None:

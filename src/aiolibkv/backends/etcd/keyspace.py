@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aiolibkv.keys import below
 
 Span = tuple[bytes, bytes]
@@ -44,6 +46,14 @@ class Keyspace:
                 return None
             path = path[len(self._start) :]
         return None if "//" in path or path[:1] in {"", "/"} or path[-1] == "/" else path
+
+    def paths(self, keys: Sequence[bytes]) -> list[str | None]:
+        """Return what ``path`` does for each key; of many it is asked at once whether all are as they should be."""
+        joined = b"/".join(keys)
+        is_plain = joined.isascii() and b"//" not in joined and joined[:1] != b"/" and joined[-1:] != b"/"
+        if not joined or self._start or not is_plain:
+            return [self.path(key) for key in keys]
+        return [key.decode() for key in keys]
 
 
 def without(span: Span, *inner: Span) -> list[Span]:

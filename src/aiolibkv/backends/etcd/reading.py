@@ -261,8 +261,9 @@ class Reader:
             return False
 
     def _to_pairs(self, kvs: list[KeyValue]) -> list[KVPair]:
+        paths = self._keyspace.paths([kv.key for kv in kvs])
         return [
-            KVPair(path, kv.value, kv.mod_revision) for kv in kvs if (path := self._keyspace.path(kv.key)) is not None
+            KVPair(path, value, index) for path, (_, index, value) in zip(paths, kvs, strict=True) if path is not None
         ]
 
     def _remember_size(self, directory: str, size: int) -> None:
