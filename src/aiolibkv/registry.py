@@ -69,12 +69,22 @@ def new_store(backend: str, endpoints: Sequence[str] = (), config: Config | None
 def open_store(url: str, config: Config | None = None) -> AsyncStore:
     """Make a store from a URL; entering it connects.
 
-    ``scheme://user:password@host:port,host:port/prefix?name=value``, or ``scheme:///path?name=value`` where the factory
-    has a true attribute ``endpoint_is_path``, as SQLite's. Where it has an attribute ``path_option``, the path is that
-    option, as PostgreSQL's database, and the prefix a parameter. A parameter is a field of Config, or else an option of
-    the backend; in it "+" is a space. The prefix begins after the slash: keys have no leading slash, and those that
-    others write into etcd with one are reached with ``?leading_slash=true``. A Unix socket, where the backend can use
-    one, is a host whose slashes are encoded: ``consul://unix:%2Frun%2Fconsul.sock/prefix``.
+    ::
+
+        memory://                                    private to this store
+        memory://name                                shared by the stores of one event loop
+        sqlite:///relative.db                        sqlite:////absolute.db
+        etcd://h1:2379,h2:2379/prefix
+        consul://127.0.0.1:8500/prefix               consul://unix:%2Frun%2Fconsul.sock/prefix
+        zookeeper://h1:2181,h2:2181/prefix
+        postgresql://h1:5432/database?prefix=app
+
+    ``user:password@`` may stand before the hosts. A parameter (``?tls=true&request_timeout=2``, "+" is a space) is a
+    field of Config, or else an option of the backend. The prefix begins after the slash, since keys have no leading
+    one; keys that others write into etcd with one are reached with ``?leading_slash=true``.
+
+    For authors of backends: the path is the endpoint where the factory has a true attribute ``endpoint_is_path``, as
+    SQLite's, and the option that its attribute ``path_option`` names where there is one, as PostgreSQL's.
 
     Args:
         url: see above; parts may be percent-encoded.
