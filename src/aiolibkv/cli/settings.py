@@ -35,10 +35,10 @@ class Settings:
 
     def __init__(self) -> None:
         self.url: str | None = None
-        self.as_json = False
+        self.as_json: bool = False
         self.timeout: float | None = None
-        self.is_verbose = False
-        self.is_quiet = False
+        self.is_verbose: bool = False
+        self.is_quiet: bool = False
 
     def store(self, url: str | None = None, listener: Callable[[Event], object] | None = None) -> AsyncStore:
         """Make the store that is meant, or another one with the same settings.
@@ -102,7 +102,7 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, examples: Sequence[str], **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.epilog = "\n  ".join(("\b\nExamples:", *examples))
+        self.epilog: str | None = "\n  ".join(("\b\nExamples:", *examples))
         self.params.extend(common_options())
 
 

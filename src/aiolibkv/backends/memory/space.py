@@ -23,7 +23,7 @@ class Space:
 
     def __init__(self) -> None:
         self.index: int = 0
-        self.stores = 0
+        self.stores: int = 0
         self._pairs: SortedDict[str, KVPair] = SortedDict()
         self._lease_of: dict[str, Lease] = {}
         self._ends: dict[Lease, float] = {}

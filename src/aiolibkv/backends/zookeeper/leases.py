@@ -77,7 +77,7 @@ class SharedSession:
         """
         self.watching: LeaseWatching = LeaseWatching()
         self.leases: set[ZooKeeperLease] = set()
-        self.is_retired = False
+        self.is_retired: bool = False
         self.idle: asyncio.TimerHandle | None = None
         self.session: ZooKeeperSession = make(self)
 
