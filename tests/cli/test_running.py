@@ -30,6 +30,7 @@ SECRETS = "etcd://user:pass%20word@localhost:1,localhost:2/?token=secret&conecti
         (["put", "key", "1", "--ttl", "5", "-u", "memory://"], 8),
         (["get", "a//b"], 8),
         (["rm", "-r", ""], 2),
+        (["get", "key", "--url", ""], 2),
         (["import", "/nonsense"], 2),
         (["export", "-o", "/nonsense/file"], 8),
         (["get", "key", "-u", "sqlite:////nonsense/x.db"], 8),
@@ -125,6 +126,31 @@ def test_without_its_packages_the_command_names_them() -> None:
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, text=True)
     assert ended.returncode == 1
     assert "pip install 'aiolibkv[cli]'" in ended.stderr
+
+
+def test_ctrl_c_at_the_start_is_no_traceback(tool: Tool) -> None:
+    program = """
+import os, signal, sys, weakref
+import aiolibkv.cli
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "aiolibkv.cli.commands":
+            # As the locks of the import system are: what is raised in there is lost.
+            noticed = weakref.ref(Interrupting(), lambda _: os.kill(os.getpid(), signal.SIGINT))
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv[1:] = ["watch", "key"]
+aiolibkv.cli.main()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        check=False,
+        timeout=scaled(20),
+        env={**os.environ, "AIOLIBKV_URL": tool.url},
+    )
+    assert (ended.returncode, ended.stderr) == (130, b"")
 
 
 def test_starting_is_cheap(tool: Tool) -> None:

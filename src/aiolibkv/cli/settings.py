@@ -131,6 +131,8 @@ def _option(*names: str, **settings: Any) -> click.Option:
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    if value == "":
+        raise click.UsageError(f"{parameter.opts[0]} is empty.")  # as of a variable of a script that is not set
     if value is not None and value is not False:
         assert parameter.name is not None, "an option has one"
         setattr(context.ensure_object(Settings), parameter.name, value)
