@@ -78,6 +78,7 @@ def _each(factor: float, *peers: str) -> dict[str, float]:
 
 GROWING = {
     ("memory", "keys", "put, and a watched tree tells it"): "each state is a list of all pairs, copied in slices",
+    ("sqlite", "keys", "list, for each pair"): "up to 256 pairs are read in one go, more in pages",
     ("consul", "keys", "put, and a watched tree tells it"): "Consul tells no changes: each is a list of the directory",
     ("consul", "watches", "put, and its watch tells it"): "beyond 84 keys the poll of their directory serves",
     ("consul", "watches", "put elsewhere"): "beyond 84 keys the poll of their directory serves",
