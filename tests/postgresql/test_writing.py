@@ -162,16 +162,17 @@ async def _is_true(server: PostgresServer, statement: str) -> bool:
     return await server.sql(statement) == "t\n"
 
 
-async def test_renewals_leave_the_table_as_large_as_it_is(direct: PostgresStore, server: PostgresServer) -> None:
-    await direct.put("alive", b"", keep_alive=True)
-    async with direct.driver._connections.borrow() as link:  # type: ignore[union-attr]
-        (lease,) = [int(row) for row in (await server.sql("SELECT id FROM aiolibkv_leases")).split()]
-        for _ in range(2000):
-            assert await link.rows(direct.driver._writer._renew, [lease])
+async def test_renewals_leave_the_table_as_large_as_it_is(make: Make, server: PostgresServer) -> None:
+    async with make(options={"table": "renewed"}) as store:
+        await store.put("alive", b"", keep_alive=True)
+        async with store.driver._connections.borrow() as link:  # type: ignore[union-attr]
+            (lease,) = [int(row) for row in (await server.sql("SELECT id FROM renewed_leases")).split()]
+            for _ in range(2000):
+                assert await link.rows(store.driver._writer._renew, [lease])
     size, hot = (await server.sql(_BLOAT)).strip().split("|")
     assert int(size) <= 4 * 8192
     assert float(hot) > 0.9
 
 
 _BLOAT = """SELECT pg_relation_size(relid), n_tup_hot_upd::float8 / greatest(n_tup_upd, 1)
-    FROM pg_stat_user_tables WHERE schemaname = 'public' AND relname = 'aiolibkv_leases'"""
+    FROM pg_stat_user_tables WHERE relname = 'renewed_leases'"""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -103,6 +104,9 @@ class Link:
             if self.server.is_pooled:
                 return await _copy(self.connection, statement, arguments)
             prepared = self._prepared.get(statement) or await self._prepare(statement)
+            if self.connection.is_closed():
+                # Of a connection that was given up meanwhile, what is prepared fails as a bug would.
+                raise ConnectionAbortedError("it was given up")
             rows: Sequence[Any] = await prepared.fetch(*arguments)
         except _FAILURES as error:
             raise self._connections.failed(self, error) from error
@@ -163,6 +167,8 @@ class Link:
         try:
             async with self.connection.transaction(isolation="repeatable_read", readonly=True):
                 yield
+        except StoreError:
+            raise
         except _FAILURES as error:
             raise self._connections.failed(self, error) from error
 
@@ -414,7 +420,7 @@ class Connections:
             if self._is_closed:
                 raise StoreClosedError from error
             # A certificate that is not accepted is a ValueError, too.
-            if isinstance(error, StoreError | ValueError) and not isinstance(error, OSError):
+            if isinstance(error, StoreError | ValueError) and not isinstance(error, ssl.SSLError):
                 raise
             raise meaning(error) from error
         if not self._is_connected:
