@@ -14,6 +14,7 @@ _END_OF_HEADERS_AND_STREAM = 5
 _MESSAGE_PREFIX = 5
 INVALID_ARGUMENT = 3
 RESOURCE_EXHAUSTED = 8
+UNAVAILABLE = 14
 
 Answer = Callable[[bytes], bytes]
 """Gives the headers that answer a request, from its message."""

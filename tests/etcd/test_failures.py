@@ -12,11 +12,11 @@ from aiolibkv.backends.etcd.channel import RpcFailedError
 from aiolibkv.backends.etcd.failures import AnswerTooLargeError, RefusedError, explain
 from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers import EtcdServer
-from etcd.fronts import front, refusing, status
+from etcd.fronts import UNAVAILABLE, front, refusing, status
 from stores import EtcdStore
 
 APPLIED_PERHAPS, NOT_APPLIED = False, True
-UNKNOWN, PERMISSION_DENIED, FAILED_PRECONDITION, UNAVAILABLE = 2, 7, 9, 14
+UNKNOWN, PERMISSION_DENIED, FAILED_PRECONDITION = 2, 7, 9
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

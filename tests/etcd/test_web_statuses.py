@@ -9,10 +9,12 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import AccessDeniedError, Config, NotReachableError, StoreError
+from aiolibkv.backends.etcd.failures import RefusedError
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers import EtcdServer
 from aiolibkv.testing.servers.reverse_proxies import Nginx
+from etcd.fronts import UNAVAILABLE, front, refusing
 from stores import EtcdStore
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
@@ -64,7 +66,7 @@ async def nginx(server: EtcdServer, tmp_path_factory: pytest.TempPathFactory) ->
     ("status", "error", "maybe_applied"),
     [
         (403, AccessDeniedError, False),
-        (413, StoreError, False),
+        (413, RefusedError, False),
         (429, NotReachableError, False),
         (500, NotReachableError, True),
         (502, NotReachableError, True),
@@ -80,9 +82,11 @@ async def test_a_write_is_answered_and_all_else_goes_on(
         assert await anext(watch) is None
         link = await store.driver._connection.link()
         with nginx.answering(status, PUT):
-            with pytest.raises(error, match=str(status)) as caught:
-                await store.put(key, b"1")
-            assert caught.value.maybe_applied is maybe_applied
+            # Many at once: that is one failure of the proxy.
+            failures = await asyncio.gather(*(store.put(key, b"1") for _ in range(20)), return_exceptions=True)
+            assert {type(failure) for failure in failures} == {error}
+            assert {getattr(failure, "maybe_applied", None) for failure in failures} == {maybe_applied}
+            assert str(status) in str(failures[0])
             pair = await store.atomic_put(key, b"2", None)
             assert await anext(watch) == pair
         assert (await store.put(key, b"3")).last_index > pair.last_index
@@ -126,3 +130,12 @@ async def test_an_endpoint_behind_which_there_is_nobody_is_left(server: EtcdServ
         pair = await store.put("left", b"")
         async with asyncio.timeout(scaled(5)):
             assert await anext(watch) == pair
+
+
+async def test_an_endpoint_that_answers_nothing_but_questions_is_left(server: EtcdServer) -> None:
+    async with (
+        front(refusing(UNAVAILABLE, "no healthy upstream")) as proxy,
+        EtcdStore([proxy, server.endpoint], Config(request_timeout=scaled(5))) as store,
+    ):
+        assert not await store.exists("left/too")
+        assert store.driver._connection.server == server.endpoint

@@ -268,7 +268,7 @@ class Connection:
         if meaning.breaks:
             self.lost(link, failure.details)
         elif meaning.doubtful:
-            link.check()
+            link.doubt(failure.details)
         return meaning
 
     async def _reopen(self) -> Link:

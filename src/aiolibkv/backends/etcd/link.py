@@ -31,6 +31,8 @@ _ANSWERING_STEP = 0.5
 """Seconds, in steps: a stall of this process itself then costs one step, and is not taken for one of the server's."""
 _PAUSES_BETWEEN_QUESTIONS = (0.0, 0.2, 0.2, 0.2)
 """Seconds before each question that is asked while a proxy answers that there is no server."""
+_MOST_DOUBTS = 4
+"""How often the server is asked because of such failures, and no other call is answered, until the link is lost."""
 _LONGEST_QUEUE = 3
 """How many times the time for an answer may pass, while data comes: a proxy's other servers might send it."""
 
@@ -57,6 +59,7 @@ class Link:
         self._tasks = Tasks()
         self._waiting: dict[object, float] = {}
         self._streams: set[LinkStream] = set()
+        self._doubts = 0
         self._heard = 0.0
         self._vouched = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -72,6 +75,7 @@ class Link:
         waiting = self.expect()
         try:
             answer = await self._channel.call(method, request, metadata)
+            self._doubts = 0
             self._hear()
             return answer
         finally:
@@ -90,6 +94,7 @@ class Link:
         try:
             await stream.write(request)
             answer = await stream.read()
+            self._doubts = 0
             self._hear()
             return answer
         finally:
@@ -124,10 +129,19 @@ class Link:
         self._ask_by(self._heard + _SILENCE)
         return stream
 
-    def check(self) -> None:
-        """Ask the server now, because a call's failure leaves it open whether there is one."""
-        if not self._asking and not self._dropped:
+    def doubt(self, reason: str) -> None:
+        """Ask the server now, because a call's failure leaves it open whether there is one.
+
+        When no call is answered otherwise the link is lost though the question is. Failures meanwhile, which many calls
+        meet at once, count as one.
+        """
+        if self._asking or self._dropped:
+            return
+        self._doubts += 1
+        if self._doubts < _MOST_DOUBTS:
             self._begin_to_ask()
+        else:
+            self._lost(self, reason)
 
     def drop(self, reason: str) -> None:
         """Let everything under way fail now."""
