@@ -48,9 +48,10 @@ class Remote:
 
     def request(self, *call: object) -> tuple[int, asyncio.Future[Any]]:
         number = next(self._numbers)
-        self._answers[number] = asyncio.get_running_loop().create_future()
+        answer = asyncio.get_running_loop().create_future()
         self._worker.send((number, *call))
-        return number, self._answers[number]
+        self._answers[number] = answer
+        return number, answer
 
     async def ask(self, *call: object) -> Any:
         self.attach()
@@ -297,7 +298,10 @@ class _Server:
         del self._running[request]
         error = None if task.cancelled() else task.exception()
         result = None if task.cancelled() or error else task.result()
-        self._pipe.send((request, result, error))
+        try:
+            self._pipe.send((request, result, error))
+        except Exception as problem:  # noqa: BLE001 - the other process waits for an answer, whatever cannot be sent
+            self._pipe.send((request, None, RuntimeError(f"what came of it cannot be sent: {problem}")))
 
     async def open(self, store: int, settings: dict[str, Any]) -> None:
         self._things[store] = open_sqlite(self._path, **settings)

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import pytest
 import pytest_asyncio
 
+from aiolibkv.testing.scale import scaled
+
 pytest.register_assert_rewrite("aiolibkv.testing.conformance")
 
 _MARKER = "leaves_nothing_behind"
@@ -80,7 +82,8 @@ async def _leaving_nothing() -> AsyncIterator[None]:
     for task in left:
         task.cancel()
     if left:
-        await asyncio.wait(left)
+        # What was interrupted while the loop itself ran, by a time limit of a test, may never end.
+        await asyncio.wait(left, timeout=scaled(5))
     left.clear()
     # The exception of a task that nobody asked for is reported when the task is collected.
     gc.collect()

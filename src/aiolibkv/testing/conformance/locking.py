@@ -17,6 +17,7 @@ from aiolibkv import (
     KeyNotFoundError,
     Lock,
     LockLostError,
+    Namespace,
     Put,
     StoreClosedError,
 )
@@ -287,6 +288,8 @@ class Guarding(Locking):
         async with first.new_lock("lock") as held:
             with pytest.raises(ValueError, match="same store"):
                 await second.put("key", b"", guard=held)
+            with pytest.raises(ValueError, match="same store"):
+                await Namespace(second, "app").put("key", b"", guard=held)
 
 
 class Losing(Locking):

@@ -57,7 +57,7 @@ class Namespaces(Suite):
             assert list(snapshots[-1]) == [pair]
             assert await next_of(key) == pair
 
-    async def test_guards_of_the_store_and_of_other_namespaces(self, store: AsyncStore, other: AsyncStore) -> None:
+    async def test_guards_of_the_store_and_of_other_namespaces(self, store: AsyncStore) -> None:
         eu = Namespace(store, "app/eu")
         inner = Namespace(eu, "inner")
         locks = [one.new_lock("lock", ttl=10) for one in (store, inner, Namespace(store, "app/us"))]
@@ -69,8 +69,6 @@ class Namespaces(Suite):
         with pytest.raises(LockLostError) as caught:
             await inner.commit(Put("key", b""), guard=held[1])
         assert caught.value.key == "lock"
-        with pytest.raises(ValueError, match="same store"):
-            await Namespace(other, "app/eu").put("key", b"", guard=held[0])
         for lock in (locks[0], locks[2]):
             await lock.release()
 
