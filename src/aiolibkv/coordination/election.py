@@ -119,7 +119,7 @@ class Candidate:
         It begins half a second later, so that it is behind those, too, who were just about to stand in line. The body
         of a ``lead`` and the work of a ``run`` are cancelled and awaited before, unless it is they who resign.
 
-        Cancellation: the leadership is given up all the same.
+        Cancellation: the leadership is given up all the same, as soon as such a body has ended.
         Cost: one round trip (ZooKeeper: two).
         """
         held, term = self._held, self._term
@@ -128,11 +128,7 @@ class Candidate:
         self._has_resigned = True
         if term is not None and not term.is_own:
             term.cancel()
-            try:
-                await term.over.wait()
-            finally:
-                if self._held is held:
-                    await self._lock.release()
+            await term.over.wait()
         else:
             if term is not None:
                 term.resign()

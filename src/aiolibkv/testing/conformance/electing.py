@@ -271,6 +271,32 @@ class Electing(Suite):
             await giving_up
         assert terms[1].fencing_token > terms[0].fencing_token
 
+    async def test_a_resignation_that_is_cancelled_is_one(self, store: AsyncStore, other: AsyncStore) -> None:
+        """Work ends and is awaited before the leadership is given up, also when it resigns in a task of its own."""
+        candidate = Candidate(store, "leader", "one", ttl=_TTL)
+        terms: list[HeldLock] = []
+        cancelled, may_end = asyncio.Event(), asyncio.Event()
+
+        async def work(held: HeldLock) -> str:
+            terms.append(held)
+            if len(terms) == 2:
+                return "the second term"
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(candidate.resign())
+            finally:
+                cancelled.set()
+                await may_end.wait()
+            return "never"
+
+        async with asyncio.timeout(scaled(20)):
+            running = asyncio.ensure_future(candidate.run(work))
+            await cancelled.wait()
+            assert await other.exists("leader")
+            may_end.set()
+            assert await running == "the second term"
+        assert not await other.exists("leader")
+
     @pytest.mark.parametrize("in_a_group", [False, True])
     async def test_work_whose_guard_is_refused_campaigns_again(
         self, store: AsyncStore, other: AsyncStore, *, in_a_group: bool
