@@ -22,6 +22,7 @@ from aiolibkv.store.driver import (
     children_of,
 )
 from aiolibkv.store.endpoints import Endpoint, Endpoints
+from aiolibkv.store.followers import Followers
 from aiolibkv.store.store import Store
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.store.watch import Feed
@@ -35,6 +36,7 @@ __all__ = [
     "Endpoint",
     "Endpoints",
     "Feed",
+    "Followers",
     "Guard",
     "Lease",
     "LeaseLostError",

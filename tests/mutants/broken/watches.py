@@ -42,9 +42,7 @@ def watch_begins_from_now(patch: pytest.MonkeyPatch) -> None:
         space.attach(feed)
         space.detach(feed)
         await asyncio.sleep(0)
-        space._of_tree.setdefault(feed.path, set()).add(feed) if feed.tree else space._of_key.setdefault(
-            feed.path, set()
-        ).add(feed)
+        space._feeds.add(feed, feed)
         try:
             await asyncio.get_running_loop().create_future()
         finally:
@@ -157,7 +155,7 @@ def watch_sees_keys_below(patch: pytest.MonkeyPatch) -> None:
 
     def more(self: Space, paths: list[str]) -> None:
         tell(self, paths)
-        for feed in chain.from_iterable(self._of_key.values()):
+        for feed in chain.from_iterable(self._feeds._of_key.values()):
             if any(path.startswith(f"{feed.path}/") for path in paths):
                 feed._pending.append(_State({}, self.index))
                 feed._taken = None
@@ -173,7 +171,7 @@ def watch_of_a_tree_sees_longer_names(patch: pytest.MonkeyPatch) -> None:
 
     def more(self: Space, paths: list[str]) -> None:
         tell(self, paths)
-        for feed in chain.from_iterable(self._of_tree.values()):
+        for feed in chain.from_iterable(self._feeds._of_directory.values()):
             longer = [path for path in paths if path.startswith(feed.path) and path[len(feed.path) :][:3] == "bar"]
             if longer:
                 feed.apply([(path, self._pairs.get(path)) for path in longer], self.index)

@@ -14,7 +14,7 @@ from sortedcontainers import SortedDict
 
 from aiolibkv.errors import KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLostError
 from aiolibkv.keys import below as bounds
-from aiolibkv.store import Feed, Guard, Lease, LeaseLostError, Removal, Step, Write
+from aiolibkv.store import Feed, Followers, Guard, Lease, LeaseLostError, Removal, Step, Write
 from aiolibkv.types import KVPair
 
 
@@ -30,8 +30,7 @@ class Space:
         self._paths_of: dict[Lease, set[str]] = {}
         self._agenda: list[tuple[float, int, Lease]] = []
         self._alarm: asyncio.TimerHandle | None = None
-        self._of_key: dict[str, set[Feed]] = {}
-        self._of_tree: dict[str, set[Feed]] = {}
+        self._feeds: Followers[Feed] = Followers()
 
     def get(self, path: str) -> KVPair | None:
         """Return a pair, or None."""
@@ -139,16 +138,11 @@ class Space:
             pair = self.get(feed.path)
             pairs = [] if pair is None else [pair]
         feed.reset(pairs, self.index)
-        feeds = self._of_tree if feed.tree else self._of_key
-        feeds.setdefault(feed.path, set()).add(feed)
+        self._feeds.add(feed, feed)
 
     def detach(self, feed: Feed) -> None:
         """Leave a feed as it is."""
-        feeds = self._of_tree if feed.tree else self._of_key
-        of_path = feeds.get(feed.path, set())
-        of_path.discard(feed)
-        if not of_path:
-            feeds.pop(feed.path, None)
+        self._feeds.discard(feed, feed)
 
     def close(self) -> None:
         """Stop the clock."""
@@ -158,7 +152,7 @@ class Space:
     @property
     def feeds(self) -> int:
         """How many feeds follow."""
-        return sum(len(feeds) for feeds in (*self._of_key.values(), *self._of_tree.values()))
+        return len(self._feeds)
 
     @property
     def leases(self) -> int:
@@ -208,19 +202,10 @@ class Space:
             self._paths_of[lease].discard(path)
 
     def _tell(self, paths: Sequence[str]) -> None:
-        if not self._of_key and not self._of_tree:
-            return
-        changes: dict[Feed, list[tuple[str, KVPair | None]]] = {}
-        for path in paths:
-            change = (path, self._pairs.get(path))
-            for feed in self._of_key.get(path, ()):
-                changes.setdefault(feed, []).append(change)
-            if self._of_tree:
-                for directory in _above(path):
-                    for feed in self._of_tree.get(directory, ()):
-                        changes.setdefault(feed, []).append(change)
-        for feed, seen in changes.items():
-            feed.apply(seen, self.index)
+        if self._feeds:
+            changes = self._feeds.concerned((path, self._pairs.get(path)) for path in paths)
+            for feed, seen in changes.items():
+                feed.apply(seen, self.index)
 
     def _schedule(self, lease: Lease, end: float) -> None:
         heappush(self._agenda, (end, id(lease), lease))
@@ -248,15 +233,6 @@ class Space:
     def _ring(self) -> None:
         self._expire()
         self._set_alarm()
-
-
-def _above(path: str) -> Iterator[str]:
-    """Return the directories that a path is below, the root first."""
-    yield ""
-    at = path.find("/")
-    while at >= 0:
-        yield path[:at]
-        at = path.find("/", at + 1)
 
 
 _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Space]] = WeakKeyDictionary()

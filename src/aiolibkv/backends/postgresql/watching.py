@@ -12,8 +12,7 @@ import asyncio
 import copy
 import logging
 import random
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
@@ -22,7 +21,7 @@ from aiolibkv.backends.postgresql.reading import Reader
 from aiolibkv.backends.postgresql.schema import Identifiers
 from aiolibkv.backends.postgresql.statements import Statement
 from aiolibkv.errors import NotReachableError, StoreClosedError, StoreError
-from aiolibkv.store import Feed, Tasks
+from aiolibkv.store import Feed, Followers, Tasks
 from aiolibkv.store.backoff import growing_pauses
 from aiolibkv.types import KVPair
 
@@ -97,8 +96,7 @@ class Tail:
         self._sweeping: asyncio.Task[None] | None = None
         self._followers: set[_Follower] = set()
         self._are_cut_off = False
-        self._of_key: defaultdict[str, set[_Follower]] = defaultdict(set)
-        self._of_directory: defaultdict[str, set[_Follower]] = defaultdict(set)
+        self._of_path: Followers[_Follower] = Followers()
 
     async def follow(self, feed: Feed) -> None:
         """Keep a feed up to date until cancelled; see ``Driver.follow``."""
@@ -112,8 +110,7 @@ class Tail:
                 self._detach(follower)
 
     def _attach(self, follower: _Follower) -> None:
-        feed = follower.feed
-        (self._of_directory if feed.tree else self._of_key)[feed.path].add(follower)
+        self._of_path.add(follower.feed, follower)
         self._followers.add(follower)
         if self._cursor is None:
             self._wakeup.set()
@@ -121,12 +118,8 @@ class Tail:
             self._task = self._tasks.start(self._run())
 
     def _detach(self, follower: _Follower) -> None:
-        feed = follower.feed
         self._followers.discard(follower)
-        of_path = self._of_directory if feed.tree else self._of_key
-        of_path[feed.path].discard(follower)
-        if not of_path[feed.path]:
-            del of_path[feed.path]
+        self._of_path.discard(follower.feed, follower)
         if follower.ended.done():
             follower.ended.exception()
 
@@ -178,7 +171,7 @@ class Tail:
 
     def _notified(self, paths: str) -> None:
         """Look at the log if somebody follows one of the keys written; which they are is not always told."""
-        if not paths or any(True for path in paths.split("\n") for _ in self._concerned(path)):
+        if not paths or any(map(self._of_path.is_concerned, paths.split("\n"))):
             self._wakeup.set()
 
     async def _look(self, link: Link) -> float | None:
@@ -229,23 +222,11 @@ class Tail:
         self._wakeup.clear()
 
     def _dispatch(self, index: int, changes: _Changes) -> None:
-        of_follower: defaultdict[_Follower, list[tuple[str, KVPair | None]]] = defaultdict(list)
-        for change in changes:
-            for follower in self._concerned(change[0]):
-                of_follower[follower].append(change)
-        for follower, own in of_follower.items():
+        for follower, own in self._of_path.concerned(changes).items():
             if follower.early is not None:
                 follower.early.append((index, own))
             elif index > follower.feed.index:
                 follower.feed.apply(own, index)
-
-    def _concerned(self, path: str) -> Iterator[_Follower]:
-        yield from self._of_key.get(path, ())
-        if self._of_directory:
-            yield from self._of_directory.get("", ())
-            for at, character in enumerate(path):
-                if character == "/":
-                    yield from self._of_directory.get(path[:at], ())
 
     def _end_all(self, error: StoreError | None) -> None:
         for follower in self._followers:

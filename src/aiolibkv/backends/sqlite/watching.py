@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiolibkv.backends.sqlite.reader import CompactedError, Logged, Reader, State
 from aiolibkv.backends.sqlite.signals import Signals
 from aiolibkv.errors import StoreError
-from aiolibkv.store import Feed, Tasks
+from aiolibkv.store import Feed, Followers, Tasks
 from aiolibkv.types import KVPair
 
 _ENDING_TIME = 0.2
@@ -63,8 +62,7 @@ class Tail:
         self._end: StoreError | None = None
         self._loading: dict[tuple[str, bool], asyncio.Task[State]] = {}
         self._attached: dict[Feed, asyncio.Future[None]] = {}
-        self._of_key: defaultdict[str, set[Feed]] = defaultdict(set)
-        self._of_directory: defaultdict[str, set[Feed]] = defaultdict(set)
+        self._feeds: Followers[Feed] = Followers()
 
     def wake(self) -> None:
         """Look at the log."""
@@ -149,18 +147,15 @@ class Tail:
             raise type(self._end)(self._end.message)
         if not self._attached:
             self._cursor = max(self._cursor, feed.index)
-        feeds = self._of_directory if feed.tree else self._of_key
         self._attached[feed] = ended = asyncio.get_running_loop().create_future()
-        feeds[feed.path].add(feed)
+        self._feeds.add(feed, feed)
         feed.resumed()
         self.wake()
         try:
             await ended
         finally:
             self._attached.pop(feed, None)
-            feeds[feed.path].discard(feed)
-            if not feeds[feed.path]:
-                del feeds[feed.path]
+            self._feeds.discard(feed, feed)
 
     async def _advance(self) -> None:
         rows: list[Logged] = []
@@ -176,23 +171,9 @@ class Tail:
             await asyncio.sleep(0)
 
     def _dispatch(self, rows: Sequence[Logged], index: int) -> None:
-        changes: defaultdict[Feed, list[tuple[str, KVPair | None]]] = defaultdict(list)
-        for row in rows:
-            change = _change(row)
-            for feed in self._concerned(row.key):
-                changes[feed].append(change)
-        for feed, changed in changes.items():
+        for feed, changed in self._feeds.concerned(map(_change, rows)).items():
             if index > feed.index:
                 feed.apply(changed, index)
-
-    def _concerned(self, path: str) -> Iterator[Feed]:
-        yield from self._of_key.get(path, ())
-        if self._of_directory:
-            yield from self._of_directory.get("", ())
-            end = path.find("/")
-            while end >= 0:
-                yield from self._of_directory.get(path[:end], ())
-                end = path.find("/", end + 1)
 
     def _pause(self, interval: float) -> float | None:
         """Return the seconds until the log is to be looked at, having begun to delete what has expired."""

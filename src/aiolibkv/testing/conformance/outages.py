@@ -259,6 +259,7 @@ class Outages(Suite):
             if list(snapshots[-1]) != [changed, new]:
                 snapshots += await follow(watch, lambda snapshot: list(snapshot) == [changed, new], within=30)
             assert not watch.is_stale
+            assert await store.put("after", b"") == await other.get("after")
             state = {pair.key: pair for pair in (gone, kept)}
             for snapshot in snapshots:
                 assert snapshot.changes
