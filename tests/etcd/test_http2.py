@@ -325,6 +325,20 @@ async def test_pings_are_answered() -> None:
         assert await script.next(frames.PING) == (frames.PING, frames.ACK, 0, b"12345678")
 
 
+async def test_a_ping_is_answered_together_with_the_next_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http2, "_ANSWERING_TIME", 600.0)
+    async with talking() as (channel, script, _):
+        connection = channel._connection
+        assert connection is not None
+        script.write(frame(frames.PING, 0, 0, b"12345678"))
+        await eventually(lambda: connection._out, within=5, message="the ping is not kept")
+        call = asyncio.ensure_future(channel.call(ECHO, b"", ()))
+        assert await script.next(frames.PING) == (frames.PING, frames.ACK, 0, b"12345678")
+        script.write(answer(*await script.request()))
+        assert await call == b""
+        assert not connection._out
+
+
 async def test_who_asks_and_does_not_listen_is_left() -> None:
     async with talking() as (channel, script, _):
         call = asyncio.ensure_future(channel.call(ECHO, bytes(10), ()))

@@ -41,6 +41,9 @@ _RETURNED_AT = 1 << 24
 """Bytes that arrived after which the connection's window is opened again."""
 _SENT_AT_ONCE = 1 << 18
 """Bytes of requests held back that are handed to the socket before the event loop comes round."""
+_ANSWERING_TIME = 0.005
+"""Seconds that the answer to a PING waits for something else to be sent: etcd sends one with each call."""
+
 _MOST_OWED = 1000
 """Answers that are kept for a server that asks and does not read."""
 
@@ -132,6 +135,7 @@ class Connection(asyncio.Protocol):
         self._headers = HeaderReader()
         self._out: list[bytes] = []
         self._is_flushing = False
+        self._flushing_later: asyncio.TimerHandle | None = None
         self._is_paused = False
         self._owed = 0
         self._is_first = True
@@ -270,6 +274,7 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._is_flushing = False
+        self._flush_no_more_later()
         has_more = bool(self._held_back) and self._send_held_back()
         out, self._out = self._out, []
         if not out or self._transport is None:
@@ -286,6 +291,11 @@ class Connection(asyncio.Protocol):
             self._start(exchange, *self._waiting.pop(exchange))
         if self.is_leaving and not self._open:
             self._end("the server has left")
+
+    def _flush_no_more_later(self) -> None:
+        if self._flushing_later is not None:
+            self._flushing_later.cancel()
+            self._flushing_later = None
 
     # -- the transport -------------------------------------------------------------------------------------------------
 
@@ -402,7 +412,7 @@ class Connection(asyncio.Protocol):
 
     def _take_ping(self, flags: int, _stream: int, payload: bytes) -> None:
         if not flags & frames.ACK:
-            self._answer(frame(frames.PING, frames.ACK, 0, payload))
+            self._answer(frame(frames.PING, frames.ACK, 0, payload), is_urgent=False)
 
     def _take_window(self, _flags: int, stream: int, payload: bytes) -> None:
         more = frames.read_number(payload) & frames.LARGEST_WINDOW
@@ -447,13 +457,18 @@ class Connection(asyncio.Protocol):
             # The exchange is told first.
             self._loop.call_soon(self._proceed)
 
-    def _answer(self, data: bytes) -> None:
-        """Send what the server has asked for."""
+    def _answer(self, data: bytes, *, is_urgent: bool = True) -> None:
+        """Send what the server has asked for; what is not urgent with whatever is sent soon."""
         if self._is_paused:
             self._owed += 1
             if self._owed > _MOST_OWED:
                 raise WrongFrameError(frames.ENHANCE_YOUR_CALM, "it asks, and does not read the answers")
-        self._send(data)
+        if is_urgent or self._is_flushing:
+            self._send(data)
+            return
+        self._out.append(data)
+        if self._flushing_later is None:
+            self._flushing_later = self._loop.call_later(_ANSWERING_TIME, self._flush)
 
     def _leave(self, reason: str) -> None:
         self.is_usable = False
@@ -478,6 +493,7 @@ class Connection(asyncio.Protocol):
             exchange.take_failure(Failure(reason, processed, ours))
         if not self.greeted.done():
             self.greeted.set_result(None)
+        self._flush_no_more_later()
         if self._transport is not None:
             self._transport.abort()
 
