@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -41,11 +42,13 @@ class Terminal:
 
 
 @contextmanager
-def at_terminal(tool: Tool, *arguments: str, **variables: str) -> Iterator[Terminal]:
+def at_terminal(
+    tool: Tool, *arguments: str, program: Sequence[str] = (sys.executable, "-m", "aiolibkv"), **variables: str
+) -> Iterator[Terminal]:
     screen, side = os.openpty()
     # The terminal that the leader of a session opens first is its own.
     shell = 'terminal=$1; shift; exec "$@" < "$terminal" > "$terminal" 2>&1'
-    command = ["sh", "-c", shell, "sh", os.ttyname(side), sys.executable, "-m", "aiolibkv", *arguments]
+    command = ["sh", "-c", shell, "sh", os.ttyname(side), *program, *arguments]
     process = subprocess.Popen(
         command, start_new_session=True, env={**os.environ, "AIOLIBKV_URL": tool.url, **variables}
     )
@@ -112,6 +115,19 @@ def test_lists_have_columns_and_colours(tool: Tool, variables: dict[str, str], n
         b"-".ljust(width) + b"  -     " + name,
         b"%d  5     %s  value" % (indices[2], "日本".encode()),
     ]
+
+
+def test_bash_completes_keys(tool: Tool, tmp_path: Path) -> None:
+    tool.put("config/my limit", b"the value")
+    program = tmp_path / "aiolibkv"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m aiolibkv "$@"\n')
+    program.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    with at_terminal(tool, program=["bash", "--norc", "-i"], PATH=path, PS1="> ", TERM="dumb") as terminal:
+        terminal.type(b'eval "$(aiolibkv completion bash)"; echo $((1000 + 1))\n')
+        terminal.shows(b"1001")
+        terminal.type(b"aiolibkv g\tcon\tm\t\n")
+        terminal.shows(b"the value")
 
 
 def test_text_at_a_terminal_ends_with_its_line(tool: Tool) -> None:

@@ -14,6 +14,25 @@ _PATIENCE = 1.0
 """Seconds; who presses the tab key waits."""
 
 
+_BASH = """\
+_aiolibkv_completion() {
+    local IFS=$'\\n' line value
+    COMPREPLY=()
+    while read -r line; do
+        value=${line#*,}
+        if [[ $line == plain,* ]]; then
+            COMPREPLY+=("$(printf %q "$value")")
+            [[ $value == */ ]] && compopt -o nospace
+        else
+            compopt -o default
+        fi
+    done < <(env COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD="$COMP_CWORD" _AIOLIBKV_COMPLETE=bash_complete "$1")
+}
+complete -F _aiolibkv_completion aiolibkv
+"""
+"""Unlike click's, it quotes keys, and a directory can be gone on with."""
+
+
 @click.command(
     "completion",
     cls=Command,
@@ -30,6 +49,9 @@ def completion_command(context: click.Context, shell: str) -> None:
     bash: eval "$(aiolibkv completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc; fish: aiolibkv completion fish >
     ~/.config/fish/completions/aiolibkv.fish.
     """
+    if shell == "bash":
+        click.echo(_BASH, nl=False)
+        return
     kind = get_completion_class(shell)
     assert kind is not None, "one of click's own"
     click.echo(kind(context.find_root().command, {}, "aiolibkv", "_AIOLIBKV_COMPLETE").source())
