@@ -13,7 +13,7 @@ trap 'rm -rf "$work"' EXIT
 
 # Where a Python of this version is: on the path, or among those of pyenv.
 find_python() {
-    for python in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+    for python in "python$1" "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$1".*/bin/python; do
         if "$python" -c "import sqlite3, sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null; then
             echo "$python"
             return
@@ -33,7 +33,12 @@ check() {
     "$venv/bin/python" -X dev -W error -c 'import aiolibkv'
     "$venv/bin/mypy" --cache-dir "$work/mypy-$version" tests/typing
     "$bin/pyright" --pythonpath "$venv/bin/python"
-    PYTEST_DEBUG_TEMPROOT=$work "$venv/bin/python" -m pytest -q -p no:cacheprovider --numprocesses 2 --dist loadscope "$@"
+    # As in .ci/run: what fails is run once more by itself.
+    suite --numprocesses 2 --dist loadscope "$@" || suite --last-failed --last-failed-no-failures none "$@"
+}
+
+suite() {
+    PYTEST_DEBUG_TEMPROOT=$work "$venv/bin/python" -m pytest -q -o cache_dir="$work/cache-$version" "$@"
 }
 
 "$bin/uv" build -q --out-dir "$work/dist"
