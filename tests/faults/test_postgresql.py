@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 
 import pytest
@@ -15,6 +15,8 @@ from aiolibkv.testing.servers import PostgresServer
 from faults.following import followed, writing
 from faults.histories import History, check_history
 
+Make = Callable[..., AsyncStore]
+
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.leaves_nothing_behind]
 
 
@@ -24,17 +26,28 @@ async def server() -> AsyncIterator[PostgresServer]:
         yield running
 
 
-def _store(server: PostgresServer, *endpoints: str, **settings: float) -> AsyncStore:
+@pytest.fixture
+def make(request: pytest.FixtureRequest) -> Make:
+    """Make stores below a directory of the test's own."""
+    prefix = request.node.name
+
+    def make_store(server: PostgresServer, *endpoints: str, **settings: float) -> AsyncStore:
+        return _store(prefix, server, endpoints, settings)
+
+    return make_store
+
+
+def _store(prefix: str, server: PostgresServer, endpoints: Sequence[str], settings: Mapping[str, float]) -> AsyncStore:
     username, password = server.user
-    config = Config(**{"prefix": "faults", "username": username, "password": password, **settings})  # type: ignore[arg-type]
+    config = Config(**{"prefix": prefix, "username": username, "password": password, **settings})  # type: ignore[arg-type]
     return new_store("postgresql", endpoints, config)
 
 
-def _clients(server: PostgresServer, *endpoints: str) -> Sequence[AsyncStore]:
-    return [_store(server, *endpoints, request_timeout=timeout) for timeout in (2.0, 2.0, 5.0, 5.0, 5.0)]
+def _clients(make: Make, server: PostgresServer, *endpoints: str) -> Sequence[AsyncStore]:
+    return [make(server, *endpoints, request_timeout=timeout) for timeout in (2.0, 2.0, 5.0, 5.0, 5.0)]
 
 
-async def test_a_server_is_paused_and_killed(server: PostgresServer) -> None:
+async def test_a_server_is_paused_and_killed(server: PostgresServer, make: Make) -> None:
     """What clients gave up on is carried out when it goes on, or found out not to be."""
 
     async def fail(history: History) -> None:
@@ -46,10 +59,10 @@ async def test_a_server_is_paused_and_killed(server: PostgresServer) -> None:
         await history.suffer(1)
         await server.start()
 
-    await check_history(_clients(server, server.endpoint), fail)
+    await check_history(_clients(make, server, server.endpoint), fail)
 
 
-async def test_paths_break_and_go_mute(server: PostgresServer) -> None:
+async def test_paths_break_and_go_mute(server: PostgresServer, make: Make) -> None:
     async with FaultProxy(server.host, server.port) as proxy:
 
         async def fail(history: History) -> None:
@@ -61,16 +74,16 @@ async def test_paths_break_and_go_mute(server: PostgresServer) -> None:
                 await history.suffer(2)
                 proxy.heal()
 
-        clients = [*_clients(server, proxy.endpoint), _store(server, server.endpoint)]
+        clients = [*_clients(make, server, proxy.endpoint), make(server, server.endpoint)]
         await check_history(clients, fail)
 
 
-async def test_watches_outlast_a_server(server: PostgresServer) -> None:
+async def test_watches_outlast_a_server(server: PostgresServer, make: Make) -> None:
     """Killed, paused, and with its connections ended, under a writer."""
     async with (
-        _store(server, server.endpoint) as direct,
-        writing(_store(server, server.endpoint)) as writer,
-        followed(_store(server, server.endpoint), writer) as followers,
+        make(server, server.endpoint) as direct,
+        writing(make(server, server.endpoint)) as writer,
+        followed(make(server, server.endpoint), writer) as followers,
     ):
 
         async def catch_up() -> None:
@@ -94,7 +107,7 @@ async def test_watches_outlast_a_server(server: PostgresServer) -> None:
         await followers.agree_with(direct)
 
 
-async def test_a_standby_is_promoted_under_load() -> None:
+async def test_a_standby_is_promoted_under_load(make: Make) -> None:
     """Each commit waits for it, so nothing is lost: calls, watches and a guard go on as if nothing had happened."""
     async with AsyncExitStack() as stack:
         primary = await stack.enter_async_context(PostgresServer())
@@ -105,18 +118,18 @@ async def test_a_standby_is_promoted_under_load() -> None:
         await standby.sql("ALTER SYSTEM SET synchronous_standby_names = ''", database="postgres")
         await standby.sql("SELECT pg_reload_conf()", database="postgres")
         endpoints = (primary.endpoint, standby.endpoint)
-        holder = await stack.enter_async_context(_store(primary, *endpoints))
+        holder = await stack.enter_async_context(make(primary, *endpoints))
         assert holder.capabilities.survives_failover
         held = await holder.new_lock("lock", ttl=30).acquire()
-        writer = await stack.enter_async_context(writing(_store(primary, *endpoints)))
-        followers = await stack.enter_async_context(followed(_store(primary, *endpoints), writer))
+        writer = await stack.enter_async_context(writing(make(primary, *endpoints)))
+        followers = await stack.enter_async_context(followed(make(primary, *endpoints), writer))
 
         async def fail_over(history: History) -> None:
             await primary.kill()
             await history.suffer(1)
             await standby.promote()
 
-        await check_history(_clients(primary, *endpoints), fail_over)
+        await check_history(_clients(make, primary, *endpoints), fail_over)
         assert held.is_held
         pair = await holder.put("guarded", b"", guard=held)
         goal = writer.number + 10
