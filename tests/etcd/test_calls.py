@@ -185,6 +185,21 @@ async def test_a_scan_past_keys_that_no_path_names(direct: EtcdStore, server: Et
     assert await direct.children("") == ["a/", "b/"]
 
 
+async def test_a_key_of_the_reserved_name_that_others_wrote_is_not_seen(direct: EtcdStore, server: EtcdServer) -> None:
+    prefix = direct.driver.config.prefix
+    await server.ctl("put", f"{prefix}/.aiolibkv", "theirs")
+    pair = await direct.put("key", b"")
+    assert await direct.list("") == [pair]
+    assert await direct.keys("") == ["key"]
+    assert await direct.children("") == ["key"]
+    assert [each async for each in direct.scan("")] == [pair]
+    async with direct.watch_tree("") as watch:
+        assert list(await anext(watch)) == [pair]
+        await server.ctl("put", f"{prefix}/.aiolibkv", "theirs again")
+        pair = await direct.put("key", b"again")
+        assert list(await anext(watch)) == [pair]
+
+
 def _puts(directory: str, start: int, count: int) -> list[Put]:
     return [Put(f"{directory}/{number:06}", b"") for number in range(start, start + count)]
 
