@@ -38,14 +38,13 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.here:
         return run_there(__file__)
-    results = asyncio.run(_measure(arguments))
-    arguments.output.write_text(_as_json(results))
+    asyncio.run(_measure(arguments))
     print(f"written: {arguments.output}; python benchmarks/report.py shows it", file=sys.stderr)
     return 0
 
 
-async def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure one backend after the other."""
+async def _measure(arguments: argparse.Namespace) -> None:
+    """Measure one backend after the other; what is measured so far is written after each."""
     from measurements import MEASUREMENTS
     from servers import running
     from subjects import SUBJECTS
@@ -59,18 +58,10 @@ async def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         seconds=0.15 if arguments.quick else arguments.seconds,
         value=arguments.value,
     )
-    servers, records = {}, []
-    for backend in _chosen(arguments.backends, SUBJECTS):
-        print(f"{datetime.now(UTC):%H:%M:%S} {backend} ...", file=sys.stderr, flush=True)
-        try:
-            async with running(backend) as (url, server):
-                servers[backend] = server
-                records += await measure_backend(backend, url, budget)
-        except RuntimeError as error:
-            # A server that is not installed leaves the others to be measured.
-            print(f"{backend} is left out: {error}", file=sys.stderr)
-    packages = {subject.package for backend in servers for subject in SUBJECTS[backend] if subject.package}
-    return {
+    servers: dict[str, str] = {}
+    packages: dict[str, str] = {}
+    records: list[dict[str, Any]] = []
+    results = {
         "command": shlex.join(["python", "benchmarks/run.py", *_told(sys.argv)]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": _machine(),
@@ -79,9 +70,21 @@ async def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": budget.seconds,
         "value": budget.value,
         "servers": servers,
-        "packages": {package: _version(package) for package in sorted(packages)},
+        "packages": packages,
         "records": records,
     }
+    for backend in _chosen(arguments.backends, SUBJECTS):
+        print(f"{datetime.now(UTC):%H:%M:%S} {backend} ...", file=sys.stderr, flush=True)
+        try:
+            async with running(backend) as (url, server):
+                records += await measure_backend(backend, url, budget)
+        except RuntimeError as error:
+            # A server that is not installed leaves the others to be measured.
+            print(f"{backend} is left out: {error}", file=sys.stderr)
+            continue
+        servers[backend] = server
+        packages |= {subject.package: _version(subject.package) for subject in SUBJECTS[backend] if subject.package}
+        arguments.output.write_text(_as_json(results))
 
 
 def _chosen(words: str | None, known: Iterable[str]) -> list[str]:
