@@ -23,6 +23,7 @@ from aiolibkv import (
     Semaphore,
     StoreClosedError,
 )
+from aiolibkv.events import Connected, Disconnected, Event, WatchResumed, WatchStale
 from aiolibkv.testing.conformance.closing import CALLS
 from aiolibkv.testing.conformance.suite import CutOff, Stores, Suite, follow, next_of
 from aiolibkv.testing.scale import eventually, scaled
@@ -240,10 +241,14 @@ class Outages(Suite):
         await other.put("after", b"")
 
     async def test_a_watch_is_stale_and_catches_up(self, stores: Stores, other: AsyncStore, cut_off: CutOff) -> None:
-        """What came and went in an outage is one difference; nothing is lost, and nothing comes twice."""
+        """What came and went is one difference; nothing is lost, nothing comes twice, and a listener is told."""
+        told: list[Event] = []
         kept = await other.put("dir/kept", b"1")
         gone = await other.put("dir/gone", b"1")
-        async with stores.through(cut_off.factory).make() as store, store.watch_tree("dir") as watch:
+        through = stores.through(cut_off.factory)
+        async with through.make(listener=told.append) as store, store.watch_tree("dir") as watch:
+            if store.capabilities.distributed:
+                assert next(event for event in told if isinstance(event, Connected)).endpoint
             assert list(await next_of(watch)) == [gone, kept]
             waiting = asyncio.ensure_future(anext(watch))
             cut_off.cut()
@@ -259,6 +264,13 @@ class Outages(Suite):
             if list(snapshots[-1]) != [changed, new]:
                 snapshots += await follow(watch, lambda snapshot: list(snapshot) == [changed, new], within=30)
             assert not watch.is_stale
+            stale, resumed = (event for event in told if isinstance(event, WatchStale | WatchResumed))
+            assert isinstance(stale, WatchStale)
+            assert isinstance(resumed, WatchResumed)
+            assert (stale.key, resumed.key) == ("dir", "dir")
+            assert stale.reason
+            assert resumed.seconds > 0
+            assert all(event.reason for event in told if isinstance(event, Disconnected))
             assert await store.put("after", b"") == await other.get("after")
             state = {pair.key: pair for pair in (gone, kept)}
             for snapshot in snapshots:

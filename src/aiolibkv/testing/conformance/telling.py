@@ -13,17 +13,13 @@ import pytest
 from aiolibkv import AsyncStore, Check, KeyNotFoundError, LockLostError, Put, StoreClosedError
 from aiolibkv.events import (
     CallEnded,
-    Connected,
-    Disconnected,
     Event,
     LeaseLost,
     LockAcquired,
     LockLost,
-    WatchResumed,
-    WatchStale,
 )
-from aiolibkv.testing.conformance.suite import CutOff, Stores, Suite, next_of
-from aiolibkv.testing.scale import eventually, scaled
+from aiolibkv.testing.conformance.suite import Stores, Suite
+from aiolibkv.testing.scale import scaled
 
 _caller: ContextVar[str] = ContextVar("caller", default="nobody")
 
@@ -130,27 +126,3 @@ class Telling(Suite):
         with pytest.raises(StoreClosedError):
             await store.get("key")
         assert any(record.exc_info and record.levelno >= logging.ERROR for record in caplog.records)
-
-    async def test_connections_and_stale_watches_are_told(
-        self, stores: Stores, other: AsyncStore, cut_off: CutOff
-    ) -> None:
-        told: list[Event] = []
-        async with stores.through(cut_off.factory).make(listener=told.append) as store, store.watch("key") as watch:
-            if store.capabilities.distributed:
-                connected = next(event for event in told if isinstance(event, Connected))
-                assert connected.endpoint
-            assert await next_of(watch) is None
-            waiting = asyncio.ensure_future(anext(watch))
-            cut_off.cut()
-            await eventually(lambda: watch.is_stale, within=30, message="the watch is stale")
-            cut_off.heal()
-            await other.put("key", b"")
-            await asyncio.wait_for(waiting, scaled(30))
-            stale, resumed = (event for event in told if isinstance(event, WatchStale | WatchResumed))
-            assert isinstance(stale, WatchStale)
-            assert stale.key == "key"
-            assert stale.reason
-            assert isinstance(resumed, WatchResumed)
-            assert resumed.key == "key"
-            assert resumed.seconds >= 0
-            assert all(event.reason for event in told if isinstance(event, Disconnected))
