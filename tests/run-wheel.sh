@@ -27,7 +27,7 @@ check() {
     version=$1 venv=$work/venv-$1
     "$bin/uv" venv -q --python "$2" "$venv"
     "$bin/uv" pip install -q --python "$venv/bin/python" \
-        "$(echo "$work"/dist/*.whl)[all,test]" hypothesis mypy pytest-timeout pytest-xdist
+        "$(echo "$work"/dist/*.whl)[all,test]" hypothesis mypy opentelemetry-sdk pytest-timeout pytest-xdist
     shift 2
     cd "$work/sdist"
     "$venv/bin/python" -X dev -W error -c 'import aiolibkv'

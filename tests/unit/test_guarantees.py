@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import aiolibkv
+
 ROOT = Path(__file__).parents[2]
-SUITE = ROOT / "src/aiolibkv/testing/conformance"
+SUITE = Path(aiolibkv.__file__).parent / "testing/conformance"
 WORDS = re.compile(r"(?P<folder>\w+): (?=`)|`(?P<test>test_\w+)`|; (?=`)")
 
 
