@@ -1,6 +1,7 @@
 """Connections that a firewall has forgotten, roles that only read, TLS, and a server that has no connection left."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -25,21 +26,26 @@ async def _processes_of_stores(server: PostgresServer) -> Sequence[int]:
     return [int(pid) for pid in found.split()]
 
 
+def _send(number: signal.Signals, processes: Sequence[int]) -> None:
+    for pid in processes:
+        # One that was made for a moment may be gone.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 async def test_connections_that_are_dead_though_the_server_answers(make: Make, server: PostgresServer) -> None:
     """Their processes stand still, so that they are as mute as what a firewall has forgotten."""
     async with make(request_timeout=scaled(5)) as store, store.watch("key") as watch:
         assert await next_of(watch) is None
         await asyncio.gather(store.exists("key"), store.put("other", b""))
         frozen = await _processes_of_stores(server)
-        for pid in frozen:
-            os.kill(pid, signal.SIGSTOP)
+        _send(signal.SIGSTOP, frozen)
         try:
             pair = await store.put("key", b"")
             assert await store.get("key") == pair
             assert await next_of(watch) == pair
         finally:
-            for pid in frozen:
-                os.kill(pid, signal.SIGCONT)
+            _send(signal.SIGCONT, frozen)
         # What they had been told is not done now.
         await eventually(lambda: _are_gone(server, frozen), within=10, message="they see that nobody is there")
         assert await store.get("key") == pair
