@@ -76,7 +76,15 @@ def _each(factor: float, *peers: str) -> dict[str, float]:
     return dict.fromkeys(peers, factor)
 
 
+_CACHES = "each key is read once, when it is not in the processor's caches"
+_RENEWED = "the locks are renewed meanwhile"
+
 GROWING = {
+    ("memory", "keys", "get"): _CACHES,
+    ("sqlite", "keys", "get"): _CACHES,
+    ("consul", "locks", "put elsewhere"): _RENEWED,
+    ("zookeeper", "locks", "put elsewhere"): _RENEWED,
+    ("zookeeper", "locks", "release"): _RENEWED,
     ("memory", "keys", "put, and a watched tree tells it"): "each state is a list of all pairs, copied in slices",
     ("sqlite", "keys", "list, for each pair"): "up to 256 pairs are read in one go, more in pages",
     ("consul", "keys", "put, and a watched tree tells it"): "Consul tells no changes: each is a list of the directory",
