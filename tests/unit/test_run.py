@@ -278,3 +278,22 @@ async def test_what_belongs_to_another_event_loop_is_not_waited_for() -> None:
         assert held.is_held
         await store.put("key", b"")
         assert (await anext(watch)) is not None
+
+
+async def test_a_list_in_pages_ends_when_the_store_is_closed() -> None:
+    """Though each page has the whole time again."""
+
+    class Endless(FaultyDriver):
+        async def list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
+            while True:
+                call.extend()
+                await asyncio.sleep(0.001)
+
+    async with FaultyStore(config=Config(request_timeout=scaled(20)), driver=Endless) as store:
+        reading = asyncio.ensure_future(store.list("dir"))
+        await asyncio.sleep(0.01)
+        await store.close()
+        await asyncio.wait({reading}, timeout=scaled(2))
+        assert reading.done()
+        with pytest.raises(StoreClosedError):
+            reading.result()
