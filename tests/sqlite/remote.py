@@ -281,10 +281,16 @@ class _Server:
         self._numbers = count(-1, -1)  # those that the other one gives are not negative
         self._things: dict[int, Any] = {}
         self._running: dict[int, asyncio.Task[object]] = {}
+        self.is_alone = asyncio.Event()
 
     def read(self) -> None:
         while self._pipe.poll():
-            request, kind, *details = self._pipe.recv()
+            try:
+                request, kind, *details = self._pipe.recv()
+            except EOFError:
+                asyncio.get_running_loop().remove_reader(self._pipe.fileno())
+                self.is_alone.set()
+                return
             if kind == "cancel":
                 if request in self._running:
                     # Not before the call has begun: a call that is awaited has, when it is cancelled.
@@ -340,7 +346,7 @@ class _Server:
 
 
 async def serve(pipe: Connection, store: SqliteStore) -> None:
-    """Do what is asked, until killed."""
+    """Do what is asked, until killed, or left alone by a process that was."""
     server = _Server(pipe, Path(store.driver.endpoints[0]))
     asyncio.get_running_loop().add_reader(pipe.fileno(), server.read)
-    await asyncio.Event().wait()
+    await server.is_alone.wait()
