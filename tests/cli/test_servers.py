@@ -11,9 +11,9 @@ from uuid import uuid4
 
 import pytest
 
-from aiolibkv import Put, open_store
+from aiolibkv import AsyncStore, Put, StoreError, open_store
 from aiolibkv.testing.proxy import FaultProxy
-from aiolibkv.testing.scale import scaled
+from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ConsulServer, EtcdServer, ZooKeeperServer
 from aiolibkv.testing.servers.base import Server
 from cli.tool import Tool, is_alive, until
@@ -77,6 +77,15 @@ def test_commands(servers: Servers, backend: str, tmp_path: Path) -> None:
     assert doctor["limit"]["detail"] == LIMITS[backend]
 
 
+async def _is_refused(store: AsyncStore) -> bool:
+    """A server notices that it is full when it has committed what filled it."""
+    try:
+        await store.put("small", b"")
+    except StoreError:
+        return True
+    return False
+
+
 def test_doctor_tells_what_is_full() -> None:
     async def examine() -> None:
         async with EtcdServer(extra_args=["--quota-backend-bytes=2000000"]) as server:
@@ -84,6 +93,7 @@ def test_doctor_tells_what_is_full() -> None:
             async with open_store(tool.url) as store:
                 await store.put("large", bytes(900_000))
                 await store.put("large", bytes(900_000))
+                await eventually(lambda: _is_refused(store), within=10, message="the server is full")
             ended = await asyncio.to_thread(tool.run, "doctor")
             assert ended.code == 8
             limit, usable = (line.split("\t")[1:] for line in ended.lines if line.startswith("WRONG"))

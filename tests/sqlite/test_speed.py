@@ -108,7 +108,7 @@ async def test_what_a_call_costs_does_not_grow_with_the_leases() -> None:
             connection.execute(statement)
         transaction = Transaction(connection, tables)
         for statement, parameters in (
-            (transaction._head, (0.0,)),
+            (transaction._head, (0.0, 0.0)),
             (transaction._current, {"key": "key", "now": 0.0}),
         ):
             plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
-from aiolibkv.backends.etcd.channel import RpcFailedError
+from aiolibkv.backends.etcd.channel import BROKEN, RpcFailedError
 from aiolibkv.testing.framing import Framing
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import scaled
@@ -258,7 +258,7 @@ async def test_counts_and_cuts_with_etcd() -> None:
             await put(b"4")
             with pytest.raises(RpcFailedError) as caught:
                 await put(b"cut")
-            assert caught.value.code == "UNAVAILABLE"
+            assert caught.value.code == BROKEN
             assert proxy.answers_cut == 1
         assert await server.ctl("get", "k", "--print-value-only") == "cut\n"
 

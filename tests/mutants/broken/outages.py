@@ -48,9 +48,9 @@ def who_begins_again_is_in_another_outage(patch: pytest.MonkeyPatch) -> None:
 
 @mutant(Suite)
 def calls_take_longer_than_their_timeout(patch: pytest.MonkeyPatch) -> None:
-    """A call may take five times its request_timeout."""
+    """A call may take ten times its request_timeout."""
     init = Deadlines.__init__
-    patch.setattr(Deadlines, "__init__", lambda self, limit: init(self, 5 * limit))
+    patch.setattr(Deadlines, "__init__", lambda self, limit: init(self, 10 * limit))
 
 
 @mutant(Suite)
