@@ -260,6 +260,15 @@ async def test_a_put_under_a_lost_lease_gets_a_new_one() -> None:
         assert store.calls.count("grant") == 2
 
 
+@pytest.mark.parametrize("keep_alive", [False, True])
+async def test_a_lease_that_is_lost_before_it_is_granted(*, keep_alive: bool) -> None:
+    async with FaultyStore() as store:
+        store.faults["grant"].extend(["lease lost"] * 2)
+        await store.put("k", b"v", ttl=30, keep_alive=keep_alive)
+        assert store.calls.count("grant") == 3
+        assert lease_count(store) == 1
+
+
 async def test_renewal_goes_on_after_an_outage() -> None:
     async with FaultyStore() as store:
         await store.put("k", b"v", ttl=0.6, keep_alive=True)

@@ -121,6 +121,15 @@ async def test_a_lease_that_turns_out_to_be_lost_while_a_key_is_watched() -> Non
         assert (await asyncio.wait_for(waiting, scaled(5))).is_held
 
 
+@pytest.mark.parametrize("how", ["acquire", "try_acquire"])
+async def test_a_lease_that_is_lost_before_it_is_granted(how: str) -> None:
+    async with FaultyStore() as store:
+        store.faults["grant"].extend(["lease lost"] * 2)
+        held = await getattr(store.new_lock("lock", ttl=5), how)()
+        assert held.is_held
+        assert store.calls.count("grant") == 3
+
+
 async def test_an_outage_beyond_the_ttl_loses_the_lock_by_the_clock() -> None:
     async with FaultyStore() as store:
         loop = asyncio.get_running_loop()

@@ -379,6 +379,9 @@ class Driver(ABC, Generic[L]):
 
         Called again for the same lease when the answer was lost. Nothing is to be done by default: for servers that
         keep the lifetime with each key.
+
+        Raises:
+            LeaseLostError: what it was to live in has ended meanwhile; it is called again.
         """
 
     @abstractmethod

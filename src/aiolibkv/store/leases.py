@@ -15,7 +15,7 @@ from typing import TypeVar
 from aiolibkv.errors import NotReachableError, RequestTimeoutError, StoreClosedError, StoreError
 from aiolibkv.store.backoff import growing_pauses
 from aiolibkv.store.calls import Call, Calls
-from aiolibkv.store.driver import Lease, Lifetime
+from aiolibkv.store.driver import Lease, LeaseLostError, Lifetime
 from aiolibkv.store.tasks import wait_shielded
 
 T = TypeVar("T")
@@ -85,9 +85,16 @@ class Session:
         return not self.is_over and clock() < self.deadline
 
     async def begin(self, call: Call) -> None:
-        """Have the lease granted and start to renew it."""
+        """Have the lease granted and start to renew it.
+
+        Raises:
+            NotReachableError: it was lost before it was granted, and may be begun again; or no server answered.
+        """
         sent = clock()
-        await self._calls.driver.grant(call, self.lease)
+        try:
+            await self._calls.driver.grant(call, self.lease)
+        except LeaseLostError as error:
+            raise NotReachableError("the server has lost the lease") from error
         self.renewed = sent
         if not self.is_over:
             self._is_begun = True

@@ -266,17 +266,11 @@ class Lifetimes:
         opening = shared.opening
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
             self._sessions.adopt(shared.session)
-            opening = shared.opening = self._tasks.start(self._begin(shared.session))
+            opening = shared.opening = self._tasks.start(self._calls.attempt(shared.session.begin))
         try:
             await asyncio.shield(opening)
         except StoreError as error:
             raise copy.copy(error).with_traceback(None) from error.__cause__
-
-    async def _begin(self, session: Session) -> None:
-        try:
-            await self._calls.attempt(session.begin)
-        except LeaseLostError as error:
-            raise NotReachableError("the server has lost the lease") from error
 
     def _lost(self, shared: _Shared) -> None:
         if self._shared.get(shared.ttl) is shared:
