@@ -111,5 +111,25 @@ async def test_a_mirror_tells_that_it_is_cut_off(service: Service) -> None:
             await eventually(lambda: mirror.stale_for == 0, within=10, message="it is up to date")
 
 
+async def test_a_mirror_reflects_own_writes_to_a_server_without_its_data(service: Service) -> None:
+    """Whose indexes are lower than those that the mirror knows."""
+    server = service.needs_server()
+    async with (
+        open_store(service.url(service.endpoint, "wiped"), Config(request_timeout=scaled(10))) as store,
+        Mirror(store, "config") as mirror,
+        asyncio.timeout(scaled(90)),
+    ):
+        for number in range(30):
+            await mirror.wait_for((await store.put(f"config/{number}", b"old")).last_index)
+        await server.kill()
+        await eventually(lambda: mirror.is_stale, within=30, message="it is stale")
+        await server.wipe()
+        for number in range(10):
+            pair = await store.put("config/0", b"%d" % number)
+            await mirror.wait_for(pair.last_index)
+            assert mirror.get("config/0") == pair
+        assert mirror.snapshot == [pair]
+
+
 async def _are(discovery: Discovery, expected: list[Instance]) -> bool:
     return await discovery.instances("web") == expected

@@ -1,13 +1,16 @@
-"""Mirrors of a watch that is cut off, or refused."""
+"""Mirrors of a watch that is cut off, refused, or sees a server without its data."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import pytest
 
 from aiolibkv import AccessDeniedError, AsyncStore, KVPair, Mirror, Snapshot
+from aiolibkv.store import Feed
+from aiolibkv.testing.scale import scaled
+from unit.faulty import FaultyDriver, FaultyStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -70,3 +73,54 @@ async def test_a_refusal_is_told_by_whatever_is_asked() -> None:
                 _ = mirror.stale_for
             with pytest.raises(AccessDeniedError):
                 await anext(mirror.changes())
+
+
+class _Scripted(FaultyDriver):
+    """Watches begin with ``state``, and have what is told to ``feeds``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.state: tuple[list[KVPair], int] = [], 0
+        self.feeds: list[Feed] = []
+
+    async def follow(self, feed: Feed) -> None:
+        self.feeds.append(feed)
+        feed.reset(*self.state)
+        await asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.parametrize("begins", ["cut off", "emptied", "at once"])
+async def test_own_writes_are_waited_for_when_the_server_counts_anew(begins: str) -> None:
+    async with FaultyStore(driver=_Scripted) as store, asyncio.timeout(scaled(10)):
+        driver = cast("_Scripted", store.driver)
+        driver.state = [KVPair("config/a", b"old", 30)], 30
+        async with Mirror(store, "config") as mirror:
+            await mirror.wait_for(30)
+            feed = driver.feeds[0]
+            if begins == "cut off":
+                feed.cut_off()
+            else:
+                driver.state = ([], 3) if begins == "emptied" else ([KVPair("config/a", b"new", 4)], 4)
+                feed.reset(*driver.state)
+                await anext(mirror.changes())
+                await asyncio.sleep(0)
+            for index in range(5, 8):
+                driver.state = [KVPair("config/a", b"%d" % index, index)], index
+                waiting = asyncio.ensure_future(mirror.wait_for(index))
+                await asyncio.sleep(0.01)
+                assert not waiting.done(), index
+                feed.reset(*driver.state)
+                await waiting
+                assert mirror.snapshot == driver.state[0]
+
+
+async def test_a_mirror_that_missed_nothing_reflects_what_was_undone() -> None:
+    """After an outage its watch brings nothing: what it reads does."""
+    async with FaultyStore(driver=_Scripted) as store, asyncio.timeout(scaled(10)):
+        driver = cast("_Scripted", store.driver)
+        driver.state = [KVPair("config/a", b"", 30)], 30
+        async with Mirror(store, "config") as mirror:
+            driver.feeds[0].cut_off()
+            driver.state = driver.state[0], 32
+            await mirror.wait_for(31)
+            await mirror.wait_for(30)

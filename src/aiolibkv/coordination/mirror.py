@@ -85,7 +85,8 @@ class Mirror:
             AccessDeniedError: the server has refused the watch.
 
         Cancellation: harmless.
-        Cost: none when the watch brings the index within 0.1 s; else a read of the directory now and then.
+        Cost: none when the watch brings the index within 0.1 s; else, and after an outage, a read of the directory now
+        and then.
         """
         self._check()
         until_failure = asyncio.timeout(None)
@@ -157,8 +158,13 @@ class Mirror:
             self._fail(error)
 
     def _set(self, snapshot: Snapshot) -> None:
-        self._previous, self._snapshot = self._snapshot, snapshot
-        self._reflected = snapshot.last_index
+        before = self._previous = self._snapshot
+        self._snapshot = snapshot
+        if before is None or snapshot.last_index > before.last_index:
+            self._reflected = snapshot.last_index
+        else:
+            # The server lost its data and counts anew, which a snapshot's index, that never decreases, does not show.
+            self._reflected = max((pair.last_index for pair in snapshot), default=0)
         self._tell()
 
     def _fail(self, error: StoreError) -> None:
@@ -179,6 +185,7 @@ class Mirror:
         return StoreClosedError("the mirror is not entered", key=self._directory)
 
     async def _reach(self, index: int) -> None:
+        self._note_staleness()
         pause = _FIRST_SETTLING
         while self._reflected < index:
             try:
@@ -186,23 +193,28 @@ class Mirror:
                     while self._reflected < index:
                         await self._changed.wait()
             except TimeoutError:
-                await self._settle()
+                if await self._settle() >= index:
+                    return
             pause = min(2 * pause, _LAST_SETTLING)
 
-    async def _settle(self) -> None:
-        """Read the directory anew: a mirror that is equal to it reflects its index too.
+    async def _settle(self) -> int:
+        """Read the directory anew, and return the index that the mirror is known to reflect: when it is equal to it.
 
         A write that was undone before the watch saw it may never come by the watch.
         """
         async with self._store.watch_tree(self._directory) as watch:
             fresh = await anext(watch)
         if fresh == self._snapshot:
-            self._reflected = max(self._reflected, fresh.last_index)
+            self._reflected = fresh.last_index
+        return self._reflected
 
     def _note_staleness(self) -> None:
         if self._watch is None or not self._watch.is_stale:
             self._stale_since = None
-        elif self._stale_since is None:
+            return
+        # The server may come back without its data, and count anew.
+        self._reflected = 0
+        if self._stale_since is None:
             self._stale_since = asyncio.get_running_loop().time()
 
     def _note_staleness_again(self) -> None:
