@@ -132,9 +132,10 @@ def elect_command(settings: Settings, key: str, command: Sequence[str], *, node:
 def every_command(settings: Settings, seconds: float, key: str, command: Sequence[str], *, ttl: float) -> int | None:
     """Run COMMAND every so many SECONDS, in one of all processes that do this for KEY, until interrupted.
 
-    Slots are multiples of SECONDS since 1970 in UTC; none begins twice, and one that was missed is not made up for. The
-    command has AIOLIBKV_SLOT, AIOLIBKV_LOCK_KEY and AIOLIBKV_FENCING_TOKEN in its environment. That it fails is told.
-    When the lock is lost, its process group gets SIGTERM, and SIGKILL before anybody else can have the lock.
+    Slots are multiples of SECONDS since 1970 in UTC; none begins twice. The slot that is due now runs at once, unless
+    it has run; older ones that were missed are not made up for. The command has AIOLIBKV_SLOT, AIOLIBKV_LOCK_KEY and
+    AIOLIBKV_FENCING_TOKEN in its environment. That it fails is told. When the lock is lost, its process group gets
+    SIGTERM, and SIGKILL before anybody else can have the lock.
     """
 
     async def every(store: AsyncStore) -> None:

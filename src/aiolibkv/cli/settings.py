@@ -120,7 +120,13 @@ def common_options() -> list[click.Parameter]:
             "url", "--url", "-u", help=f"The store; {URL_VARIABLE}, or a database of the user's own, when not given."
         ),
         _option("as_json", "--json", is_flag=True, help="Write each item as a JSON object in a line."),
-        _option("timeout", "--timeout", metavar="SECONDS", type=float, help="How long a request may take (5)."),
+        _option(
+            "timeout",
+            "--timeout",
+            metavar="SECONDS",
+            type=float,
+            help="How long a request may take (5); connecting: ?connection_timeout= in the URL.",
+        ),
         _option("is_verbose", "--verbose", is_flag=True, help="Show the library's log, and tracebacks."),
         _option("is_quiet", "--quiet", is_flag=True, help="Tell nothing but errors."),
     ]
