@@ -99,6 +99,34 @@ async def test_a_lost_answer_is_found_out(proxied: PostgresStore, proxy: FaultPr
     assert await direct.list("") == []
 
 
+async def test_a_lost_answer_is_found_out_after_a_sweep(
+    proxied: PostgresStore, proxy: FaultProxy, direct: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store itself has deleted what has expired before it asks."""
+    writer = proxied.driver._writer
+    find_out = writer._find_out
+    asked: list[bool] = []
+
+    async def sweep_and_find_out(*arguments: Any) -> Any:
+        await direct.put("short", b"", ttl=0.05)
+        await eventually(lambda: _is_over(direct, "short"), within=5, message="it has expired")
+        await writer.sweep()
+        asked.append(True)
+        return await find_out(*arguments)
+
+    monkeypatch.setattr(writer, "_find_out", sweep_and_find_out)
+    previous = await direct.put("key", b"1")
+    await proxied.exists("key")
+    proxy.cut_answers(1)
+    pair = await proxied.atomic_put("key", b"2", previous)
+    assert asked == [True]
+    assert await direct.get("key") == pair
+
+
+async def _is_over(store: PostgresStore, key: str) -> bool:
+    return not await store.exists(key)
+
+
 async def test_a_request_that_arrives_late_does_nothing(proxied: PostgresStore, direct: PostgresStore) -> None:
     """What was found not to be written is repeated, and the first request never takes effect."""
     writer = proxied.driver._writer

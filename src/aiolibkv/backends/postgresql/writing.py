@@ -99,6 +99,9 @@ class Writer:
         self._connections = connections
         self._id = new_id()
         self._batch = 0
+        # A sweep may come between a batch and the question what became of it, so it is another writer.
+        self._sweeper_id = new_id()
+        self._sweep = 0
         self._apply = Statement(f"SELECT {names.apply}($1, $2, $3, $4, $5, $6, $7, $8)", "a")
         self._resolve = Statement(f"SELECT {names.resolve}($1, $2)", "a")
         self._renew = Statement(f"SELECT {names.renew}($1)", "i")
@@ -155,8 +158,8 @@ class Writer:
     async def sweep(self) -> None:
         """Delete what has expired."""
         async with self._connections.borrow() as link:
-            self._batch += 1
-            await self._send(link, self._batch, ())
+            self._sweep += 1
+            await self._send(link, self._sweeper_id, self._sweep, ())
 
     async def _renew_all(self, leases: Sequence[int]) -> Sequence[bool]:
         async with self._connections.borrow() as link:
@@ -188,7 +191,7 @@ class Writer:
                 is_sent = True
                 for operation in operations:
                     operation.is_sent, operation.is_void = True, False
-                numbers = await self._send(link, batch, operations)
+                numbers = await self._send(link, self._id, batch, operations)
         except StoreError as error:
             if not is_sent or (error.__cause__ is not None and is_refusal(error.__cause__)):
                 _make_void(operations)
@@ -203,10 +206,12 @@ class Writer:
             for refused, number in zip(numbers[::2], numbers[1::2], strict=True)
         ]
 
-    async def _send(self, link: Link, batch: int, operations: Sequence[_Operation]) -> Sequence[int] | None:
+    async def _send(
+        self, link: Link, writer: int, batch: int, operations: Sequence[_Operation]
+    ) -> Sequence[int] | None:
         rows = [(at, *step) for at, operation in enumerate(operations, 1) for step in operation.steps]
         columns = [list(column) for column in zip(*rows, strict=True)] or [[]] * 6
-        return _numbers(await link.rows(self._apply, self._id, batch, *columns))
+        return _numbers(await link.rows(self._apply, writer, batch, *columns))
 
     async def _find_out(self, batch: int, operations: Sequence[_Operation], error: StoreError) -> Sequence[int] | None:
         """Return what became of a batch, None if nothing; raise the error when nobody wants to know any more."""
