@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
@@ -112,7 +113,7 @@ class Discovery:
             if snapshot is not self._mirrored_at:
                 self._mirrored.update(snapshot)
                 self._mirrored_at = snapshot
-            return self._mirrored.of(service)
+            return _copies(self._mirrored.of(service))
         found = _Instances(self._path, self._read)
         try:
             found.update(await self._store.list(directory))
@@ -147,7 +148,7 @@ class Discovery:
             found.update(snapshot)
             return found.of(service)
 
-        return View(self._store.watch_tree(self._directory(service)), see)
+        return View(self._store.watch_tree(self._directory(service)), see, _copies)
 
     def _directory(self, service: str) -> str:
         return f"{self._path}/{_segment(service)}"
@@ -187,9 +188,14 @@ class _Instances:
             if instance is not None:
                 self._services.setdefault(place[0], []).append(instance)
 
-    def of(self, service: str) -> list[Instance]:
-        """Return the instances of a service, in a list of the caller's own."""
-        return list(self._services.get(service, ()))
+    def of(self, service: str) -> Sequence[Instance]:
+        """Return the instances of a service."""
+        return self._services.get(service, [])
+
+
+def _copies(instances: Sequence[Instance]) -> Sequence[Instance]:
+    """Return instances whose metadata the caller may change."""
+    return [replace(instance, metadata=dict(instance.metadata)) for instance in instances]
 
 
 def _place(path: str, key: str) -> tuple[str, str] | None:

@@ -411,7 +411,7 @@ class Follower:
 
         Cost: that of a watch.
         """
-        return View(self._store.watch(self._key), self._see)
+        return View(self._store.watch(self._key), self._see, copy)
 
     def _see(self, pair: KVPair | None) -> str | None:
         self.leader = None if pair is None else pair.value.decode(errors="replace")

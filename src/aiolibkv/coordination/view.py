@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -21,15 +20,17 @@ class View(Generic[S, T]):
     What is handed out is a copy: its user may change it.
     """
 
-    def __init__(self, watch: Watch[S], function: Callable[[S], T]) -> None:
+    def __init__(self, watch: Watch[S], function: Callable[[S], T], copy: Callable[[T], T]) -> None:
         """Make a view; the watch starts with it.
 
         Args:
             watch: what is seen.
             function: makes of each item what is yielded.
+            copy: makes a copy that shares with what it is made of nothing that can be changed.
         """
         self._watch = watch
         self._function = function
+        self._copy = copy
         self._last: object = _NOTHING
 
     @property
@@ -45,7 +46,7 @@ class View(Generic[S, T]):
             item = self._function(await anext(self._watch))
             if item != self._last:
                 self._last = item
-                return copy(item)
+                return self._copy(item)
 
     async def __aenter__(self) -> Self:
         await self._watch.__aenter__()

@@ -24,7 +24,7 @@ from aiolibkv import (
     Semaphore,
     Snapshot,
 )
-from aiolibkv.coordination import mirror, periodic, readwrite, semaphore, view
+from aiolibkv.coordination import discovery, mirror, periodic, readwrite, semaphore
 from aiolibkv.coordination.election import Campaign, Election
 from aiolibkv.coordination.holding import WhileHeld
 from aiolibkv.coordination.line import PlaceLock
@@ -131,7 +131,7 @@ def registrations_do_not_heal(patch: pytest.MonkeyPatch) -> None:
 @mutant(Coordinating)
 def what_is_compared_is_handed_out(patch: pytest.MonkeyPatch) -> None:
     """A consumer that changes its list of instances misses what happens next."""
-    patch.setattr(view, "copy", lambda item: item)
+    patch.setattr(discovery, "_copies", lambda instances: instances)
 
 
 @mutant(Coordinating)

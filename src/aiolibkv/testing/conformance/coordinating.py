@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -123,6 +124,20 @@ class Coordinating(Suite):
                 instances.clear()
             assert await anext(watch) == []
 
+    async def test_what_a_user_changes_in_an_instance_hides_nothing(self, store: AsyncStore) -> None:
+        discovery = Discovery(store, "services")
+        first, other = Instance("web", "a", "h:1", {"zone": "x"}), Instance("web", "b", "h:2")
+        changed = replace(first, metadata={"zone": "changed"})
+        await store.put("services/web/a", json.dumps(asdict(first)).encode())
+        async with asyncio.timeout(scaled(20)), discovery.watch("web") as watch:
+            _change((await anext(watch))[0])
+            await store.put("services/web/b", json.dumps(asdict(other)).encode())
+            instances = await anext(watch)
+            assert instances == [first, other]
+            _change(instances[0])
+            await store.put("services/web/a", json.dumps(asdict(changed)).encode())
+            assert await anext(watch) == [changed, other]
+
     async def test_an_unreadable_registration_is_told_once(
         self, store: AsyncStore, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -173,9 +188,15 @@ class Coordinating(Suite):
                 assert await here.services() == ["db", "web"]
                 instances = await here.instances("web")
                 assert isinstance(instances, list)
+                _change(instances[0])
                 instances.clear()
                 assert await here.instances("web") == [web.instance]
             await eventually(lambda: not here.mirror or not len(here.mirror.snapshot), within=10, message="they go")
             assert await here.instances("web") == []
         assert not here.mirror
         assert await here.instances("web") == []
+
+
+def _change(instance: Instance) -> None:
+    assert isinstance(instance.metadata, dict)
+    instance.metadata["zone"] = "changed"
