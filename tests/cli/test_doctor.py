@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from aiolibkv.cli.text import masked
 from aiolibkv.testing.servers.process import HOST, Port
 from aiolibkv.testing.servers.tls import Certificates
 from cli.tool import Ended, Tool
@@ -44,6 +45,30 @@ def test_a_port_where_nobody_listens(backend: str) -> None:
     assert server[1:] == [f"{HOST}:{port.number}: nobody listens there", "is the server running, and on this port?"]
     assert usable[0] == "usable"
     assert b"secret" not in ended.out
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "etcd://{}/app?username=u&password=pa@ssw0rd",
+        "etcd://app:pa ssw0rd@{}/app?",
+        "etcd://{}/?username=u&passw%6Frd=pa'ssw0rd",
+    ],
+)
+def test_no_password_is_shown(url: str) -> None:
+    port = Port()
+    try:
+        ended = Tool(f"{url.format(f'{HOST}:{port.number}')}&connection_timeout=0.2".replace("?&", "?")).run("doctor")
+    finally:
+        port.release()
+    assert ended.code == 3
+    assert "***" in ended.lines[0]
+    assert "ssw0rd" not in ended.out.decode() + ended.err
+
+
+def test_no_password_is_in_a_message() -> None:
+    assert masked("at etcd://h/?password=pa@ssw0rd&prefix=a") == "at etcd://h/?password=***&prefix=a"
+    assert masked("at etcd://u:p@ss@h/a") == "at etcd://***@h/a"
 
 
 async def silence(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -32,6 +32,7 @@ SECRETS = "etcd://user:pass%20word@localhost:1,localhost:2/?token=secret&conecti
         (["rm", "-r", ""], 2),
         (["get", "key", "--url", ""], 2),
         (["import", "/nonsense"], 2),
+        (["postgresql-schema", "--role", ""], 2),
         (["export", "-o", "/nonsense/file"], 8),
         (["get", "key", "-u", "sqlite:////nonsense/x.db"], 8),
     ],
@@ -54,6 +55,9 @@ def test_without_arguments_it_is_help(tool: Tool) -> None:
         ("rm -r gone", "<&-", 1, "the key does not exist"),
         ("put key value", ">&-", 0, ""),
         ("get there", ">&-", 8, "standard output is closed"),
+        ("postgresql-schema", ">&-", 8, "standard output is closed"),
+        ("completion bash", ">&-", 8, "standard output is closed"),
+        ("completion zsh", ">/dev/full", 8, "No space left on device"),
         ("get there", ">/dev/full", 8, "No space left on device"),
         ("nonsense", "2>&-", 2, ""),
         ("get gone --verbose", "2>&-", 1, ""),
@@ -102,6 +106,16 @@ def test_a_closed_pipe_ends_quietly(tool: Tool) -> None:
         assert listing.process.wait(scaled(20)) == 0
         assert listing.process.stderr is not None
         assert listing.process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("command", [["postgresql-schema"], ["completion", "bash"]])
+def test_a_pipe_that_is_closed_from_the_beginning(tool: Tool, command: list[str]) -> None:
+    with tool.start(*command) as writing:
+        assert writing.process.stdout is not None
+        writing.process.stdout.close()
+        assert writing.process.wait(scaled(20)) == 0
+        assert writing.process.stderr is not None
+        assert writing.process.stderr.read() == b""
 
 
 def test_who_reads_nothing_keeps_nothing_from_ending(tool: Tool) -> None:

@@ -134,6 +134,31 @@ def test_the_command_is_dead_before_others_have_the_lock(servers: Servers, backe
     asyncio.run(take_over())
 
 
+def test_cp_follows_through_an_outage_of_the_destination(servers: Servers, tmp_path: Path) -> None:
+    source, destination = Tool(f"sqlite:///{tmp_path / 'test.db'}"), servers.tool("etcd")
+    source.put("key")
+    server = servers["etcd"]
+
+    async def follow() -> None:
+        async with FaultProxy(server.host, server.port) as proxy, open_store(destination.url) as store:
+            through = destination.url.replace(server.endpoint, proxy.endpoint)
+            with source.start("cp", source.url, through, "--follow", "--timeout", "0.5") as following:
+                assert following.process.stderr is not None
+                told = iter(following.process.stderr.readline, b"")
+                await asyncio.to_thread(next, (line for line in told if b"are equal: 1" in line))
+                proxy.blackhole()
+                await asyncio.to_thread(source.delete, "key")
+                await asyncio.to_thread(next, (line for line in told if b"tries again" in line))
+                proxy.heal()
+
+                async def is_gone() -> bool:
+                    return not await store.exists("key")
+
+                await eventually(is_gone, within=20, message="the deletion is carried out")
+
+    asyncio.run(follow())
+
+
 def test_what_is_too_large_is_left_out(servers: Servers, tmp_path: Path) -> None:
     source, destination = Tool(f"sqlite:///{tmp_path / 'test.db'}"), servers.tool("consul")
     source.put("large", b"x" * 600_000)

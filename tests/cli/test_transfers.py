@@ -67,8 +67,10 @@ def test_import_changes_what_it_says(tool: Tool) -> None:
 def test_import_checks_everything_first(tool: Tool) -> None:
     fitting = b'{"key": "x", "value": ""}\n'
     too_large = json.dumps({"key": "y", "value": "y" * 1024 * 1024 * 17}).encode()
-    for line, reason in ((b'{"key": "a//b", "value": ""}', "'a//b'"), (too_large, "key 'y'")):
-        ended = tool.run("import", stdin=fitting + line)
+    empty = b'{"key": "/", "value": ""}'
+    wrong = b'{"key": "a//b", "value": ""}'
+    for line, reason in ((wrong, "'q/a//b'"), (too_large, "key 'q/y'"), (empty, "line 2: the key is empty")):
+        ended = tool.run("import", "--into", "q", stdin=fitting + line)
         assert (ended.code, ended.out) == (8, b"")
         assert reason in ended.err
     assert tool.values() == {}
@@ -112,7 +114,13 @@ def test_memory_is_bounded(tool: Tool, other: Tool, tmp_path: Path) -> None:
 
 
 def test_cp_is_not_into_itself(tool: Tool) -> None:
-    for source, destination in ((tool.url, f"{tool.url}?prefix=a"), ("etcd://u:p@h/a/b", "etcd://h/a")):
+    for source, destination in (
+        (tool.url, f"{tool.url}?prefix=a"),
+        ("etcd://u:p@h/a/b", "etcd://h/a"),
+        ("zk://h/a/b", "zookeeper://h/a"),
+        ("etcd://h/a/b", "etcd://H:2379/a"),
+        ("etcd://h,g/a/b", "etcd://i,h/a"),
+    ):
         ended = tool.run("cp", source, destination)
         assert (ended.code, "into itself" in ended.err) == (2, True)
 

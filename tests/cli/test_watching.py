@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from aiolibkv.testing.scale import scaled
-from cli.tool import Tool
+from cli.tool import Running, Tool, until
 
 
 def test_watch(tool: Tool) -> None:
@@ -47,6 +52,21 @@ def test_who_follows_ends_when_nobody_reads(tool: Tool, command: list[str]) -> N
         assert following.process.wait(scaled(20)) == 0
         assert following.process.stderr is not None
         assert following.process.stderr.read() == b""
+
+
+def test_a_pipe_that_is_open_for_reading_too(tool: Tool, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    both = os.open(fifo, os.O_RDWR)
+    try:
+        command = [sys.executable, "-m", "aiolibkv", "watch", "key", "--count", "2", "--url", tool.url]
+        with Running(subprocess.Popen(command, stdout=both)) as watch:
+            until(lambda: select.select((both,), (), (), 0)[0], within=20)
+            index = tool.put("key", b"value")
+            assert watch.process.wait(scaled(20)) == 0
+        assert os.read(both, 100) == f"key\t-\nkey\t{index}\tvalue\n".encode()
+    finally:
+        os.close(both)
 
 
 def test_watch_runs_a_command(tool: Tool) -> None:

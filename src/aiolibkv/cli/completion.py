@@ -8,6 +8,8 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from aiolibkv import Config, StoreError, open_store
+from aiolibkv.cli.output import Output
+from aiolibkv.cli.running import run
 from aiolibkv.cli.settings import Command, Settings
 
 _PATIENCE = 1.0
@@ -43,18 +45,19 @@ complete -F _aiolibkv_completion aiolibkv
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
-def completion_command(context: click.Context, shell: str) -> None:
+def completion_command(context: click.Context, shell: str) -> int | None:
     """Write what a SHELL evaluates to complete commands, options and keys.
 
     bash: eval "$(aiolibkv completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc; fish: aiolibkv completion fish >
     ~/.config/fish/completions/aiolibkv.fish.
     """
     if shell == "bash":
-        click.echo(_BASH, nl=False)
-        return
-    kind = get_completion_class(shell)
-    assert kind is not None, "one of click's own"
-    click.echo(kind(context.find_root().command, {}, "aiolibkv", "_AIOLIBKV_COMPLETE").source())
+        text = _BASH
+    else:
+        kind = get_completion_class(shell)
+        assert kind is not None, "one of click's own"
+        text = kind(context.find_root().command, {}, "aiolibkv", "_AIOLIBKV_COMPLETE").source() + "\n"
+    return run(context.ensure_object(Settings), lambda: Output(as_json=False).write(text.encode()))
 
 
 def keys_like(context: click.Context, incomplete: str) -> list[CompletionItem]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Container, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from typing import NamedTuple, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -14,6 +15,7 @@ import click
 from aiolibkv import (
     AsyncStore,
     CallNotSupportedError,
+    Change,
     KeyNotFoundError,
     KVPair,
     NotReachableError,
@@ -23,8 +25,10 @@ from aiolibkv import (
 from aiolibkv.cli.changes import Step, Tally, batches, everything, steps_to, steps_to_clear
 from aiolibkv.cli.failures import MODIFIED, OTHER, CommandError
 from aiolibkv.cli.output import Output, tell
+from aiolibkv.cli.probing import servers_of
 from aiolibkv.cli.running import run
 from aiolibkv.cli.settings import Command, Settings
+from aiolibkv.registry import GROUP
 
 _MOST_PASSES = 10
 """Of which each but the last has found differences: who writes at the same time is faster."""
@@ -59,26 +63,32 @@ def cp_command(
     """
     if dry_run and follow:
         raise click.UsageError("--dry-run and --follow do not go together.")
-    if _is_nested(source, destination):
-        raise click.UsageError("one of the two is a part of the other, which would be copied into itself.")
     output = Output(as_json=settings.as_json)
 
     async def cp() -> None:
-        async with settings.store(source) as from_store, settings.store(destination) as to_store:
+        from_store, to_store = settings.store(source), settings.store(destination)  # says what is wrong with a URL
+        if _is_nested(source, destination):
+            raise click.UsageError("one of the two is a part of the other, which would be copied into itself.")
+        async with from_store, to_store:
             copy = _Copy(from_store, to_store, delete=delete)
             if dry_run:
                 async for steps in copy.steps():
                     for step in steps:
                         await step.show(output)
                 return
-            await copy.complete(settings)
-            if output.as_json:
-                await output.item("", {"keys": copy.keys, "written": copy.written, "refused": len(copy.refused)})
-            elif not settings.is_quiet:
-                equal = copy.keys - len(copy.refused)
-                tell(f"keys that are equal: {equal}; written or deleted for that: {copy.written}")
+
+            async def complete() -> None:
+                await copy.complete(settings)
+                if output.as_json:
+                    await output.item("", {"keys": copy.keys, "written": copy.written, "refused": len(copy.refused)})
+                elif not settings.is_quiet:
+                    equal = copy.keys - len(copy.refused)
+                    tell(f"keys that are equal: {equal}; written or deleted for that: {copy.written}")
+
             if follow:
-                await copy.follow(settings)
+                await copy.follow(complete)
+            else:
+                await complete()
             if copy.refused:
                 raise CommandError(f"keys that the destination cannot have: {len(copy.refused)}", OTHER)
 
@@ -88,23 +98,25 @@ def cp_command(
 def _is_nested(first: str, second: str) -> bool:
     """Tell whether one of two URLs names a directory in what the other one names, as far as URLs show it."""
     one, other = _place(first), _place(second)
-    if one.server != other.server or one.prefix == other.prefix:
+    if one.area != other.area or one.servers.isdisjoint(other.servers) or one.prefix == other.prefix:
         return False
     return f"{one.prefix}/".startswith(f"{other.prefix}/") or f"{other.prefix}/".startswith(f"{one.prefix}/")
 
 
 class _Place(NamedTuple):
-    server: tuple[object, ...]
+    area: tuple[object, ...]
+    servers: frozenset[str]
     prefix: str
 
 
 def _place(url: str) -> _Place:
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query))
-    hosts = frozenset(parts.netloc.rpartition("@")[2].split(","))
+    servers = frozenset(map(str, servers_of(url))) or frozenset(parts.netloc.rpartition("@")[2].split(","))
+    backend = next(iter(entry_points(group=GROUP, name=parts.scheme)))  # it may have several names
     tables = tuple(options.get(name) for name in ("bucket", "schema", "table"))
     prefix = "/".join(part for part in (unquote(parts.path).strip("/"), options.get("prefix", "").strip("/")) if part)
-    return _Place((parts.scheme, hosts, tables), f"/{prefix}" if prefix else "")
+    return _Place((backend.value, tables), servers, f"/{prefix}" if prefix else "")
 
 
 class _Copy:
@@ -155,23 +167,22 @@ class _Copy:
                 return
         raise CommandError("source and destination are not equal: others change them all the time", MODIFIED)
 
-    async def follow(self, settings: Settings) -> None:
-        """Carry out each change of the source, through outages."""
+    async def follow(self, complete: Callable[[], Awaitable[None]]) -> None:
+        """Copy, then carry out each change of the source that came since it began, through outages."""
+        async with self._source.watch_tree("") as watch:
+            await anext(watch)  # what goes from here on is heard of
+            await complete()
+            async for snapshot in watch:
+                for change in snapshot.changes:
+                    await self._apply_through_outages(change)
+
+    async def _apply_through_outages(self, change: Change) -> None:
         while True:
             try:
-                async with self._source.watch_tree("") as watch:
-                    is_first = True
-                    async for snapshot in watch:
-                        if is_first:
-                            # What changed since it was compared is found by comparing.
-                            await self.complete(settings)
-                            is_first = False
-                            continue
-                        for change in snapshot.changes:
-                            await self._apply(change.key, change.pair)
+                return await self._apply(change.key, change.pair)
             except (NotReachableError, RequestTimeoutError) as error:
                 tell(f"tries again: {error}")
-                await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(_PAUSE)
 
     async def _apply(self, key: str, pair: KVPair | None) -> None:
         try:

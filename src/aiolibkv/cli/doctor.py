@@ -19,7 +19,7 @@ from aiolibkv.cli.output import BAD, GOOD, Output
 from aiolibkv.cli.probing import Server, examine, servers_of, speaks_tls
 from aiolibkv.cli.running import run
 from aiolibkv.cli.settings import Command, Settings
-from aiolibkv.cli.text import escaped, hosts, masked
+from aiolibkv.cli.text import escaped, hosts, masked_url
 from aiolibkv.cli.versions import ask
 from aiolibkv.events import Connected, Event
 
@@ -85,8 +85,8 @@ def doctor_command(settings: Settings) -> int | None:
             connected.append(event.endpoint)
 
     async def doctor() -> int:
-        await report.tell("store", masked(url))
         store = settings.store(url, note)
+        await report.tell("store", masked_url(url))
         servers = servers_of(url)
         for server in servers:
             found = await examine(server)

@@ -76,7 +76,7 @@ class Output:
 
         A task that waits for changes would only notice with the next one, and keep its whole pipeline.
         """
-        if not self._is_pipe:
+        if not self._is_pipe or not self._is_for_writing_only():
             yield
             return
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -98,6 +98,12 @@ class Output:
             raise
         finally:
             loop.remove_reader(self._descriptor)
+
+    def _is_for_writing_only(self) -> bool:
+        """Tell whether what is written cannot be read back; a pipe with a name can be open for both."""
+        from fcntl import F_GETFL, fcntl  # not on Windows
+
+        return fcntl(self._descriptor, F_GETFL) & os.O_ACCMODE == os.O_WRONLY
 
     def styled(self, text: str, style: str) -> str:
         """Return a text in a colour, where that can be seen."""

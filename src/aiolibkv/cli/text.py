@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import re
 from typing import Any
+from urllib.parse import unquote_plus
 
 from aiolibkv import KVPair
+from aiolibkv.urls import split_url
 
 _SECRETS = (
-    (re.compile(r"(?<=://)\S*@"), "***@"),
+    # The parameters first, since an @ in one of them is no end of credentials.
     (re.compile(r"(?i)\b(password|token)=[^&\s'\"]*"), r"\1=***"),
+    (re.compile(r"(?<=://)\S*@"), "***@"),
 )
+_SECRET_PARAMETERS = ("password", "token")
 _ESCAPES = {"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _BYTES_THAT_ARE_NO_TEXT = range(0xDC80, 0xDD00)
 _ASCII = 0x80
@@ -59,6 +63,23 @@ def hosts(url: str) -> str:
     """Return the servers that a URL names, or the path that it is instead."""
     authority, slash, rest = url.partition("://")[2].partition("?")[0].partition("/")
     return authority.rpartition("@")[2] or (slash and rest)
+
+
+def masked_url(url: str) -> str:
+    """Return a URL without its credentials, passwords and tokens, whatever characters they have.
+
+    Raises:
+        ValueError: it is none.
+    """
+    scheme, authority, path, query = split_url(url)
+    _, at, servers = authority.rpartition("@")
+    parameters = []
+    for parameter in query.split("&"):
+        name, equals, _ = parameter.partition("=")
+        is_secret = unquote_plus(name).lower() in _SECRET_PARAMETERS
+        parameters.append(f"{name}{equals}***" if is_secret else parameter)
+    credentials, question = "***@" if at else "", "?" if query else ""
+    return f"{scheme}://{credentials}{servers}{path}{question}{'&'.join(parameters)}"
 
 
 def masked(text: str) -> str:

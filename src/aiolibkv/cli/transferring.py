@@ -179,6 +179,7 @@ def _read(lines: IO[bytes], root: str) -> Iterator[KVPair]:
 
     Raises:
         ValueError: a line is none, or a key stands twice.
+        CommandError: a key is empty.
     """
     known = set()
     for number, line in enumerate(lines, 1):
@@ -189,6 +190,8 @@ def _read(lines: IO[bytes], root: str) -> Iterator[KVPair]:
             value = fields["value"].encode() if encoded is None else base64.b64decode(encoded, validate=True)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"line {number} is no pair of an export") from error
+        if not key:
+            raise CommandError(f"line {number}: the key is empty", OTHER)
         if key in known:
             raise ValueError(f"line {number}: the key {key!r} stands twice")
         known.add(key)
