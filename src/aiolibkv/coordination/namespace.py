@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 from weakref import WeakSet
 
+from aiolibkv.coordination.removal import Removal, instead_of_removal
 from aiolibkv.errors import (
     CallNotSupportedError,
     CannotLockError,
     InvalidKeyError,
-    KeyModifiedError,
     KeyNotFoundError,
     LockLostError,
     StoreClosedError,
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 _CLOSING_TIME = 1.5
 """Seconds that close waits for the server."""
+
+_log = logging.getLogger("aiolibkv")
 
 
 class Namespace:
@@ -53,6 +56,7 @@ class Namespace:
         self._store = store
         self._root = normalize_directory(directory)
         self._start = f"{self._root}/" if self._root else ""
+        self._base: AsyncStore = store._base if isinstance(store, Namespace) else store
         self._is_closed = False
         self._closing: asyncio.Task[None] | None = None
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
@@ -78,7 +82,8 @@ class Namespace:
         """Write a value, whatever was there; see AsyncStore."""
         outer, held = self._outer(key), _unwrapped(guard)
         async with self._inside(outer):
-            pair = await self._store.put(outer, value, ttl=ttl, keep_alive=keep_alive, guard=held)
+            with self._writing(outer):
+                pair = await self._store.put(outer, value, ttl=ttl, keep_alive=keep_alive, guard=held)
         return self._written(pair, keep_alive=keep_alive)
 
     async def atomic_put(
@@ -94,7 +99,8 @@ class Namespace:
         """Write a value if the key is as in previous; see AsyncStore."""
         outer, before, held = self._outer(key), self._outer_pair(previous), _unwrapped(guard)
         async with self._inside(outer):
-            pair = await self._store.atomic_put(outer, value, before, ttl=ttl, keep_alive=keep_alive, guard=held)
+            with self._writing(outer):
+                pair = await self._store.atomic_put(outer, value, before, ttl=ttl, keep_alive=keep_alive, guard=held)
         return self._written(pair, keep_alive=keep_alive)
 
     async def get(self, key: str, *, consistent: bool = True) -> KVPair:
@@ -186,7 +192,8 @@ class Namespace:
         """Carry out several writes and conditions, all or nothing; see AsyncStore."""
         outer = [self._outer_operation(operation) for operation in operations]
         async with self._inside():
-            pairs = await self._store.commit(*outer, guard=_unwrapped(guard))
+            with self._writing(*(each.key for each in outer if not isinstance(each, Check))):
+                pairs = await self._store.commit(*outer, guard=_unwrapped(guard))
         for operation in outer:
             if not isinstance(operation, Check):
                 self._kept_alive.pop(operation.key, None)
@@ -220,7 +227,10 @@ class Namespace:
         return self
 
     async def close(self) -> None:
-        """End what was begun through the namespace; the store stays open. See AsyncStore."""
+        """End what was begun through the namespace; the store stays open. See AsyncStore.
+
+        Keys kept alive that no server deletes now are deleted as soon as one does, while the store is open.
+        """
         self._check_home()
         if self._closing is None:
             self._is_closed = True
@@ -231,22 +241,20 @@ class Namespace:
         await _wait_shielded(self._closing)
 
     async def _end(self) -> None:
+        removals = [
+            Removal(self._base, KVPair(self._base_key(pair.key), pair.value, pair.last_index))
+            for pair in self._kept_alive.values()
+        ]
+        self._kept_alive.clear()
         try:
             async with asyncio.timeout(_CLOSING_TIME):
                 await asyncio.gather(
                     *(watch.aclose() for watch in tuple(self._watches)),
                     *(lock.give_up() for lock in tuple(self._held)),
-                    *(self._remove(pair) for pair in self._kept_alive.values()),
+                    *(removal.wait() for removal in removals),
                 )
         except TimeoutError:
-            # What is left goes with its lease when the store is closed.
-            self._kept_alive.clear()
-
-    async def _remove(self, pair: KVPair) -> None:
-        try:
-            await self._store.atomic_delete(pair.key, pair)
-        except (KeyNotFoundError, KeyModifiedError, StoreError):
-            return
+            _log.warning("%r: what it kept alive is removed later, as soon as a server does it", self)
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -304,6 +312,14 @@ class Namespace:
         else:
             self._kept_alive.pop(pair.key, None)
         return self._inner_pair(pair)
+
+    def _base_key(self, outer: str) -> str:
+        """Return a key of the store below all namespaces."""
+        return self._store._base_key(self._store._start + outer) if isinstance(self._store, Namespace) else outer
+
+    def _writing(self, *outer: str) -> AbstractContextManager[None]:
+        """Write keys that a namespace closed before may still remove."""
+        return instead_of_removal(self._base, [self._base_key(key) for key in outer])
 
     def _closed(self, key: str | None = None) -> StoreClosedError:
         message = "the namespace is closed"

@@ -11,10 +11,9 @@ from types import TracebackType
 from typing import Self
 
 from aiolibkv.coordination.attempts import Attempts
+from aiolibkv.coordination.removal import remove
 from aiolibkv.errors import (
     KeyExistsError,
-    KeyModifiedError,
-    KeyNotFoundError,
     NotReachableError,
     RequestTimeoutError,
     StoreClosedError,
@@ -167,23 +166,8 @@ class Registration:
             self._start_leaving(self._keep_removed())
 
     async def _remove(self) -> None:
-        """Delete the key, also when it is not there: else the store creates again what a lost lease took away."""
         trace = self._trace
-        pair = trace.pair
-        while True:
-            try:
-                pair = pair or await self._store.get(self.key)
-                if pair.value in trace.values:
-                    await self._store.atomic_delete(self.key, pair)
-                return
-            except KeyNotFoundError:
-                if pair is not None or trace.pair is None:
-                    return
-                pair = trace.pair
-            except KeyModifiedError:
-                pair = None
-            except StoreError as error:
-                await self._attempts.failed(error)
+        await remove(self._store, self.key, trace.pair, trace.values, self._attempts)
 
     async def _keep_removed(self) -> None:
         """Remove what appears late: a server that was stopped may carry out a put when it goes on."""

@@ -59,7 +59,7 @@ class Semaphore(PlaceLock):
         number = _checked(permits)
 
         def resized(value: bytes | None) -> bytes:
-            replaced = [] if value is None else _numbers(value)
+            replaced = [self._permits] if value is None else _numbers(value)
             return _value([number, *(each for each in replaced if each != number)])
 
         await update(self._store, self._record, resized)

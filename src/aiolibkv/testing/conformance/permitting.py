@@ -140,6 +140,11 @@ class Permitting(Suite):
                     with pytest.raises(ValueError, match=rf"2 .* {never} "):
                         await Semaphore(other, "pool", permits=never).try_acquire()
 
+    async def test_a_number_may_be_replaced_before_it_was_used(self, store: AsyncStore, other: AsyncStore) -> None:
+        await Semaphore(store, "pool", permits=3).resize(5)
+        async with asyncio.timeout(scaled(30)), Semaphore(other, "pool", permits=3, ttl=_TTL) as held:
+            assert held.fencing_token
+
     async def test_resize_wakes_whom_it_lets_in(self, store: AsyncStore, other: AsyncStore) -> None:
         permits = [Semaphore(each, "pool", permits=1, ttl=_TTL) for each in (store, other, store)]
         async with asyncio.timeout(scaled(30)):
