@@ -96,6 +96,14 @@ async def test_a_role_that_only_reads(make: Make, server: PostgresServer) -> Non
             await follow(tree, lambda snapshot: not snapshot)
 
 
+@pytest.mark.parametrize("setting", ["database", "username", "password"])
+@pytest.mark.parametrize("text", ["app\0user\0postgres", "\ud800"], ids=["NUL", "surrogate"])
+async def test_what_the_protocol_cannot_carry(make: Make, setting: str, text: str) -> None:
+    """A NUL would end the text, and what follows be another parameter."""
+    with pytest.raises(ValueError, match=f"the {setting} has a character"):
+        make(**({"options": {"database": text}} if setting == "database" else {setting: text}))
+
+
 async def test_a_server_that_has_no_connection_left(make: Make) -> None:
     settings = {"max_connections": "6", "superuser_reserved_connections": "3"}
     async with (

@@ -129,6 +129,29 @@ async def test_a_database_that_is_restored(make: Make, server: PostgresServer) -
         await lock.release()
 
 
+async def test_a_copy_of_the_database_takes_its_place(make: Make, server: PostgresServer) -> None:
+    """Its row of the revision was not written again, and the timeline is the same."""
+
+    async def administrate(*statements: str) -> None:
+        for statement in statements:
+            await server.sql(statement, database="postgres")
+
+    owner, _ = server.user
+    options = {"database": "original", "schema": "kv"}
+    await administrate(f"CREATE DATABASE original OWNER {owner}")
+    async with make(options=options) as store:
+        await store.put("key", b"1")
+    await administrate(f"CREATE DATABASE backup TEMPLATE original OWNER {owner}")
+    async with make(options=options) as store:
+        lost = await store.put("key", b"lost")
+    await administrate("DROP DATABASE original WITH (FORCE)", "ALTER DATABASE backup RENAME TO original")
+    async with make(options=options) as store:
+        again = await store.put("key", b"another's")
+        assert again.last_index > lost.last_index
+        with pytest.raises(KeyModifiedError):
+            await store.atomic_put("key", b"2", lost)
+
+
 async def test_a_role_that_may_not_create_waits_for_somebody_who_may(make: Make, server: PostgresServer) -> None:
     await server.sql("CREATE ROLE waiting LOGIN PASSWORD 'waiting-password'")
     await server.sql(schema(schema="waiting", table="kv", role="waiting"))

@@ -8,7 +8,7 @@ import pytest
 
 from aiolibkv import Delete, KeyExistsError, KVPair, NotReachableError, Put, RequestTimeoutError, StoreError
 from aiolibkv.testing.proxy import FaultProxy
-from aiolibkv.testing.scale import eventually
+from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import PostgresServer
 from postgresql.conftest import Make
 from stores import PostgresStore
@@ -180,6 +180,32 @@ async def test_a_statement_that_the_server_cancels_was_not_applied(
     pair = await writing
     assert pair.value == b"2"
     await holding
+
+
+async def test_reads_go_on_while_all_writes_wait(make: Make, server: PostgresServer) -> None:
+    """A write, a sweep and a renewal wait for somebody who has locked what they need."""
+    async with make(options={"table": "locked"}, request_timeout=scaled(20)) as store:
+        pair = await store.put("key", b"1", keep_alive=True, ttl=300)
+        lease = int(await server.sql("SELECT id FROM locked_leases"))
+        holding = asyncio.ensure_future(
+            server.sql("BEGIN; SELECT * FROM locked_state, locked_leases FOR UPDATE; SELECT pg_sleep(600)")
+        )
+        await eventually(lambda: _is_sleeping(server), within=5, message="the locks are held")
+        writer = store.driver._writer
+        waiting: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(store.put("other", b"")),
+            asyncio.ensure_future(writer.sweep()),
+            asyncio.ensure_future(writer.renew(lease)),
+        ]
+        stuck = "SELECT count(*) >= 2 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        try:
+            await eventually(lambda: _is_true(server, stuck), within=5, message="they wait")
+            async with asyncio.timeout(scaled(5)):
+                assert await store.get("key") == pair
+        finally:
+            await server.sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+            await asyncio.gather(holding, return_exceptions=True)
+            await asyncio.gather(*waiting)
 
 
 async def _is_sleeping(server: PostgresServer) -> bool:

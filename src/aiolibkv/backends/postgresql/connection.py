@@ -1,4 +1,4 @@
-"""The few connections of a store: two for calls and one that listens, all to the server that takes writes.
+"""The few connections of a store: three for calls and one that listens, all to the server that takes writes.
 
 A server that is paused or cut off keeps its connections open and says nothing. While a call waits for long, a new
 connection is tried: when the server does not answer that either, it is given up, with all that waits for it. When it
@@ -28,7 +28,8 @@ from aiolibkv.store.tls import Tls
 
 T = TypeVar("T")
 
-_FOR_CALLS = 2
+_FOR_CALLS = 3
+"""Batches and sweeps take one, renewals one, so that reads have one whatever those wait for."""
 _PATIENCE = 1.0
 """Seconds that a call may wait before the server is tried."""
 _ANSWERING_TIME = 1.5

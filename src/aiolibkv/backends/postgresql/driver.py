@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -45,6 +46,9 @@ _MAX_OPERATIONS = 1000
 _MAX_COMMIT_BYTES = 8 * 1024 * 1024
 _LONGEST_TTL = 100.0 * 365 * 86400
 """A time of the server's is at most some 290 000 years from now; this is enough."""
+
+_CANNOT_BE_SENT = re.compile("[\0\ud800-\udfff]")
+"""What ends a text in the protocol, where another parameter would begin, and what UTF-8 has no bytes for."""
 
 _THERE = Statement(
     """SELECT (to_regnamespace($1) IS NOT NULL)::integer::bigint,
@@ -120,6 +124,10 @@ class PostgresDriver(Driver[PostgresLease]):
         for option, value in options.items():
             if value is not None and (not isinstance(value, str) or not value):
                 raise ValueError(f"postgresql: option {option!r} is a name, not {value!r}")
+        names = {"database": options["database"], "username": self.config.username, "password": self.config.password}
+        for what, text in names.items():
+            if isinstance(text, str) and _CANNOT_BE_SENT.search(text):
+                raise ValueError(f"postgresql: the {what} has a character that the protocol cannot carry")
         self._database = options["database"]
         self._schema = str(options["schema"] or "public")
         self._table = str(options["table"] or "aiolibkv")

@@ -66,8 +66,8 @@ class Identifiers:
         log: a row for each key changed: rev, key, value (NULL: deleted), at.
         leases: id, ttl, expires. A key with a lease goes with it. ``expires`` has no index, so that a renewal changes
             the row where it is.
-        state: the one row: rev, floor (the log is whole above it), bytes (of values in the log), timeline, xid (of the
-            transaction that wrote it, which is another one in a row that was restored), swept.
+        state: the one row: rev, floor (the log is whole above it), bytes (of values in the log), timeline (and
+            database), xid (of the transaction that wrote it, which is another one in a row that was restored), swept.
         writers: for each store its last batch and what became of it.
         apply: the function that writes.
         resolve: the function that tells what became of a batch, or keeps it from being carried out.
@@ -302,7 +302,8 @@ BEGIN
     _begun := _state.rev;
 
     -- What was lost is not to be mistaken for what comes now.
-    _timeline := substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8);
+    _timeline := substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+        || (SELECT '.' || oid FROM pg_database WHERE datname = current_database());
     IF _written_by <> _state.xid OR _timeline <> _state.timeline AND _state.timeline <> '' THEN
         _state.rev := greatest(_state.rev + $revisions_lost, $clock);
         _state.floor := _state.rev;

@@ -102,6 +102,8 @@ class Writer:
         # A sweep may come between a batch and the question what became of it, so it is another writer.
         self._sweeper_id = new_id()
         self._sweep = 0
+        # Both lock the row of the state, so they would only wait for each other, with a connection each.
+        self._turn = asyncio.Lock()
         self._apply = Statement(f"SELECT {names.apply}($1, $2, $3, $4, $5, $6, $7, $8)", "a")
         self._resolve = Statement(f"SELECT {names.resolve}($1, $2)", "a")
         self._renew = Statement(f"SELECT {names.renew}($1)", "i")
@@ -157,7 +159,7 @@ class Writer:
 
     async def sweep(self) -> None:
         """Delete what has expired."""
-        async with self._connections.borrow() as link:
+        async with self._turn, self._connections.borrow() as link:
             self._sweep += 1
             await self._send(link, self._sweeper_id, self._sweep, ())
 
@@ -187,7 +189,7 @@ class Writer:
         batch = self._batch
         is_sent = False
         try:
-            async with self._connections.borrow() as link:
+            async with self._turn, self._connections.borrow() as link:
                 is_sent = True
                 for operation in operations:
                     operation.is_sent, operation.is_void = True, False
@@ -218,7 +220,7 @@ class Writer:
         breaks = growing_pauses()
         while any(operation.is_wanted for operation in operations):
             try:
-                async with self._connections.borrow() as link:
+                async with self._turn, self._connections.borrow() as link:
                     return _numbers(await link.rows(self._resolve, self._id, batch))
             except NotReachableError:
                 await asyncio.sleep(next(breaks))
