@@ -134,27 +134,39 @@ def test_the_command_is_dead_before_others_have_the_lock(servers: Servers, backe
     asyncio.run(take_over())
 
 
-def test_cp_follows_through_an_outage_of_the_destination(servers: Servers, tmp_path: Path) -> None:
+def test_cp_follows_deletions_in_the_first_copy_and_in_an_outage(servers: Servers, tmp_path: Path) -> None:
     source, destination = Tool(f"sqlite:///{tmp_path / 'test.db'}"), servers.tool("etcd")
-    source.put("key")
-    server = servers["etcd"]
+    server, number = servers["etcd"], 500  # of several batches
 
     async def follow() -> None:
-        async with FaultProxy(server.host, server.port) as proxy, open_store(destination.url) as store:
+        async with (
+            FaultProxy(server.host, server.port) as proxy,
+            open_store(source.url) as changed,
+            open_store(destination.url) as store,
+        ):
+            await asyncio.gather(*(changed.put(f"{key:03}", b"") for key in range(number)))
+            proxy.delay(0.1)
             through = destination.url.replace(server.endpoint, proxy.endpoint)
-            with source.start("cp", source.url, through, "--follow", "--timeout", "0.5") as following:
-                assert following.process.stderr is not None
-                told = iter(following.process.stderr.readline, b"")
-                await asyncio.to_thread(next, (line for line in told if b"are equal: 1" in line))
+            with source.start("cp", source.url, through, "--follow", "--timeout", "1") as following:
+                error = following.process.stderr
+                assert error is not None
+
+                def is_told(words: bytes) -> bool:
+                    return any(words in line for line in error)
+
+                await eventually(lambda: store.exists("000"), within=20, message="the copy has begun")
+                await changed.delete("000")
+                proxy.delay(0)
+                assert await asyncio.to_thread(is_told, b"are equal")
                 proxy.blackhole()
-                await asyncio.to_thread(source.delete, "key")
-                await asyncio.to_thread(next, (line for line in told if b"tries again" in line))
+                await changed.delete("001")
+                assert await asyncio.to_thread(is_told, b"tries again")
                 proxy.heal()
 
-                async def is_gone() -> bool:
-                    return not await store.exists("key")
+                async def are_gone() -> bool:
+                    return not await store.get_many(["000", "001"])
 
-                await eventually(is_gone, within=20, message="the deletion is carried out")
+                await eventually(are_gone, within=20, message="both deletions are carried out")
 
     asyncio.run(follow())
 
