@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+from aiolibkv.testing.servers.cluster import Member
+
+M = TypeVar("M", bound=Member)
 
 
 @contextmanager
@@ -25,6 +30,18 @@ def small_disk(directory: Path, mebibytes: int) -> Iterator[Path]:
         yield directory
     finally:
         subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+@asynccontextmanager
+async def on_small_disk(server: M, mebibytes: int) -> AsyncIterator[M]:
+    """Start a server whose data is in a small file system."""
+    try:
+        with small_disk(server.data_directory, mebibytes):
+            await server.start()
+            yield server
+            await server.kill()
+    finally:
+        await server.close()
 
 
 def enlarge(disk: Path, mebibytes: int) -> None:

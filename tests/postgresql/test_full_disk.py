@@ -10,7 +10,7 @@ from aiolibkv import KVPair, StoreError
 from aiolibkv.testing.conformance.suite import follow, next_of
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import PostgresServer
-from disks import enlarge, small_disk
+from disks import enlarge, on_small_disk
 from postgresql.conftest import Make
 
 _KIB = 1024
@@ -20,13 +20,8 @@ _KIB = 1024
 async def small_server() -> AsyncIterator[PostgresServer]:
     """Start a server whose data is in a small file system."""
     server = PostgresServer(settings={"wal_level": "minimal", "max_wal_senders": "0", "max_wal_size": "32MB"})
-    try:
-        with small_disk(server.data_directory, 90):
-            await server.start()
-            yield server
-            await server.kill()
-    finally:
-        await server.close()
+    async with on_small_disk(server, 90) as running:
+        yield running
 
 
 @pytest.mark.asyncio

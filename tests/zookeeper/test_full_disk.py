@@ -11,7 +11,7 @@ import pytest_asyncio
 from aiolibkv import KVPair, StoreError
 from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers import ZooKeeperServer
-from disks import enlarge, small_disk
+from disks import enlarge, on_small_disk
 from zookeeper.conftest import make_store
 
 _KIB = 1024
@@ -21,13 +21,8 @@ _KIB = 1024
 async def small_server() -> AsyncIterator[ZooKeeperServer]:
     """Start a server whose data is in a file system of 3 MiB, of which its log takes 256 KiB at a time."""
     server = ZooKeeperServer(extra_args=["-Dzookeeper.preAllocSize=256"])
-    try:
-        with small_disk(server.data_directory, 3):
-            await server.start()
-            yield server
-            await server.kill()
-    finally:
-        await server.close()
+    async with on_small_disk(server, 3) as running:
+        yield running
 
 
 @pytest.mark.asyncio

@@ -101,7 +101,8 @@ _removals: set[Removal] = set()
 @contextmanager
 def instead_of_removal(store: AsyncStore, keys: Collection[str]) -> Iterator[None]:
     """Write keys anew: they are not removed any more, unless the block fails."""
-    stopped = [removal for removal in _removals if removal.is_of(store, keys)]
+    # Event loops of other threads have removals too, and may begin or end one meanwhile.
+    stopped = [removal for removal in tuple(_removals) if removal.is_of(store, keys)]
     for removal in stopped:
         removal.stop()
     try:
