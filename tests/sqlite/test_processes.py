@@ -25,6 +25,7 @@ from sqlite.workers import (
     keep_alive_and_fork,
     many,
     open_sqlite,
+    put_and_die,
     worker,
     write_for_a_while,
     write_until_killed,
@@ -91,6 +92,26 @@ async def test_writers_that_are_killed_lose_nothing_they_were_told_is_written(da
     for key, value, index in acknowledged:
         assert pairs[key].last_index > index or pairs[key].value == value
     assert integrity(database) == "ok"
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_writer_that_dies_beside_its_commit_begins_no_new_history(database: Path, moment: str) -> None:
+    """Neither for who has the database open, nor for who opens it next."""
+
+    async def have_one_die() -> None:
+        with worker(put_and_die, database, "theirs", moment) as other:
+            await other.join()
+
+    step = 1 if moment == "before" else 2
+    async with open_sqlite(database) as store:
+        first = await store.put("key", b"1")
+        await have_one_die()
+        second = await store.atomic_put("key", b"2", first)
+        assert second.last_index == first.last_index + step
+    await have_one_die()
+    async with open_sqlite(database) as store:
+        third = await store.atomic_put("key", b"3", second)
+        assert third.last_index == second.last_index + step
 
 
 async def test_four_processes_write_at_once_and_each_has_its_share(database: Path) -> None:

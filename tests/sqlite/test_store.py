@@ -61,7 +61,8 @@ async def test_nothing_is_left_beside_a_closed_database(database: Path) -> None:
             await anext(watch)
         assert len(list(database.with_name("store.db-shared").glob("owner-*"))) == 2
     assert {file.name for file in database.parent.iterdir()} == {"store.db", "store.db-shared"}
-    assert {file.name for file in Path(f"{database}-shared").iterdir()} == {"commits-aiolibkv", "gate", "lock", "next"}
+    shared = {file.name for file in Path(f"{database}-shared").iterdir()}
+    assert shared == {"commits-aiolibkv", "intended-aiolibkv", "gate", "lock", "next"}
     assert rows(database, "SELECT * FROM aiolibkv") == []
 
 
@@ -88,10 +89,10 @@ async def test_many_writes_are_committed_at_once(database: Path, monkeypatch: py
     commits = 0
     commit = Transaction.commit
 
-    def counted(self: Transaction) -> bool:
+    def counted(self: Transaction) -> None:
         nonlocal commits
         commits += 1
-        return commit(self)
+        commit(self)
 
     monkeypatch.setattr(Transaction, "commit", counted)
     async with open_sqlite(database) as store:

@@ -14,8 +14,11 @@ from contextlib import asynccontextmanager, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from aiolibkv import AsyncStore, Config, KeyExistsError, KeyModifiedError, KeyNotFoundError, StoreError
+from aiolibkv.backends.sqlite.files import Files
+from aiolibkv.backends.sqlite.transaction import Transaction
 from aiolibkv.testing.scale import scaled
 from stores import SqliteStore
 
@@ -160,6 +163,16 @@ async def hold(pipe: Connection, store: AsyncStore, key: str) -> None:
 async def put_once(pipe: Connection, store: AsyncStore, key: str, value: bytes) -> None:
     """Put a key, report it, and end in good order."""
     pipe.send(await store.put(key, value))
+
+
+async def put_and_die(_: Connection, store: AsyncStore, key: str, moment: str) -> None:
+    """Put a key, and die by signal 9 just before or just after its commit."""
+
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with patch.object(Transaction, "commit", die) if moment == "before" else patch.object(Files, "note", die):
+        await store.put(key, b"")
 
 
 async def acquire_and_put(pipe: Connection, store: AsyncStore, lock: str, key: str) -> None:

@@ -1,8 +1,9 @@
 """The files of a database, as one store has them open, and whether they are still those of their names.
 
 Beside the database are SQLite's ``-wal`` and ``-shm``, and a directory ``<database>-shared`` with locks, a file for
-each living owner, and for each bucket a note of the last commit: it wakes those who watch it, and who finds another
-state in the database than the note says knows that the database was restored, or that its writer died before the note.
+each living owner, and for each bucket two notes: of the commit that is about to be, and of the last one that was. The
+second wakes those who watch it. Who finds another state in the database than either says knows that the database was
+restored; a writer may have died between them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import secrets
 import struct
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from aiolibkv.backends.sqlite.anchors import DEAD_MAN, SHARED, Anchor
 from aiolibkv.backends.sqlite.locks import LockFile, WriteLock, match_mode
@@ -32,18 +32,6 @@ _INODES = struct.Struct("<QQQ")
 """Those of the database, of -wal and of -shm, in the file of the write lock."""
 
 _IMPOSSIBLE_REV = 2**62
-
-
-class Note(NamedTuple):
-    """What was noted of the last commit.
-
-    Attributes:
-        rev: its newest one; 0 when nothing was noted.
-        is_of_database: whether the file of the database was the one of today.
-    """
-
-    rev: int
-    is_of_database: bool
 
 
 class ReplacedError(NotReachableError):
@@ -93,12 +81,15 @@ class Files:
         self._owner: LockFile | None = None
         self._owner_name = ""
         self._known: dict[str, tuple[int, int] | None] = {}
+        self._inode = 0
         self._anchors: list[Anchor] = []
         with ExitStack() as opened:
             self.write_lock: WriteLock = WriteLock(self.directory, self._status)
             opened.callback(self.write_lock.close)
             self.gate: Gate = Gate(self.directory, self._status)
             opened.callback(self.gate.close)
+            self._intention = LockFile(self.directory / f"intended-{self._bucket}", self._status)
+            opened.callback(self._intention.close)
             self._note = LockFile(self.note_path, self._status)
             opened.pop_all()
         _open.add(self)
@@ -151,8 +142,10 @@ class Files:
             if not anchor.is_of(path):
                 raise ReplacedError(f"{path} was replaced while it was opened")
             anchor.lock()
+        inodes = self._inodes()
+        self._inode = inodes[0]
         with suppress(OSError):
-            self.write_lock.write(_INODES.pack(*self._inodes()))
+            self.write_lock.write(_INODES.pack(*inodes))
 
     def _compare_with_former(self, *, is_used: bool) -> None:
         """Compare the files with those that were opened last."""
@@ -192,18 +185,31 @@ class Files:
         """Tell whether -wal was removed, and nobody has opened the database since: then we have all that is in it."""
         return not self._wal.exists() and self._known.get(str(self.path)) == _identity(str(self.path))
 
-    # -- the note of the last commit -------------------------------------------------------------------------------
+    # -- the notes of commits --------------------------------------------------------------------------------------
 
-    def noted(self) -> Note:
-        """Return the last commit that was noted."""
-        content = self._note.read(_NOTE.size)
-        rev, database = _NOTE.unpack(content) if len(content) == _NOTE.size else (0, 0)
-        return Note(rev if 0 <= rev < _IMPOSSIBLE_REV else 0, is_of_database=database == self._inodes()[0])
+    def lost_rev(self, rev: int) -> int | None:
+        """Tell whether a log that ends with a rev is that of a database that was restored; the write lock must be held.
+
+        Returns:
+            The highest rev that was noted, if no commit with that rev was, in this file; else None.
+        """
+        noted = _read_note(self._note)
+        if noted == (rev, self._inode):
+            return None
+        intended = _read_note(self._intention)
+        return None if intended == (rev, self._inode) else max(noted, intended)[0]
+
+    def intend(self, rev: int) -> None:
+        """Note a commit that is about to be."""
+        self._write_note(self._intention, rev)
 
     def note(self, rev: int) -> None:
         """Note a commit, which wakes the watches of other stores; those who miss it look before long."""
+        self._write_note(self._note, rev)
+
+    def _write_note(self, file: LockFile, rev: int) -> None:
         with suppress(OSError):
-            self._note.write(_NOTE.pack(rev, self._inodes()[0]))
+            file.write(_NOTE.pack(rev, self._inode))
 
     def _inodes(self) -> tuple[int, ...]:
         identities = (self._known.get(str(path)) or _identity(str(path)) for path in self._of_sqlite)
@@ -267,6 +273,7 @@ class Files:
             anchor.close()
         self._anchors.clear()
         self._note.close()
+        self._intention.close()
         self.gate.close()
         self.write_lock.close()
 
@@ -295,6 +302,12 @@ def _create(path: Path) -> None:
     # Only a new file may be closed again: that drops the locks which SQLite has of it in this process.
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o644))
+
+
+def _read_note(file: LockFile) -> tuple[int, int]:
+    content = file.read(_NOTE.size)
+    rev, database = _NOTE.unpack(content) if len(content) == _NOTE.size else (0, 0)
+    return rev if 0 <= rev < _IMPOSSIBLE_REV else 0, database
 
 
 def _identity(path: str) -> tuple[int, int] | None:

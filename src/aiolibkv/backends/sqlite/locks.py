@@ -74,13 +74,19 @@ class LockFile:
 
     def read(self, size: int) -> bytes:
         """Return the beginning of what is in the file."""
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        return os.read(self._descriptor, size)
+        if sys.platform == "win32":
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            return os.read(self._descriptor, size)
+        else:  # noqa: RET505 - so that it is checked for each system
+            return os.pread(self._descriptor, size, 0)
 
     def write(self, content: bytes) -> None:
         """Overwrite the beginning of the file, which those who watch it see."""
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        os.write(self._descriptor, content)
+        if sys.platform == "win32":
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            os.write(self._descriptor, content)
+        else:
+            os.pwrite(self._descriptor, content, 0)
 
     def remove(self) -> None:
         """Remove the file's name."""

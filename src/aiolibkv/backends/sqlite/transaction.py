@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from aiolibkv.backends.sqlite.files import Note
 from aiolibkv.backends.sqlite.schema import Tables
 from aiolibkv.errors import KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLostError
 from aiolibkv.keys import below as bounds
@@ -86,20 +85,20 @@ class Transaction:
         """Begin; ``look`` comes before all else."""
         self._connection.execute("BEGIN IMMEDIATE")
 
-    def look(self, now: float, noted: Note) -> None:
+    def look(self, now: float, lost_rev: Callable[[int], int | None]) -> None:
         """Find out where the log ends, and delete what has expired.
 
         Args:
             now: the clock's time, for all steps.
-            noted: the last commit. If the log does not end with it, the database was restored, or its files were: a
+            lost_rev: tells whether a log with this end is a restored one, and to which rev it had come before: then a
                 new history begins.
         """
         execute = self._connection.execute
         self._now = now
         self._rev, is_due = execute(self._head, (now, now)).fetchone()
         self._began_at, self._rows = self._rev, 0
-        if noted.rev != self._rev or not noted.is_of_database:
-            self._begin_history(noted.rev)
+        if (lost := lost_rev(self._rev)) is not None:
+            self._begin_history(lost)
         if is_due:
             for (path,) in execute(self._due_keys, (now,)).fetchall():
                 self._erase_key(path)
@@ -111,9 +110,13 @@ class Transaction:
         """Return the newest rev."""
         return self._rev
 
-    def commit(self) -> bool:
-        """Commit, having compacted the log if it is time; tell whether keys have changed."""
-        changed = self._rev != self._began_at
+    @property
+    def has_changed(self) -> bool:
+        """Tell whether keys have changed."""
+        return self._rev != self._began_at
+
+    def commit(self) -> None:
+        """Commit, having compacted the log if it is time."""
         self._logged_rows += self._rows
         if self._logged_rows * 10 >= KEPT_ROWS:
             self._logged_rows = 0
@@ -122,7 +125,6 @@ class Transaction:
             self._logged_bytes = 0
             self._shorten_log(self._rev_at(KEPT_BYTES))
         self._connection.execute("COMMIT")
-        return changed
 
     def roll_back(self) -> None:
         """Undo everything since ``begin``, unless SQLite did already."""
@@ -246,9 +248,9 @@ class Transaction:
         ).fetchone()
         return row
 
-    def _begin_history(self, noted: int) -> None:
+    def _begin_history(self, lost: int) -> None:
         """Begin the log anew, so far above all that was that no index of a lost history comes again."""
-        self._rev = max(self._rev, noted) + 1 + secrets.randbelow(_LEAP)
+        self._rev = max(self._rev, lost) + 1 + secrets.randbelow(_LEAP)
         self._rows += 1
         self._connection.execute(self._drop_log)
         self._connection.execute(self._append, (self._rev, self._rev, "", None))

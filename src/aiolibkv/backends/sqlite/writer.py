@@ -227,8 +227,9 @@ class Writer:
         graves = [grave for owner in self._files.owners() if (grave := self._files.dead(owner)) is not None]
         try:
             transaction.begin()
-            transaction.look(self._clock.now(), self._files.noted())
+            transaction.look(self._clock.now(), self._files.lost_rev)
             transaction.end_sessions_of([former, *(grave.name for grave in graves)])
+            self._files.intend(transaction.rev)
             transaction.commit()
             self._files.note(transaction.rev)
             for grave in graves:
@@ -316,10 +317,13 @@ class Writer:
             transaction.begin()
             batch = self._claim() if batch is None else batch
             # The clock is read when all of them are there: who has seen a key expire, and then writes, finds it gone.
-            transaction.look(self._clock.now(), self._files.noted())
+            transaction.look(self._clock.now(), self._files.lost_rev)
             outcomes = [_attempt(operation, transaction) for operation in batch]
+            changed = transaction.has_changed
+            if changed:
+                self._files.intend(transaction.rev)
             committing = True
-            changed = transaction.commit()
+            transaction.commit()
         except Exception as error:  # noqa: BLE001 - whatever it is, each caller is told
             with suppress(sqlite3.Error):
                 transaction.roll_back()
