@@ -72,6 +72,7 @@ class _Request(NamedTuple):
     body: bytes | None
     patience: float | None
     on_sending: Callable[[], None] | None
+    is_call: bool = True
 
     @property
     def subject(self) -> str:
@@ -142,10 +143,11 @@ class Connection:
         self.scope: Scope = Scope(config)
         self.timeout: float = config.request_timeout
         self.patience: float | None = config.request_timeout * _SHARE_OF_ONE_OF_SEVERAL if len(endpoints) > 1 else None
+        self._connector = Connector(
+            self._resolver, tls, config.connection_timeout, has_alternatives=self.patience is not None
+        )
         self._session = aiohttp.ClientSession(
-            connector=Connector(
-                self._resolver, tls, config.connection_timeout, has_alternatives=self.patience is not None
-            ),
+            connector=self._connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=user_headers(config),
             middlewares=(_send_once,),
@@ -265,7 +267,7 @@ class Connection:
         *,
         patience: float | None = None,
         on_sending: Callable[[], None] | None = None,
-        counted: bool = True,
+        is_call: bool = True,
     ) -> Answer:
         """Make a request once, or once more when the token was refused and there is a new one.
 
@@ -275,15 +277,16 @@ class Connection:
             body: if there is one.
             patience: seconds without anything from the server after which it counts as mute; None for ever.
             on_sending: called before the request may leave.
-            counted: whether it is a call, of which only so many are made at once.
+            is_call: whether it is one of the calls, of which only so many are made at once. When one fails, the next
+                server is used; that a blocking query ends early may be the doing of a proxy without patience.
 
         Raises:
             NotReachableError: ``maybe_applied`` is False when the request did not leave or was not carried
             out. StoreError: the server refused; nothing was done.
         """
-        request = _Request(method, target, body, patience, on_sending)
+        request = _Request(method, target, body, patience, on_sending, is_call)
         headers = await self._token.headers()
-        answer = await self._admit(request, headers, counted=counted)
+        answer = await self._admit(request, headers)
         if self._token.renewable:
             with self.understanding(answer):
                 denied = denies(answer)
@@ -291,7 +294,7 @@ class Connection:
                 denied
                 and (renewed := await self._token.renewed(headers, is_known=not knows_no_token(answer.text))) != headers
             ):
-                answer = await self._admit(request, renewed, counted=counted)
+                answer = await self._admit(request, renewed)
         return self._checked(request, answer)
 
     async def greet(self, path: str, patience: float) -> None:
@@ -305,7 +308,7 @@ class Connection:
             NotReachableError, AccessDeniedError, StoreError: as for ``request``.
         """
         request = _Request("GET", kv_target(path, "raw&consistent"), None, patience, None)
-        answer = await self._admit(request, await self._token.headers(), counted=True)
+        answer = await self._admit(request, await self._token.headers())
         if answer.status == HTTPStatus.FORBIDDEN and lacks_right(answer.text):
             self._hear(answer.endpoint)
             return
@@ -315,17 +318,17 @@ class Connection:
 
     def _checked(self, request: _Request, answer: Answer) -> Answer:
         failure = failure_of(answer.status, answer.text, request.subject)
-        if isinstance(failure, NotReachableError):
-            self.failed(answer.endpoint, failure.message)
-        else:
+        if not isinstance(failure, NotReachableError):
             self._hear(answer.endpoint)
+        elif request.is_call:
+            self.failed(answer.endpoint, failure.message)
         if failure is None:
             return answer
         failure.endpoint = str(answer.endpoint)
         raise failure
 
-    async def _admit(self, request: _Request, headers: dict[str, str], *, counted: bool) -> Answer:
-        if not counted:
+    async def _admit(self, request: _Request, headers: dict[str, str]) -> Answer:
+        if not request.is_call:
             return await self._send(request, headers)
         async with self._calls:
             return await self._send(request, headers)
@@ -355,9 +358,11 @@ class Connection:
             raise error.reason from error.__cause__
         except (_LostError, aiohttp.ClientError, TimeoutError) as error:
             cause = error.__cause__ if isinstance(error, _LostError) else error
+        self._connector.broke()
         mute = attempt.sent and isinstance(cause, TimeoutError)
         reason = f"no answer within {request.patience:g} s" if mute else f"the connection failed: {cause}"
-        self.failed(endpoint, reason)
+        if request.is_call or mute:
+            self.failed(endpoint, reason)
         failure = (MuteError if mute else NotReachableError)(reason, endpoint=str(endpoint), maybe_applied=attempt.sent)
         # An error about a response holds the request's headers, and so the token.
         raise failure from None if isinstance(cause, aiohttp.ClientResponseError) else cause

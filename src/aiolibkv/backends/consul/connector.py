@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -20,6 +21,10 @@ from aiolibkv.store.tls import Tls
 
 _SHARE_OF_ONE_OF_SEVERAL = 0.2
 """Of connection_timeout, what connecting to one of several servers may take at first."""
+
+_LONGEST_IDLE = 1.0
+"""Seconds after which a connection that was not used is not used for a write. Servers and proxies close idle ones, some
+after two seconds, and a write that is on its way just then is in doubt; a read is made again."""
 
 
 class UnconnectedError(Exception):
@@ -49,6 +54,21 @@ class Attempt:
     sent: bool = False
 
 
+class _Handler(ResponseHandler):
+    """A connection that knows when it was used.
+
+    Attributes:
+        heard: when something last came; None before that.
+    """
+
+    heard: float | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come."""
+        self.heard = self._loop.time()
+        super().data_received(data)
+
+
 attempt_under_way: ContextVar[Attempt] = ContextVar("attempt_under_way")
 """What a connection is looked for."""
 
@@ -76,6 +96,7 @@ class Connector(aiohttp.BaseConnector):
         self._timeout = timeout
         self._first_patience = timeout * _SHARE_OF_ONE_OF_SEVERAL if has_alternatives else timeout
         self._patience: dict[Endpoint, float] = {}
+        self._broke = -math.inf
 
     async def connect(
         self,
@@ -84,12 +105,24 @@ class Connector(aiohttp.BaseConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's
     ) -> PooledConnection:
         """Take a connection from the pool, or make one, and tell the attempt."""
-        connection = await super().connect(req, traces, timeout)
         attempt = attempt_under_way.get()
+        connection = await super().connect(req, traces, timeout)
+        while not self._is_good(connection, longest_idle=math.inf if attempt.on_sending is None else _LONGEST_IDLE):
+            connection.close()
+            connection = await super().connect(req, traces, timeout)
         attempt.sent = True
         if attempt.on_sending is not None:
             attempt.on_sending()
         return connection
+
+    def broke(self) -> None:
+        """Take note that a connection was found broken: those that are idle now may be as well, and are not used."""
+        self._broke = self._loop.time()
+
+    def _is_good(self, connection: PooledConnection, *, longest_idle: float) -> bool:
+        handler = connection.protocol
+        assert isinstance(handler, _Handler), "made here"
+        return handler.heard is None or handler.heard > max(self._broke, self._loop.time() - longest_idle)
 
     async def _create_connection(
         self,
@@ -130,8 +163,8 @@ class Connector(aiohttp.BaseConnector):
         try:
             connected.setblocking(False)
             await self._loop.sock_connect(connected, address.sockaddr)
-            _, protocol = await self._loop.create_connection(
-                self._factory,
+            _, handler = await self._loop.create_connection(
+                lambda: _Handler(self._loop),
                 sock=connected,
                 ssl=context,
                 server_hostname=None if context is None else "localhost" if endpoint.is_unix else endpoint.host,
@@ -139,4 +172,4 @@ class Connector(aiohttp.BaseConnector):
         except BaseException:
             connected.close()
             raise
-        return protocol
+        return handler

@@ -187,9 +187,20 @@ class Poll:
         clock = asyncio.get_running_loop().time
         began, pause = clock(), _FIRST_PAUSE
         while self._filled or self._waiting:
-            wait = min(max(clock() - began, _SHORTEST_WAIT), _LONGEST_WAIT)
+            asked = clock()
+            wait = min(max(asked - began, _SHORTEST_WAIT), _LONGEST_WAIT)
             query = f"&index={max(1, self._index)}&wait={duration(wait)}"
-            if await self._read(query, wait * _LONGER + self._connection.timeout):
+            try:
+                is_new = await self._read(query, wait * _LONGER + self._connection.timeout)
+            except MuteError:
+                raise
+            except NotReachableError:
+                if clock() - asked < _SHORTEST_WAIT:
+                    raise
+                # A proxy may have less patience than a query: only what does not answer at once is an outage.
+                began = clock()
+                is_new = await self._read("", _READING_TIME)
+            if is_new:
                 pause = _FIRST_PAUSE
                 if not self._state:
                     # Whoever has waited for a key to go leaves now: the next query would be for nobody.
@@ -207,7 +218,7 @@ class Poll:
         read = _Read(self._connection.endpoint, self._connection.leader)
         self.reads.add(read)
         try:
-            answer = await self._connection.request("GET", target, patience=patience, counted=not query)
+            answer = await self._connection.request("GET", target, patience=patience, is_call=not query)
         except MuteError:
             raise
         except StoreError:
@@ -361,7 +372,7 @@ class Polls:
         while self._polls:
             endpoint, began = self._connection.endpoint, clock()
             try:
-                answer = await self._connection.request("GET", "status/leader", patience=patience, counted=False)
+                answer = await self._connection.request("GET", "status/leader", patience=patience, is_call=False)
                 if answer.text == _NO_LEADER:
                     raise NotReachableError("no leader is known", endpoint=str(endpoint))
             except StoreError as error:

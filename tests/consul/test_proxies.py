@@ -1,0 +1,88 @@
+"""What stands between a store and its server, and ends what it finds too slow or too quiet."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+
+from aiolibkv.events import Disconnected, Event, WatchStale
+from aiolibkv.testing.proxy import FaultProxy
+from aiolibkv.testing.scale import eventually, scaled
+from aiolibkv.testing.servers import ConsulServer
+from aiolibkv.testing.servers.reverse_proxies import Nginx
+from consul.conftest import Make
+from consul.recording import recorded
+from faults.impostors import Front, between
+from stores import ConsulStore
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
+
+
+async def test_a_proxy_with_less_patience_than_a_blocking_query(
+    make: Make, server: ConsulServer, direct: ConsulStore, entering: AsyncExitStack
+) -> None:
+    """Its 504 is no outage: neither of the watch nor of the server."""
+    told: list[Event] = []
+    nginx = await entering.enter_async_context(Nginx([server.endpoint], read_timeout=1.2))
+    seeing = await entering.enter_async_context(FaultProxy(nginx.host, nginx.port, protocol="http1"))
+    store = await entering.enter_async_context(make(seeing.endpoint, listener=told.append))
+
+    def reads() -> int:
+        return sum(b"/dir/?recurse&consistent HTTP" in request for request in requests)
+
+    async with store.watch_tree("dir") as watch:
+        with recorded(seeing) as requests:
+            assert await anext(watch) == []
+            await eventually(lambda: reads() == 2, within=15, message="a query was given up")
+        pair = await direct.put("dir/key", b"")
+        async with asyncio.timeout(scaled(5)):
+            assert await anext(watch) == [pair]
+        assert not [event for event in told if isinstance(event, WatchStale | Disconnected)]
+
+
+async def test_a_write_does_not_meet_the_end_of_an_idle_connection(
+    make: Make, server: ConsulServer, direct: ConsulStore
+) -> None:
+    """What stands before the server closes connections that were idle, on the first byte of the next request."""
+    clock = asyncio.get_running_loop().time
+    cut: list[float] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        used: float | None = None
+
+        async def up(reader: asyncio.StreamReader, to_server: asyncio.StreamWriter) -> None:
+            while sent := await reader.read(65536):
+                if used is not None and clock() - used > 1:
+                    cut.append(clock())
+                    return
+                to_server.write(sent)
+
+        async def down(from_server: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal used
+            while said := await from_server.read(65536):
+                writer.write(said)
+                used = clock()
+
+        await between(server.host, server.port, up, down)(reader, writer)
+
+    previous = await direct.put("swapped", b"")
+    await direct.put("deleted", b"")
+    await direct.put("dir/key", b"")
+    async with Front(serve) as front, make(front.endpoint) as store:
+        writes: list[Callable[[], Awaitable[object]]] = [
+            lambda: store.put("put", b""),
+            lambda: store.atomic_put("created", b"", None),
+            lambda: store.atomic_put("swapped", b"new", previous),
+            lambda: store.delete("deleted"),
+            lambda: store.delete_tree("dir"),
+            lambda: store.put("large", bytes(450_000)),
+        ]
+        # As many connections are open now.
+        await asyncio.gather(*(store.exists("put") for _ in writes))
+        await asyncio.sleep(1.2)  # they are idle for so long
+        await asyncio.gather(*(write() for write in writes))
+        assert not cut
+        await asyncio.sleep(1.2)
+        assert [pair.key for pair in await store.list("")] == ["created", "large", "put", "swapped"]
+        assert len(cut) == 1
