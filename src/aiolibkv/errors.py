@@ -83,19 +83,19 @@ class KeyNotFoundError(StoreError, KeyError):
 class KeyExistsError(StoreError):
     """The key to be created exists."""
 
-    meaning = "the key exists"
+    meaning = "the key exists already"
 
 
 class KeyModifiedError(StoreError):
     """The key is not what ``previous`` says: changed, created again, or gone."""
 
-    meaning = "the key was modified"
+    meaning = "the key was modified since previous was read"
 
 
 class PreviousNotSpecifiedError(StoreError):
     """``atomic_delete`` needs the pair to delete."""
 
-    meaning = "the previous pair is not given"
+    meaning = "previous is None; it must be the pair to delete"
 
 
 class CannotLockError(StoreError):

@@ -36,7 +36,7 @@ def normalize_key(key: str) -> str:
 def _normalize_known(key: str) -> str:
     name = normalize_directory(key)
     if not name:
-        raise InvalidKeyError("a key is not empty; the root is only a directory", key=key)
+        raise InvalidKeyError("the key is empty; only a directory may be, which is then the root", key=key)
     return name
 
 
@@ -54,15 +54,17 @@ def normalize_directory(directory: str) -> str:
         return ""
     if not name.isprintable() or ord(max(name)) >= _FIRST_SPECIAL:
         unfit = next(c for c in name if not c.isprintable() or ord(c) >= _FIRST_SPECIAL)
-        raise InvalidKeyError(f"a key has no character U+{ord(unfit):04X}", key=directory)
+        raise InvalidKeyError(f"a key must not have the character U+{ord(unfit):04X}", key=directory)
     if len(name.encode()) > MAX_KEY_BYTES:
-        raise InvalidKeyError(f"a key has at most {MAX_KEY_BYTES} bytes of UTF-8", key=f"{name[:32]}...")
+        what = f"a key has at most {MAX_KEY_BYTES} bytes of UTF-8, not {len(name.encode())}"
+        raise InvalidKeyError(what, key=f"{name[:32]}...")
     segments = name.split("/")
     for segment in segments:
         if segment in {"", ".", ".."}:
-            raise InvalidKeyError(f"a key has no segment {segment!r}", key=directory)
+            what = f"the segment {segment!r}" if segment else "an empty segment"
+            raise InvalidKeyError(f"a key must not have {what}", key=directory)
     if segments[0] == RESERVED:
-        raise InvalidKeyError(f"the segment {RESERVED!r} is reserved", key=directory)
+        raise InvalidKeyError(f"the first segment {RESERVED!r} is reserved for the library", key=directory)
     return name
 
 

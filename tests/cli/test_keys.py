@@ -31,7 +31,7 @@ def test_put_compares(tool: Tool) -> None:
     assert tool("put", "key", "1", "--create").out == b""
     refused = tool.run("put", "key", "2", "--create")
     assert (refused.code, refused.out) == (5, b"")
-    assert "the key exists (sqlite at " in refused.err
+    assert "the key exists already (sqlite at " in refused.err
     assert "'key'" in refused.err
     first = tool.put("key", b"2")
     (pair,) = tool("put", "key", "3", "--if-index", str(first), "--json").items

@@ -16,7 +16,7 @@ Exit codes:
   3    no server answers
   4    access denied
   5    modified meanwhile, or exists
-  6    the lock was not had in time
+  6    the lock was not free in time
   7    the lock was lost while the command ran
   8    anything else
   130  interrupted; 143 ended by SIGTERM"""

@@ -98,7 +98,7 @@ async def _acquire(lock: Lock, key: str, seconds: float | None) -> HeldLock:
             if not limit.expired():
                 raise
     if held is None:
-        raise CommandError(f"the lock {key!r} was not had in time", NOT_LOCKED)
+        raise CommandError(f"the lock {key!r} was not free in time", NOT_LOCKED)
     return held
 
 

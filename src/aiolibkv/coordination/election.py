@@ -155,7 +155,7 @@ class Candidate:
             raise self._stopped()
         if self._term is not None:
             # What leads may still be ending though its leadership is lost.
-            raise CannotLockError("the candidate leads", key=self._key)
+            raise CannotLockError("the candidate leads already, or its work has not ended yet", key=self._key)
         until_stop = asyncio.timeout(None)
         self._waits.add(until_stop)
         try:

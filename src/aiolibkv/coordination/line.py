@@ -104,7 +104,7 @@ class PlaceLock(ABC):
         """
         held, lock = self._held, self._lock
         if held is None or lock is None:
-            raise CannotLockError("it was not acquired", key=self._name)
+            raise CannotLockError("the lock was not acquired", key=self._name)
         if held.is_held:
             self._held = None
             if self._block is not None and self._block.is_own:
@@ -132,7 +132,9 @@ class PlaceLock(ABC):
 
     async def _contend(self, *, wait: bool) -> HeldLock | None:
         if self._is_waiting or self._block is not None or (self._held is not None and self._held.is_held):
-            raise CannotLockError("it is held or waited for", key=self._name)
+            raise CannotLockError(
+                "it is held or waited for already; make another object for another holder", key=self._name
+            )
         self._is_waiting = True
         try:
             while True:

@@ -182,7 +182,9 @@ class Mirror:
             raise copy(self._error) from self._error.__cause__
 
     def _left(self) -> StoreClosedError:
-        return StoreClosedError("the mirror is not entered", key=self._directory)
+        return StoreClosedError(
+            "the mirror is not entered: use it inside 'async with Mirror(...) as mirror:'", key=self._directory
+        )
 
     async def _reach(self, index: int) -> None:
         self._note_staleness()

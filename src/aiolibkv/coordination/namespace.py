@@ -254,7 +254,9 @@ class Namespace:
                     *(removal.wait() for removal in removals),
                 )
         except TimeoutError:
-            _log.warning("%r: what it kept alive is removed later, as soon as a server does it", self)
+            _log.warning(
+                "%r: its kept-alive keys could not be removed yet; they are removed as soon as a server answers", self
+            )
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -331,7 +333,7 @@ class Namespace:
         if self._home is None:
             self._home = (process, asyncio.get_running_loop())
         if self._home[0] != process or self._home[1] is not asyncio.get_running_loop():
-            message = "the namespace belongs to another event loop, or to the process before a fork"
+            message = "the namespace belongs to another event loop or process; make one here"
             raise StoreError(message, backend="namespace", endpoint=self._root or "/")
 
     async def _of_root(self, outer: str, read: Awaitable[T], nothing: T) -> T:

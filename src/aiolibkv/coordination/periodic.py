@@ -152,7 +152,7 @@ class PeriodicJob:
     def _following(self, moment: datetime) -> datetime:
         slot = self._every(moment)
         if slot.tzinfo is None or slot <= moment:
-            raise ValueError(f"the slot after {moment} is later and aware, not {slot}")
+            raise ValueError(f"every has to give a later time with a time zone for {moment}, not {slot}")
         return slot.astimezone(UTC)
 
     async def _read(self) -> KVPair | None:
@@ -171,9 +171,9 @@ def _multiples(seconds: float) -> Next:
         step = timedelta(seconds=seconds)
         _EPOCH + 2 * ((_now() - _EPOCH) + step)
     except (OverflowError, ValueError) as error:
-        raise ValueError(f"a job cannot run every {seconds} s") from error
+        raise ValueError(f"every is too large, or no number of seconds: {seconds}") from error
     if step <= timedelta(0):
-        raise ValueError(f"a job runs every so many seconds above 0, not {seconds}")
+        raise ValueError(f"every is a number of seconds above 0, not {seconds}")
     return lambda moment: _EPOCH + ((moment - _EPOCH) // step + 1) * step
 
 

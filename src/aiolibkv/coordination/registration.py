@@ -127,7 +127,9 @@ class Registration:
         leaving = self._start_leaving(self._leave(healing))
         await asyncio.wait({leaving}, timeout=_LEAVING_TIME)
         if not leaving.done():
-            _log.warning("the registration %r is removed later, as soon as a server does it", self.key)
+            _log.warning(
+                "the registration %r could not be removed yet; it is removed as soon as a server answers", self.key
+            )
 
     async def _put(self, put: Awaitable[KVPair]) -> None:
         """Await a put, and take note of what it leaves."""
@@ -157,7 +159,7 @@ class Registration:
         if healing is not None:
             await asyncio.wait({healing})
             if not healing.cancelled() and (failure := healing.exception()) is not None:
-                _log.warning("a registration was not looked after any more: %s", failure)
+                _log.warning("the registration %r was no longer kept up: %s", self.key, failure)
         try:
             await self._remove()
         except StoreClosedError:

@@ -90,16 +90,19 @@ class Semaphore(PlaceLock):
         """Return the number in the store; refuse another than was given, until both were the same once."""
         numbers = _numbers(record.value)
         if not numbers:
-            raise ValueError(f"{record.key!r} is {record.value!r}, and no number of permits")
+            raise ValueError(f"the value of {record.key!r} is {record.value!r}, which is no number of permits")
         if not self._is_agreed and self._permits not in numbers:
-            raise ValueError(f"{self._name!r} has {numbers[0]} permits in the store, and {self._permits} were given")
+            raise ValueError(
+                f"{self._name!r} has {numbers[0]} permits in the store, not {self._permits};"
+                " resize changes the number for all"
+            )
         self._permits, self._is_agreed = numbers[0], True
         return numbers[0]
 
 
 def _checked(permits: int) -> int:
     if permits < 1:
-        raise ValueError(f"there is at least one permit, not {permits}")
+        raise ValueError(f"permits is at least 1, not {permits}")
     return permits
 
 

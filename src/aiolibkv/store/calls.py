@@ -218,7 +218,7 @@ class Calls:
         if self.is_closed:
             raise self.located(StoreClosedError())
         if self._is_entered:
-            raise self.located(StoreError("the store is entered already"))
+            raise self.located(StoreError("the store is entered already; it can be entered once"))
         self._loop, self._forks, self._is_entered = self._running_loop(), _Forks.number, True
         prepare()
         self._context = contextvars.copy_context()
@@ -324,7 +324,7 @@ class Calls:
         if self._forks != _Forks.number:
             raise self.located(StoreError("the store was opened before a fork; open one in the new process"))
         if asyncio.get_running_loop() is not self._loop:
-            raise self.located(StoreError("the store belongs to another event loop"))
+            raise self.located(StoreError("the store belongs to another event loop; open one in this event loop"))
 
     # -- calls -----------------------------------------------------------------------------------------------------
 

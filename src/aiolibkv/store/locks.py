@@ -404,7 +404,9 @@ class StoreLock:
         calls.check_open()
         # A body whose lock was lost may still be ending: what it leaves in the end has to be its own.
         if self._is_waiting or self._body is not None or (self._held is not None and self._held.is_held):
-            raise calls.located(CannotLockError("the lock is held or waited for"), self._path)
+            raise calls.located(
+                CannotLockError("this Lock is held or waited for already; make another one with new_lock"), self._path
+            )
         self._is_waiting = True
         began = clock()
         try:

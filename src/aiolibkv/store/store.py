@@ -374,7 +374,9 @@ class Store(Generic[D]):
             return None
         held = _unwrapped(guard)
         if not isinstance(held, StoreHeldLock) or held.calls is not self._calls:
-            raise ValueError("a guard is a lock held through the same store")
+            raise ValueError(
+                "the guard is no lock of this store; it has to be what acquiring a lock of the same store gave"
+            )
         if not held.is_held:
             raise self._calls.located(LockLostError(), held.path)
         return Guard(held.path, held.token)
@@ -420,5 +422,5 @@ def _expected_index(key: str, previous: object) -> int:
     if normalize_key(previous.key) != normalize_key(key):
         raise ValueError(f"previous is of key {previous.key!r}, not {key!r}")
     if not 0 < previous.last_index <= _LARGEST_INDEX:
-        raise ValueError(f"no pair has the last_index {previous.last_index}")
+        raise ValueError(f"the last_index of previous is {previous.last_index}, which no pair of a store has")
     return previous.last_index

@@ -266,7 +266,10 @@ class ConsulDriver(Driver[ConsulLease]):
         if not operations:
             return 0
         if len(operations) > MAX_TXN_OPERATIONS:
-            raise CallNotSupportedError("the keys have too many first characters for one transaction of Consul")
+            raise CallNotSupportedError(
+                "the names at the root begin with too many different characters for one transaction of Consul;"
+                " delete the directories one by one"
+            )
         entries = await self._writer.transact(call, operations, guard)
         starts = tuple(unit for unit, whole in units if whole)
         single = {unit for unit, whole in units if not whole}

@@ -45,7 +45,7 @@ class Writer:
         commit = self._commit([step], nonce, lease, guard)
         if commit.transaction.is_too_large:
             if lease is not None or guard is not None:
-                raise CallNotSupportedError("a value of this size has neither a lifetime nor a guard on Consul")
+                raise CallNotSupportedError("on Consul a value of this size cannot have a ttl, keep_alive or a guard")
             return await self._put_large(call, step.path, step.value, nonce, step.expected)
         return (await self._certainly(call, commit, lambda entry: entry.flags == nonce))[0]
 
@@ -57,7 +57,7 @@ class Writer:
         """
         commit = self._commit([Write(path, value, 0)], LOCK_FLAGS, lease, None)
         if commit.transaction.is_too_large:
-            raise CallNotSupportedError("a lock cannot have a value of this size on Consul")
+            raise CallNotSupportedError("on Consul a lock cannot have a value of this size")
         (index,) = await self._certainly(call, commit, lambda entry: entry.session == lease.session)
         return Acquired(index, index)
 
@@ -258,5 +258,7 @@ class Writer:
         if entry is None or not entry.session:
             return f"cas={index}"
         if expected:
-            raise CallNotSupportedError("a value of this size cannot replace a key with a lifetime on Consul")
+            raise CallNotSupportedError(
+                "on Consul a value of this size cannot replace a key with a lifetime; delete the key first"
+            )
         return f"release={entry.session}"

@@ -162,7 +162,7 @@ class EtcdDriver(Driver[EtcdLease]):
         super().__init__(endpoints, config)
         servers = Endpoints(self.endpoints, _PORT)
         if self.config.token is not None:
-            raise ValueError("etcd: there is no token to give; etcd makes one of username and password")
+            raise ValueError("etcd: a token cannot be given; give username and password, for which etcd makes one")
         if (self.config.username is None) != (self.config.password is None):
             raise ValueError("etcd: username and password go together")
         self._connection = Connection(servers, self.config, self)

@@ -128,9 +128,9 @@ class SqliteDriver(Driver[SqliteLease]):
         """
         super().__init__(endpoints, config)
         if len(self.endpoints) != 1 or not self.endpoints[0] or "\0" in self.endpoints[0]:
-            raise ValueError("sqlite: exactly one endpoint, the path of the database")
+            raise ValueError("sqlite: there is exactly one endpoint, the path of the database")
         if self.endpoints[0] == ":memory:":
-            raise ValueError("sqlite: a store in memory is the backend 'memory'")
+            raise ValueError("sqlite: for a store in memory use the backend 'memory'")
         durability = self.config.options.get("durability", _DURABILITIES[0])
         if durability not in _DURABILITIES:
             raise ValueError(f"sqlite: durability is one of {', '.join(_DURABILITIES)}, not {durability!r}")

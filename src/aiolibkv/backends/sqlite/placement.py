@@ -22,7 +22,8 @@ def check_placement(path: Path) -> None:
     """
     if path.stat().st_nlink > 1:
         raise StoreError(
-            f"{path} has more than one name (hard links): who opens it under another one has other files beside it"
+            f"{path} has more than one name (hard links): who opens it by another name would not find the files"
+            " beside it; copy the database"
         )
     if str(path) in _mount_points():
         raise StoreError(

@@ -93,7 +93,7 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
         """
         super().__init__(endpoints, config)
         if self.config.token is not None:
-            raise ValueError("zookeeper: there is no token to give; there are username and password")
+            raise ValueError("zookeeper: there is no token; give username and password")
         if is_servers_own(self.config.prefix):
             raise InvalidKeyError("the prefix is in the server's own tree", key=self.config.prefix)
         self._session_timeout = _session_timeout(self.config)

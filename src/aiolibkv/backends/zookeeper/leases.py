@@ -251,7 +251,7 @@ class Lifespans:
         except SessionLostError as error:
             _log.debug("zookeeper: a lease's keys went with its session: %s", error)
         except StoreError as error:
-            _log.warning("zookeeper: a lease's keys go with its session, they could not be deleted: %s", error)
+            _log.warning("zookeeper: keys could not be deleted, and go with their session a little later: %s", error)
             self._retire(lease.shared)
         self._give_back(lease)
         self._tidy_later(gone)

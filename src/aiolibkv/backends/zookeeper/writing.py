@@ -479,7 +479,7 @@ def fresh(path: str, value: bytes, acl: bytes, owner: int, *, other_than: int | 
 
 def no_children() -> StoreError:
     """Say why there can be nothing below a key."""
-    return CallNotSupportedError("on ZooKeeper a key with ttl or keep_alive, or a lock, has no keys below it")
+    return CallNotSupportedError("on ZooKeeper a lock, or a key with ttl or keep_alive, cannot have keys below it")
 
 
 class _Deletion(NamedTuple):
