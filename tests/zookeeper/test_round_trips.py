@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -13,6 +15,7 @@ from aiolibkv import KeyExistsError, KVPair
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually
 from aiolibkv.testing.servers import ZooKeeperServer
+from faults.impostors import Front, between
 from zookeeper.conftest import MakeStore, OneShotStore, make_store
 
 Proxied = tuple[FaultProxy, MakeStore]
@@ -55,6 +58,50 @@ async def test_calls_on_a_key(proxied: Proxied) -> None:
         await store.put("both", b"")
         await store.put("both/key", b"")
         assert (await _cost(proxy, lambda: store.delete("both")))[0] == 2
+
+
+@pytest.mark.asyncio
+async def test_reads_that_leave_together_sync_once_and_later_ones_again(server: ZooKeeperServer, prefix: str) -> None:
+    kinds: list[int] = []
+    answering = asyncio.Event()
+    answering.set()
+
+    async def up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            length = await reader.readexactly(4)
+            request = await reader.readexactly(*struct.unpack("!i", length))
+            kinds.append(struct.unpack_from("!ii", request)[1])
+            writer.write(length + request)
+
+    async def down(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            await answering.wait()
+            writer.write(data)
+
+    def reads() -> str:
+        return "".join({9: "s", 4: "g"}.get(kind, "") for kind in kinds)
+
+    async with (
+        Front(between(server.host, server.port, up, down)) as front,
+        make_store([front.endpoint], prefix=prefix) as store,
+    ):
+        await store.put("key", b"")
+        kinds.clear()
+        answering.clear()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(store.get("key"))
+            await eventually(lambda: reads() == "sg", within=5, message="an idle connection sends at once")
+            for _ in range(3):
+                group.create_task(store.get("key"))
+            await eventually(lambda: reads() == "sgsggg", within=5, message="the next ones leave together")
+            group.create_task(store.exists("key"))
+            # What others were answered before this call the server may know only since the last sync.
+            await eventually(lambda: reads() == "sgsgggsg", within=5, message="a later one syncs again")
+            answering.set()
+        kinds.clear()
+        await store.get("key", consistent=False)
+        assert reads() == "g"
+        await store.delete("key")
 
 
 @pytest.mark.asyncio

@@ -1,7 +1,8 @@
 """One connection to one server: frames, answers in the order of their requests, and the watch over its silence.
 
-A request is written at once and answered by a future; when the connection ends, all that is pending fails at once.
-Nothing is ever sent again here.
+A request is answered by a future; when the connection ends, all that is pending fails at once. Nothing is ever sent
+again here. While answers are awaited, what is to be sent is gathered until other tasks have had their turn, and then
+leaves together.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from aiolibkv.backends.zookeeper.operations import (
     parse_event,
     parse_welcome,
     ping,
+    sync,
     transaction,
 )
 from aiolibkv.errors import NotReachableError, StoreError
@@ -123,7 +125,10 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._greeted: asyncio.Future[bytes | None] = loop.create_future()
         self._xid = 0
-        self._pending: deque[tuple[int, int, asyncio.Future[Answer | None]]] = deque()
+        self._pending: deque[tuple[int, int, asyncio.Future[Answer | None] | None]] = deque()
+        self._gathered = bytearray()
+        self._is_flushing = self._is_sync_gathered = False
+        self._is_sync_gathered = False
         self._backlog = bytearray()
         self._is_paused = False
         self._before_ping = 0
@@ -185,23 +190,33 @@ class Connection(asyncio.Protocol):
             raise connection._failure() from error
         return connection
 
-    def send(self, operations: Sequence[Operation[Any]]) -> Sequence[asyncio.Future[Answer | None]]:
-        """Write operations at once; each future gives the answer, or None when the connection ended before.
+    def send(
+        self, operations: Sequence[Operation[Any]], *, consistent: bool = False
+    ) -> Sequence[asyncio.Future[Answer | None]]:
+        """Send operations; each future gives the answer, or None when the connection ended before.
+
+        Args:
+            operations: what to send.
+            consistent: have the server catch up with the leader first. What leaves together catches up once.
 
         Raises:
             NotReachableError: the connection has ended; nothing was sent.
         """
         self.check_open()
-        frames = bytearray()
+        is_idle = not self._pending
+        if consistent and not self._is_sync_gathered:
+            self._is_sync_gathered = True
+            self._gather(sync(), None)
         futures = []
         for operation in operations:
-            self._xid = self._xid % _LAST_XID + 1
-            request = operation.encode(self._xid)
-            frames += _LENGTH.pack(len(request)) + request
             future: asyncio.Future[Answer | None] = self._loop.create_future()
-            self._pending.append((self._xid, len(request), future))
+            self._gather(operation, future)
             futures.append(future)
-        self._write(frames)
+        if is_idle:
+            self._flush()
+        elif not self._is_flushing:
+            self._is_flushing = True
+            self._loop.call_soon(self._flush)
         return futures
 
     def check_open(self) -> None:
@@ -214,23 +229,23 @@ class Connection(asyncio.Protocol):
         if self.closed.done():
             raise self._failure()
 
-    async def ask(self, operation: Operation[T]) -> T:
-        """Carry out an operation.
+    async def ask(self, operation: Operation[T], *, consistent: bool = False) -> T:
+        """Carry out an operation; ``consistent`` as for ``send``.
 
         Raises:
             NotReachableError: the connection ended before the answer.
             StoreError: the server refused.
         """
-        (future,) = self.send([operation])
+        (future,) = self.send((operation,), consistent=consistent)
         return self.read(operation, await future)
 
-    async def ask_all(self, operations: Sequence[Operation[Any]]) -> Results:
-        """Carry out operations in one round trip.
+    async def ask_all(self, operations: Sequence[Operation[Any]], *, consistent: bool = False) -> Results:
+        """Carry out operations in one round trip; ``consistent`` as for ``send``.
 
         Raises:
             NotReachableError: the connection ended before the last answer.
         """
-        futures = self.send(operations)
+        futures = self.send(operations, consistent=consistent)
         values: list[Any] = []
         answer: Answer | None = None
         for operation, future in zip(operations, futures, strict=True):
@@ -326,11 +341,21 @@ class Connection(asyncio.Protocol):
             self._hear()
         self._send_backlog()
 
-    def _write_frame(self, request: bytes) -> None:
-        if not self.closed.done():
-            self._write(_LENGTH.pack(len(request)) + request)
+    def _gather(self, operation: Operation[Any], future: asyncio.Future[Answer | None] | None) -> None:
+        self._xid = self._xid % _LAST_XID + 1
+        request = operation.encode(self._xid)
+        self._gathered += _LENGTH.pack(len(request)) + request
+        self._pending.append((self._xid, len(request), future))
 
-    def _write(self, data: bytes | bytearray) -> None:
+    def _write_frame(self, request: bytes) -> None:
+        self._gathered += _LENGTH.pack(len(request)) + request
+        self._flush()
+
+    def _flush(self) -> None:
+        self._is_flushing = self._is_sync_gathered = False
+        data, self._gathered = self._gathered, bytearray()
+        if not data or self.closed.done():
+            return
         assert self._transport is not None, "connected"
         if self._is_paused or len(data) > _PIECE:
             self._backlog += data
@@ -405,11 +430,10 @@ class Connection(asyncio.Protocol):
         elif xid == PING_XID and self._is_pinging:
             self._is_pinging = False
         elif xid != AUTH_XID:
-            expected, _, future = self._pending[0] if self._pending else (0, 0, None)
-            if future is None or xid != expected:
-                raise ValueError(f"an answer to request {xid} instead of {expected}")
-            self._pending.popleft()
-            if not future.done():
+            if not self._pending or xid != self._pending[0][0]:
+                raise ValueError(f"an answer to request {xid}, which is not the next one")
+            _, _, future = self._pending.popleft()
+            if future is not None and not future.done():
                 future.set_result(Answer(code, zxid, frame))
             if code in SESSION_CODES:
                 self.abort(refusal(code))
@@ -454,7 +478,7 @@ class Connection(asyncio.Protocol):
             told()
         pending, self._pending = self._pending, deque()
         for _, _, future in pending:
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_result(None)
 
 

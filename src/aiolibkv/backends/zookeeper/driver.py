@@ -14,7 +14,7 @@ from aiolibkv.backends.zookeeper.epochs import Epochs
 from aiolibkv.backends.zookeeper.failures import NoNodeError
 from aiolibkv.backends.zookeeper.leases import Lifespans, SharedSession, ZooKeeperLease
 from aiolibkv.backends.zookeeper.locking import Locker
-from aiolibkv.backends.zookeeper.operations import CREATOR, Operation, exists, get, sync
+from aiolibkv.backends.zookeeper.operations import CREATOR, exists, get
 from aiolibkv.backends.zookeeper.sasl import Sasl
 from aiolibkv.backends.zookeeper.scanning import read_children, read_many, read_page
 from aiolibkv.backends.zookeeper.security import User, acl, credentials
@@ -193,12 +193,10 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
 
     async def get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
         connection = await self._session.connection()
-        operations: list[Operation[object]] = [sync()] if consistent else []
-        node = (await connection.ask_all([*operations, get(znode(path))])).values[-1]
-        if isinstance(node, NoNodeError):
+        try:
+            node = await connection.ask(get(znode(path)), consistent=consistent)
+        except NoNodeError:
             return None
-        if isinstance(node, StoreError):
-            raise node
         return None if node.data is None else pair(path, node)
 
     async def list(self, call: Call, directory: str, *, consistent: bool) -> Listing:

@@ -96,8 +96,7 @@ class Event(NamedTuple):
     is_deletion: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Operation(Generic[T_co]):
+class Operation(NamedTuple, Generic[T_co]):
     """A request, and how its answer is read.
 
     Attributes:

@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 
 from aiolibkv.backends.zookeeper.connection import Connection
 from aiolibkv.backends.zookeeper.failures import NoNodeError
-from aiolibkv.backends.zookeeper.operations import get, get_children, sync
+from aiolibkv.backends.zookeeper.operations import get, get_children
 from aiolibkv.backends.zookeeper.tree import Reader, pair, znode
 from aiolibkv.errors import StoreError
 from aiolibkv.store import Names, Page
@@ -86,9 +86,8 @@ async def _read_names(
     reader: Reader, connection: Connection, directory: str, *, consistent: bool
 ) -> tuple[Sequence[str], bool]:
     """Return the paths one level below a directory, and whether it is a key itself."""
-    start = [sync()] if consistent else []
-    results = await connection.ask_all([*start, get(znode(directory)), get_children(znode(directory))])
-    node, names = results.values[-2:]
+    reads = [get(znode(directory)), get_children(znode(directory))]
+    node, names = (await connection.ask_all(reads, consistent=consistent)).values
     for result in (node, names):
         if isinstance(result, StoreError) and not isinstance(result, NoNodeError):
             raise result

@@ -34,7 +34,6 @@ from aiolibkv.backends.zookeeper.operations import (
     get_children,
     read_all,
     set_data,
-    sync,
     transaction,
 )
 from aiolibkv.errors import AccessDeniedError, StoreError
@@ -100,10 +99,8 @@ class Place(NamedTuple):
 async def read_places(connection: Connection, paths: Sequence[str], *, consistent: bool = True) -> list[Place]:
     """Read paths with their directories, in one round trip."""
     wanted = list(dict.fromkeys(name for path in paths for name in (path, *ancestors(path))))
-    operations: Ops = [sync()] if consistent else []
-    operations += [get(znode(name)) for name in wanted]
-    results = await connection.ask_all(operations)
-    nodes = dict(zip(wanted, results.values[consistent:], strict=True))
+    results = await connection.ask_all([get(znode(name)) for name in wanted], consistent=consistent)
+    nodes = dict(zip(wanted, results.values, strict=True))
     places = []
     for path in paths:
         node = nodes[path]
@@ -118,6 +115,14 @@ async def read_place(connection: Connection, path: str) -> Place:
     """Read a path with its directories, in one round trip."""
     (place,) = await read_places(connection, [path])
     return place
+
+
+async def read_node(connection: Connection, path: str) -> Place:
+    """Read a path without its directories."""
+    try:
+        return Place(await connection.ask(get(znode(path)), consistent=True), ())
+    except NoNodeError:
+        return Place(None, ())
 
 
 _UNSEEN = Node(b"", Stat(index=0, version=0, size=0, children=0, owner=0))
@@ -390,9 +395,8 @@ class Reader:
 
     async def _read(self, connection: Connection, reads: Ops, *, consistent: bool = False) -> tuple[Sequence[Any], int]:
         """Carry out reads in one round trip; returns their results, and the last transaction the server knew."""
-        start: Ops = [sync()] if consistent else []
-        results = await connection.ask_all([*start, *reads])
-        return results.values[len(start) :], results.zxid
+        results = await connection.ask_all(reads, consistent=consistent)
+        return results.values, results.zxid
 
     async def _read_bundles(self, connection: Connection, reads: Ops) -> tuple[Sequence[Any], int]:
         """As ``_read``, for what has small values."""

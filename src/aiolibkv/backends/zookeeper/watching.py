@@ -121,8 +121,8 @@ class Watching:
             await self._apply(interest, changed)
 
     async def _read_key(self, connection: Connection, path: str) -> tuple[KVPair | None, int]:
-        results = await connection.ask_all([sync(), get(znode(path))])
-        return _pair_of(path, results.values[-1]), results.zxid
+        results = await connection.ask_all([get(znode(path))], consistent=True)
+        return _pair_of(path, results.values[0]), results.zxid
 
     async def _apply(self, interest: _Interest, changed: set[str]) -> None:
         changes: list[tuple[str, KVPair | None]] = []

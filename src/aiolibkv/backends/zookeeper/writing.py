@@ -31,7 +31,6 @@ from aiolibkv.backends.zookeeper.operations import (
     delete,
     get,
     set_data,
-    sync,
     transaction,
 )
 from aiolibkv.backends.zookeeper.tree import (
@@ -47,6 +46,7 @@ from aiolibkv.backends.zookeeper.tree import (
     is_retried,
     make_parents,
     prune,
+    read_node,
     read_place,
     seen,
     tidy_from,
@@ -116,7 +116,7 @@ class Writer:
             owner: the session that the key is to live with; 0 for one that stays.
             version: of the key, if it is the owner's already as far as is known.
         """
-        guesses = self._guesses(path, value, expected, owner, version, is_alone=guard is None)
+        guesses: Iterable[Ops] = self._guesses(path, value, expected, owner, version, is_alone=guard is None)
         directory = path.rpartition("/")[0]
         while True:
             is_directory_missing = False
@@ -133,10 +133,11 @@ class Writer:
                 return stat
             if is_directory_missing and directory in self._making:
                 await asyncio.wait([self._making[directory]])
-                guesses = guesses[-1:]
+                guesses = [self._creation(path, value, owner, is_alone=guard is None)]
                 continue
             with self._making_directory(directory if is_directory_missing else None):
-                place = await read_place(connection, path)
+                # Its directories matter only when the key is to be created.
+                place = await (read_node if expected else read_place)(connection, path)
                 if expected is not None and (unexpected := _unexpected(place, expected)) is not None:
                     await self._epochs.require(connection, guard)
                     raise unexpected
@@ -146,7 +147,7 @@ class Writer:
                     raise no_children() from error
                 except (NoNodeError, NodeExistsError, BadVersionError, NotEmptyError) as error:
                     _log.debug("zookeeper: a write begins again: %s", error)
-            guesses = []
+            guesses = ()
 
     @contextmanager
     def _making_directory(self, directory: str | None) -> Iterator[None]:
@@ -163,18 +164,19 @@ class Writer:
 
     def _guesses(
         self, path: str, value: bytes, expected: int | None, owner: int, version: int | None, *, is_alone: bool
-    ) -> list[Ops]:
-        """Return what will usually do, to be tried in turn; the last creates the key, if that may be."""
-        guesses: list[Ops] = []
+    ) -> Iterator[Ops]:
+        """Yield what will usually do, to be tried in turn; the last creates the key, if that may be."""
         if expected is None and owner == 0:
-            guesses.append([set_data(znode(path), value)])
+            yield [set_data(znode(path), value)]
         elif expected is None and version is not None:
-            guesses.append([set_data(znode(path), value, version)])
-        if not expected and is_alone:
-            guesses.append([create(znode(path), value, self._acl, ephemeral=owner != 0)])
-        elif not expected:
-            guesses.append(fresh(path, value, self._acl, owner))
-        return guesses
+            yield [set_data(znode(path), value, version)]
+        if not expected:
+            yield self._creation(path, value, owner, is_alone=is_alone)
+
+    def _creation(self, path: str, value: bytes, owner: int, *, is_alone: bool) -> Ops:
+        if is_alone:
+            return [create(znode(path), value, self._acl, ephemeral=owner != 0)]
+        return fresh(path, value, self._acl, owner)
 
     async def _write_at(
         self,
@@ -319,7 +321,7 @@ class Writer:
         call.writing()
         deletion = transaction([set_data(node, None), delete(node)])
         reads = [get(znode(directory)) for directory in directories]
-        _, read, deleted, *found = (await connection.ask_all([sync(), get(node), deletion, *reads])).values
+        read, deleted, *found = (await connection.ask_all([get(node), deletion, *reads], consistent=True)).values
         above = [(directory, seen(result)) for directory, result in zip(directories, found, strict=True)]
         if isinstance(deleted, StoreError):
             call.settled()
