@@ -10,16 +10,23 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from aiolibkv import AccessDeniedError, Config, NotReachableError, StoreClosedError, StoreError
+from aiolibkv import (
+    AccessDeniedError,
+    Config,
+    NotReachableError,
+    Put,
+    RequestTimeoutError,
+    StoreClosedError,
+    StoreError,
+)
 from aiolibkv.backends.etcd.channel import RpcFailedError
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
-from aiolibkv.testing.servers import Certificates, EtcdCluster, EtcdServer
+from aiolibkv.testing.servers import EtcdCluster, EtcdServer
 from etcd.channels import channel_to
 from etcd.fronts import front, status, throttled, web_status
 from faults.impostors import Front
@@ -241,6 +248,17 @@ async def test_a_link_that_takes_long_is_replaced_when_there_is_time_to_connect(
         assert await store.get("key") == pair
 
 
+async def test_several_servers_behind_a_slow_link(proxy: FaultProxy) -> None:
+    servers = [proxy.endpoint, f"localhost:{proxy.port}"]
+    settings = Config(connection_timeout=scaled(1), request_timeout=scaled(10))
+    async with EtcdStore(servers, settings) as store:
+        pair = await store.put("key", b"value")
+        # 0.6 s until a connection is usable, longer than half of the time to connect.
+        proxy.delay(scaled(0.2))
+        proxy.reset()
+        assert await store.get("key") == pair
+
+
 async def test_one_connection_for_many_calls_and_watches(proxy: FaultProxy) -> None:
     async with EtcdStore([proxy.endpoint]) as store:
         watches = [store.watch(f"key/{number}") for number in range(20)]
@@ -325,99 +343,41 @@ async def test_a_member_without_a_leader_is_left() -> None:
             await eventually(read, within=30, message="a leader is elected")
 
 
-# -- TLS -----------------------------------------------------------------------------------------------------------
+async def test_every_error_of_an_outage_has_its_endpoint_and_cause(proxy: FaultProxy) -> None:
+    async with EtcdStore([proxy.endpoint], Config(request_timeout=scaled(0.3))) as store:
+        pair = await store.put("key", b"")
+        proxy.refuse()
+        proxy.reset()
+        for turn in ("refused", "mute"):
+            with contextlib.suppress(StoreError):
+                await store.get("key")
+            errors = await asyncio.gather(
+                store.get("key"),
+                store.list(""),
+                store.put("key", b""),
+                store.put("key", b"", ttl=10),
+                store.put("key", b"", keep_alive=True),
+                store.atomic_put("key", b"", pair),
+                store.delete("key"),
+                store.commit(Put("key", b"")),
+                store.new_lock("lock").try_acquire(),
+                anext(store.scan("")),
+                return_exceptions=True,
+            )
+            for error in errors:
+                assert isinstance(error, NotReachableError | RequestTimeoutError), turn
+                assert error.endpoint == proxy.endpoint
+                assert "refused" in str(error)
+                assert isinstance(_first_cause(error), ConnectionRefusedError)
+            # From now on it is waited for, but the reason is known from before.
+            proxy.accept()
+            proxy.blackhole()
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("tls"), client_name="somebody")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def tls_server(certificates: Certificates) -> AsyncIterator[EtcdServer]:
-    async with EtcdServer(tls=certificates) as running:
-        yield running
-
-
-def tls_config(certificates: Certificates, **others: object) -> Config:
-    files = {
-        "ca_file": certificates.ca,
-        "cert_file": certificates.client_cert,
-        "key_file": certificates.client_key,
-        **others,
-    }
-    return Config(tls=True, connection_timeout=scaled(3), **files)  # type: ignore[arg-type]
-
-
-async def test_tls_with_a_client_certificate(tls_server: EtcdServer, certificates: Certificates) -> None:
-    async with EtcdStore([tls_server.endpoint], tls_config(certificates)) as store:
-        pair = await store.put("key", b"value")
-        assert await anext(store.watch("key")) == pair
-
-
-async def test_a_missing_client_certificate(tls_server: EtcdServer, certificates: Certificates) -> None:
-    config = tls_config(certificates, cert_file=None, key_file=None)
-    began = time.monotonic()
-    with pytest.raises(NotReachableError, match="TLS handshake"):
-        async with EtcdStore([tls_server.endpoint], config):
-            pass
-    assert time.monotonic() - began < scaled(3)
-
-
-async def test_a_server_of_another_authority(
-    tls_server: EtcdServer, certificates: Certificates, tmp_path: Path
-) -> None:
-    config = tls_config(certificates, ca_file=Certificates(tmp_path).ca)
-    began = time.monotonic()
-    with pytest.raises(NotReachableError, match="TLS handshake"):
-        async with EtcdStore([tls_server.endpoint], config):
-            pass
-    assert time.monotonic() - began < scaled(3)
-
-
-async def test_tls_to_a_server_without(server: EtcdServer, certificates: Certificates) -> None:
-    with pytest.raises(NotReachableError):
-        async with EtcdStore([server.endpoint], tls_config(certificates)):
-            pass
-
-
-@pytest.mark.parametrize("name", ["ca_file", "cert_file", "key_file"])
-@pytest.mark.parametrize("content", [None, b"nonsense"])
-async def test_a_file_that_cannot_be_used(
-    proxy: FaultProxy, certificates: Certificates, tmp_path: Path, name: str, content: bytes | None
-) -> None:
-    file = tmp_path / "file.pem"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(ValueError, match=name) as caught:
-        async with EtcdStore([proxy.endpoint], tls_config(certificates, **{name: file})):
-            pass
-    assert str(file) in str(caught.value)
-    assert proxy.connections_total == 0
-
-
-async def test_certificates_that_are_replaced_while_the_server_is_away(tmp_path: Path) -> None:
-    certificates = Certificates(tmp_path)
-    async with EtcdServer(tls=certificates) as own, EtcdStore([own.endpoint], tls_config(certificates)) as store:
-        pair = await store.put("key", b"value")
-        await own.stop()
-        # All of them, and of another authority.
-        Certificates(tmp_path)
-        await own.start()
-
-        async def reads() -> bool:
-            try:
-                return await store.get("key") == pair
-            except NotReachableError:
-                return False
-
-        await eventually(reads, within=10, message="the new certificates are used")
-
-
-async def test_an_ssl_context(tls_server: EtcdServer, certificates: Certificates) -> None:
-    async with EtcdStore([tls_server.endpoint], Config(tls=certificates.ssl_context())) as store:
-        pair = await store.put("key", b"value")
-        assert await anext(store.watch("key")) == pair
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 # -- users ---------------------------------------------------------------------------------------------------------

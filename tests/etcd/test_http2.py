@@ -396,7 +396,7 @@ BAD_ANSWERS: dict[str, tuple[str, Callable[[int], bytes]]] = {
     ),
     "another status": ("HTTP 404", lambda stream: frame(frames.HEADERS, END_HEADERS | END_STREAM, stream, b"\x8d")),
     "no status": (
-        "NOT_GRPC",
+        "RESET",
         lambda stream: frame(frames.HEADERS, END_HEADERS, stream, HEAD) + frame(frames.DATA, END_STREAM, stream),
     ),
     "no head": ("NOT_GRPC", lambda stream: frame(frames.DATA, 0, stream, bytes(5))),

@@ -151,13 +151,16 @@ async def see(pair: KVPair, watches: Sequence[Watch[KVPair | None]], trees: Sequ
                 pass
 
 
+@pytest.mark.parametrize(
+    "kind", [partial(Nginx, grpc=True, read_timeout=0.5), partial(Haproxy, http2=True, idle_timeout=0.5)]
+)
 async def test_calls_outlast_watches_that_are_silent_and_connections_that_have_had_their_share(
-    server: EtcdServer,
+    server: EtcdServer, kind: Callable[[Sequence[str]], ReverseProxy]
 ) -> None:
-    # nginx ends a stream on which the server is silent, and a connection after 1000 requests.
+    # Both end a stream on which the server is silent; nginx a connection after 1000 requests.
     async with (
-        Nginx([server.endpoint], grpc=True, read_timeout=0.5) as nginx,
-        EtcdStore([nginx.endpoint], ROOT) as store,
+        kind([server.endpoint]) as between,
+        EtcdStore([between.endpoint], ROOT) as store,
         store.watch("open/silent") as watch,
     ):
         link = await store.driver._connection.link()

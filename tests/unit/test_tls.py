@@ -72,6 +72,19 @@ def test_files_are_read_again_when_they_have_changed(certificates: Certificates,
     assert tls.context() is third
 
 
+def test_the_systems_authorities_are_read_again(
+    certificates: Certificates, fresh: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.ca))
+    monkeypatch.setenv("SSL_CERT_DIR", str(certificates.ca / "nothing"))
+    tls = Tls(Config(tls=True))
+    before = tls.context()
+    assert len(authorities(before)) == 1
+    assert tls.context() is before
+    shutil.copy(fresh.ca, certificates.ca)
+    assert authorities(tls.context()) != authorities(before)
+
+
 def test_a_link_to_another_directory_is_a_change(tmp_path: Path) -> None:
     """As Kubernetes mounts secrets."""
     now = tmp_path / "now"

@@ -328,7 +328,9 @@ class Calls:
 
     # -- calls -----------------------------------------------------------------------------------------------------
 
-    async def run(self, operation: Callable[[Call], Awaitable[T]], path: str | None = None) -> T:
+    async def run(
+        self, operation: Callable[[Call], Awaitable[T]], path: str | None = None, *, is_repeated: bool = True
+    ) -> T:
         """Carry out a call within request_timeout, and before the store is closed.
 
         It is repeated while it raises NotReachableError and certainly was not applied.
@@ -336,6 +338,7 @@ class Calls:
         Args:
             operation: calls the driver.
             path: what it is about, for errors.
+            is_repeated: False makes it one attempt.
 
         Raises:
             StoreClosedError: the store is closed, or was meanwhile.
@@ -344,21 +347,21 @@ class Calls:
         """
         self.check_open()
         assert self._deadlines is not None, "open"
-        return await self._perform(operation, path, self._deadlines)
+        result = await self._perform(operation, path, self._deadlines, is_repeated=is_repeated)
+        if self.outages.are_any:
+            self.outages.answered()
+        return result
 
     async def run_while_closing(self, operation: Callable[[Call], Awaitable[T]]) -> T:
-        """Carry out a call as ``run`` does, also while the store is being closed."""
+        """Carry out a call as ``run`` does, also while the store is being closed.
+
+        That it succeeds is no sign of a server: a lease that was never granted is given back without asking one.
+        """
         deadlines = Deadlines(self.config.request_timeout)
         try:
             return await self._perform(operation, None, deadlines)
         finally:
             deadlines.stop()
-
-    async def attempt(self, operation: Callable[[Call], Awaitable[T]]) -> T:
-        """Carry out a call as ``run`` does, but once."""
-        self.check_open()
-        assert self._deadlines is not None, "open"
-        return await self._perform(operation, None, self._deadlines, is_repeated=False)
 
     async def _perform(
         self,
@@ -374,12 +377,10 @@ class Calls:
         try:
             while True:
                 try:
-                    result = await operation(call)
-                    if self.outages.are_any:
-                        self.outages.answered()
-                    return result
+                    return await operation(call)
                 except NotReachableError as error:
                     unreachable = error
+                    self._met(error, call)
                     if call.maybe_applied or not is_repeated:
                         break
                 breaks = breaks or growing_pauses()
@@ -395,13 +396,25 @@ class Calls:
         finally:
             deadlines.end(call)
             call.is_cause()
-        late = unreachable or RequestTimeoutError(f"no answer within {self.config.request_timeout:g} s")
+        late = unreachable or self.timed_out()
         failure = StoreClosedError() if self.is_closed and call.expired else late
         failure.maybe_applied = call.maybe_applied
         self.located(failure, path)
-        if not self.is_closed:
-            self.outages.met(failure, call.when - self.config.request_timeout)
+        self._met(failure, call)
         raise failure from failure.__cause__
+
+    def _met(self, error: StoreError, call: Call) -> None:
+        if not self.is_closed:
+            self.outages.met(error, call.when - self.config.request_timeout)
+
+    def timed_out(self) -> RequestTimeoutError:
+        """Return what to raise when request_timeout is over, with the reason of the outage if there is a known one."""
+        text = f"no answer within {self.config.request_timeout:g} s"
+        if (reason := self.outages.reason) is None:
+            return RequestTimeoutError(text)
+        error = RequestTimeoutError(f"{text}; before that: {reason.message}")
+        error.__cause__ = reason
+        return error
 
     # -- what goes on behind the calls -------------------------------------------------------------------------------
 

@@ -266,7 +266,7 @@ class Lifetimes:
         opening = shared.opening
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
             self._sessions.adopt(shared.session)
-            opening = shared.opening = self._tasks.start(self._calls.attempt(shared.session.begin))
+            opening = shared.opening = self._tasks.start(self._calls.run(shared.session.begin, is_repeated=False))
         try:
             await asyncio.shield(opening)
         except StoreError as error:

@@ -435,7 +435,8 @@ class StoreLock:
         except TimeoutError as error:
             if not deadline.expired():
                 raise
-            raise self._calls.located(RequestTimeoutError(), self._path) from error
+            late = self._calls.timed_out()
+            raise self._calls.located(late, self._path) from (late.__cause__ or error)
 
     async def _key_exists(self) -> bool:
         return await self._calls.run(

@@ -53,7 +53,9 @@ class _Outage:
         """Take note of who began to wait, or of the error that it met."""
         self.noted = asyncio.get_running_loop().time()
         if error is not None:
-            self.error = error
+            # That there was no answer tells less than what was met before.
+            if self.failing_since is None or not isinstance(error, RequestTimeoutError):
+                self.error = error
             self.failing_since = since if self.failing_since is None else self.failing_since
 
 
@@ -80,6 +82,14 @@ class Outages:
     def are_any(self) -> bool:
         """Tell whether anybody waits, or has failed lately."""
         return bool(self._outages)
+
+    @property
+    def reason(self) -> NotReachableError | None:
+        """Why no server could be reached last, if that is known and nobody was answered since."""
+        outage = self._outages.get("")
+        if outage is None or outage.failing_since is None or not isinstance(outage.error, NotReachableError):
+            return None
+        return outage.error
 
     def waits(self, waiter: object) -> None:
         """Take note that someone waits for a first answer, or for the next one."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from aiolibkv.config import Config, File
@@ -22,8 +24,8 @@ class Tls:
     """What each connection of a store is to encrypt with; rotated files are used from the next connection on.
 
     It is asked at each connection, in the event loop: looking at three files takes microseconds, making settings of
-    them below a millisecond. Only the system's authorities, which stand in where there is no ``ca_file``, take some
-    20 ms, at the first connection and after a rotation.
+    them below a millisecond. Only the system's authorities, or those that SSL_CERT_FILE and SSL_CERT_DIR name, which
+    stand in where there is no ``ca_file``, take some 20 ms, at the first connection and after a rotation.
     """
 
     def __init__(self, config: Config, *, alpn: Sequence[str] = ()) -> None:
@@ -87,8 +89,22 @@ class Tls:
                 status = Path(file).stat()
             except (OSError, ValueError) as error:
                 raise _unreadable(field, file, error) from error
-            signature.append((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+            signature.append(_signature_of(status))
+        if self._config.ca_file is None:
+            signature += _system_authorities()
         return tuple(signature)
+
+
+def _signature_of(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _system_authorities() -> Iterator[tuple[int, ...]]:
+    paths = ssl.get_default_verify_paths()
+    for path in (paths.cafile, paths.capath):
+        if path is not None:
+            with contextlib.suppress(OSError):
+                yield _signature_of(Path(path).stat())
 
 
 def refuses_certificate(error: BaseException | None) -> bool:

@@ -32,7 +32,7 @@ TOO_LARGE = "TOO_LARGE"
 """The code of an answer larger than is received."""
 
 RESET = "RESET"
-"""The code of a call that the server, or a proxy, ended while its connection goes on."""
+"""The code of a call that the server, or a proxy, ended without a status while its connection goes on."""
 
 _CODES = (
     "OK",
@@ -275,8 +275,10 @@ class _Answer(Exchange):
             self._fail(failure)
         if self._size is not None and len(body) - _PREFIX_SIZE > self._size:
             self._fail(RpcFailedError("INTERNAL", "an answer with more than one message"))
-        elif not self._has_head or ended:
-            self._fail(RpcFailedError(NOT_GRPC, "an answer without a head, or without a status"))
+        elif not self._has_head:
+            self._fail(RpcFailedError(NOT_GRPC, "an answer without a head"))
+        elif ended:
+            self._fail(RpcFailedError(RESET, "an answer that ended without a status"))
 
     def drained(self) -> None:
         pass
@@ -398,8 +400,10 @@ class Stream(Exchange):
         del buffer[:at]
         if self._held + len(buffer) > STREAM_WINDOW:
             self._end(RpcFailedError("INTERNAL", "the server sends more than it may"))
-        if not self._has_head or ended:
-            self._end(RpcFailedError(NOT_GRPC, "a stream without a head, or without a status"))
+        if not self._has_head:
+            self._end(RpcFailedError(NOT_GRPC, "a stream without a head"))
+        elif ended:
+            self._end(RpcFailedError(RESET, "a stream that ended without a status"))
         if self._messages:
             _wake(self._waiter)
 

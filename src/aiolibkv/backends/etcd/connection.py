@@ -163,7 +163,7 @@ class Connection:
             raise NotReachableError("the answer is not etcd's: it does not fit the transaction")
         return answer
 
-    async def renew(self, lease: int, key: bytes) -> int:
+    async def renew(self, lease: int, key: bytes) -> tuple[int, int | None]:
         """Renew a lease at a server that knows who leads.
 
         A leader that is cut off, or whose disk hangs, may go on answering keep-alives after another was elected (etcd
@@ -175,7 +175,8 @@ class Connection:
             key: what to read; a user who may not is told so after the leader was asked.
 
         Returns:
-            Seconds that the lease has from the time of the call; 0 when there is no such lease.
+            Seconds that the lease has from the time of the call, 0 when there is no such lease; and the revision at
+            which was read, None for who may not.
 
         Raises:
             NotReachableError: the lease was not renewed, or not for certain.
@@ -184,18 +185,19 @@ class Connection:
         reading = self._tasks.start(self._read_consistently(key))
         try:
             answer = await self.call(LeaseKeepAlive(lease), LeaseKeepAliveAnswer)
-            await shared(reading)
+            revision = await shared(reading)
         finally:
             reading.cancel()
         if self._link is not link:
             raise NotReachableError("the connection broke while a lease was renewed", endpoint=str(link.endpoint))
-        return max(answer.ttl, 0)
+        return max(answer.ttl, 0), revision
 
-    async def _read_consistently(self, key: bytes) -> None:
+    async def _read_consistently(self, key: bytes) -> int | None:
         try:
-            await self.call(Range(key, count_only=True), RangeAnswer)
+            return (await self.call(Range(key, count_only=True), RangeAnswer)).header.revision
         except AccessDeniedError as denial:
             _log.debug("a server with a leader denies a read: %s", denial)
+            return None
 
     async def watch_stream(self) -> tuple[Link, LinkStream]:
         """Open a stream for watches.
@@ -278,7 +280,9 @@ class Connection:
                 # Every server failed since the last answer: all callers wait here together.
                 pause = min(_FIRST_PAUSE * 2 ** min(rounds, 8), _LONGEST_PAUSE)
                 await asyncio.sleep(pause * uniform(0.5, 1.0))
-            link = await self._open_link(self._config.connection_timeout / len(self._endpoints))
+            # A slow way may need more than a server's share of the time.
+            share = (1 + self._failures // len(self._endpoints)) / len(self._endpoints)
+            link = await self._open_link(self._config.connection_timeout * min(share, 1.0))
             self._use(link)
             return link
         finally:

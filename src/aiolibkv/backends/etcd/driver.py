@@ -83,11 +83,18 @@ class EtcdLease(Lease):
         id: the identifier.
         granting: the last request to begin it, which goes on when who waits for it is cancelled.
         maybe_granted: whether the server may know it: a request to begin it has left, and was not refused.
+        revision: the newest one that is known to its owner: of what was written under it, or of its last renewal.
     """
 
     id: int = field(default_factory=lambda: _identifiers.randrange(1, 1 << 63))
     granting: asyncio.Task[LeaseGrantAnswer] | None = None
     maybe_granted: bool = False
+    revision: int = 0
+
+    def at(self, revision: int) -> int:
+        """Take note of a revision, and return it."""
+        self.revision = max(self.revision, revision)
+        return revision
 
 
 class _Granting(OwnCall):
@@ -229,7 +236,8 @@ class EtcdDriver(Driver[EtcdLease]):
             return (await self.commit(call, [Write(path, value, expected)], lease=lease, guard=guard))[0]
         put = Put(self._keyspace.key(path), value, _identifier(lease))
         with _lease_errors():
-            return (await self._connection.call(put, PutAnswer, write=call)).header.revision
+            revision = (await self._connection.call(put, PutAnswer, write=call)).header.revision
+        return revision if lease is None else lease.at(revision)
 
     async def delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
         if expected is not None or guard is not None:
@@ -276,6 +284,8 @@ class EtcdDriver(Driver[EtcdLease]):
         if not answer.succeeded:
             call.settled()
             raise self._refusal(transaction.unmet(answer), steps, guard)
+        if lease is not None:
+            lease.at(answer.header.revision)
         return [answer.header.revision if isinstance(step, Write) else 0 for step in steps]
 
     @staticmethod
@@ -303,7 +313,8 @@ class EtcdDriver(Driver[EtcdLease]):
         if not answer.succeeded:
             call.settled()
             raise self._refusal(transaction.unmet(answer), (), None)
-        return Acquired(answer.header.revision, answer.header.revision)
+        revision = lease.at(answer.header.revision)
+        return Acquired(revision, revision)
 
     async def release(self, call: Call, path: str, index: int, place: str | None, lease: EtcdLease) -> None:
         transaction = Transaction(self._keyspace)
@@ -344,12 +355,14 @@ class EtcdDriver(Driver[EtcdLease]):
                 raise NotReachableError("the lease ended before its grant was answered") from refusal
 
     async def renew(self, call: Call, lease: EtcdLease) -> bool:
-        seconds = await self._connection.renew(lease.id, self._keyspace.key(self.hidden))
-        if seconds > 0:
+        known = lease.revision
+        seconds, revision = await self._connection.renew(lease.id, self._keyspace.key(self.hidden))
+        if seconds > 0 and (revision is None or lease.at(revision) >= known):
             lease.ttl = seconds
             return True
-        # A leader that was just elected may not have heard of the lease yet. Revoking goes through the log, so after
-        # it the lease and its keys are gone for certain, as is said here.
+        # A leader that was just elected may not have heard of the lease yet, and a server that was restored from a
+        # backup may know it, but not what was written under it since. Revoking goes through the log, so after it the
+        # lease and its keys are gone for certain, as is said here.
         await self.revoke(call, lease)
         return False
 

@@ -70,9 +70,13 @@ _TEXTS: dict[str, _Kind] = {
     "etcdserver: not capable": _ELSEWHERE,
     # 3.5 and 3.6 say so of a renewal when nobody vouches for them as leader.
     "not a primary lessor": _ELSEWHERE,
+    "etcdserver: not leader": _ELSEWHERE,
     "etcdserver: leader changed": _UNANSWERED,
+    "etcdserver: request cancel": _UNANSWERED,
     "etcdserver: request timed out": _BROKEN,
     "etcdserver: server stopped": _BROKEN,
+    # A member that was just removed (3.5).
+    "raft: stopped": _BROKEN,
     "etcdserver: too many requests": _LATER,
     # The leader is handing over to another.
     "raft proposal dropped": _LATER,
@@ -110,7 +114,7 @@ _CODES: dict[str, _Kind] = {
     f"{HTTP}502": _DOUBTFUL,
     f"{HTTP}503": _DOUBTFUL,
     f"{HTTP}504": _DOUBTFUL,
-    # nginx ends a watch on which nothing was said for a minute; other calls go on.
+    # nginx and HAProxy end a watch on which nothing was said for about a minute; other calls go on.
     RESET: _UNANSWERED,
     TOO_LARGE: _Kind(AnswerTooLargeError, refused=False, breaks=False),
     # Not etcd, but another service that speaks gRPC.

@@ -99,35 +99,46 @@ class Nginx(ReverseProxy):
 
 
 class Haproxy(ReverseProxy):
-    """HAProxy that hands on TCP, each connection to another server that accepts connections, with Debian's time bounds.
+    """HAProxy, which uses the servers that accept connections in turn, with Debian's time bounds.
 
     Args:
         endpoints: as for `ReverseProxy`.
-        idle_timeout: seconds without a byte after which a connection is closed.
+        http2: hand on each request of HTTP/2 (etcd); otherwise each connection of TCP.
+        idle_timeout: seconds without a byte after which a request, or a connection, is ended.
         extra_args: more arguments for haproxy.
     """
 
     program = "haproxy"
     packages = "haproxy"
 
-    def __init__(self, endpoints: Sequence[str], *, idle_timeout: float = 50.0, extra_args: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        http2: bool = False,
+        idle_timeout: float = 50.0,
+        extra_args: Sequence[str] = (),
+    ) -> None:
         """Reserve a port and a directory; nothing is started."""
         super().__init__(endpoints, extra_args=extra_args)
+        self._http2 = http2
         self._idle_timeout = idle_timeout
 
     def _command(self) -> Sequence[str]:
         idle = round(self._idle_timeout * 1000)
+        mode, protocol = ("http", " proto h2") if self._http2 else ("tcp", "")
         servers = [
-            f"    server s{number} {endpoint} check inter 500ms" for number, endpoint in enumerate(self._endpoints)
+            f"    server s{number} {endpoint}{protocol} check inter 500ms"
+            for number, endpoint in enumerate(self._endpoints)
         ]
         lines = [
             "defaults",
-            "    mode tcp",
+            f"    mode {mode}",
             "    timeout connect 5s",
             f"    timeout client {idle}ms",
             f"    timeout server {idle}ms",
             "listen servers",
-            f"    bind {self.endpoint}",
+            f"    bind {self.endpoint}{protocol}",
             "    balance roundrobin",
             *servers,
         ]
