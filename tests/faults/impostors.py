@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 import struct
 import sys
@@ -48,6 +49,10 @@ class Front:
     @property
     def endpoint(self) -> str:
         return f"{_HOST}:{self.port}"
+
+    def hold_at_most(self, size: int) -> None:
+        """Have the system take so many bytes, more or less, of a later connection before they are read."""
+        self._server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     async def become(self, handler: Handler) -> None:
         """Put something else behind the port; what is connected is reset."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,8 +23,15 @@ from zookeeper.conftest import make_store
 
 
 @asynccontextmanager
-async def slow_uplink(host: str, port: int, rate: int) -> AsyncIterator[str]:
-    """Pass on so many bytes a second to a server, and its answers at once."""
+async def slow_uplink(host: str, port: int, rate: int, *, receive_buffer: int | None = None) -> AsyncIterator[str]:
+    """Pass on so many bytes a second to a server, and its answers at once.
+
+    Args:
+        host: the server's.
+        port: the server's.
+        rate: of bytes in a second.
+        receive_buffer: bytes that the system takes before they are passed on; as many as it likes if not given.
+    """
     block = rate // 40
 
     async def up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -37,6 +45,8 @@ async def slow_uplink(host: str, port: int, rate: int) -> AsyncIterator[str]:
             writer.write(data)
 
     async with Front(between(host, port, up, down), limit=block) as listening:
+        if receive_buffer is not None:
+            listening.hold_at_most(receive_buffer)
         yield listening.endpoint
 
 
@@ -44,17 +54,18 @@ async def slow_uplink(host: str, port: int, rate: int) -> AsyncIterator[str]:
 async def test_a_value_that_takes_longer_to_send_than_a_server_may_be_silent(
     server: ZooKeeperServer, prefix: str
 ) -> None:
-    """Its pieces leave, though the ping behind it is not answered."""
-    async with (
-        slow_uplink(server.host, server.port, 300_000) as endpoint,
-        make_store([endpoint], prefix=prefix, request_timeout=30, options={"session_timeout": 10}) as store,
-    ):
-        connection = await store.driver._session.connection()
-        await store.put("key", b"")
-        await store.put("key", bytes(1_000_000))
-        assert len((await store.get("key")).value) == 1_000_000
-        assert await store.driver._session.connection() is connection
-        await store.delete("key")
+    """Something in between may hold all of it, or its pieces leave, though the ping behind it is not answered."""
+    for rate, size, receive_buffer in ((300_000, 1_000_000, None), (70_000, 400_000, 8192)):
+        async with (
+            slow_uplink(server.host, server.port, rate, receive_buffer=receive_buffer) as endpoint,
+            make_store([endpoint], prefix=prefix, request_timeout=30, options={"session_timeout": 10}) as store,
+        ):
+            connection = await store.driver._session.connection()
+            await store.put("key", b"")
+            await store.put("key", bytes(size))
+            assert len((await store.get("key")).value) == size
+            assert await store.driver._session.connection() is connection
+            await store.delete("key")
 
 
 @pytest.mark.asyncio
@@ -96,6 +107,31 @@ async def test_each_address_of_a_name_is_tried(
             (await store.driver._session.connection()).abort(NotReachableError())
             assert await store.get("key") == pair
         await store.delete("key")
+
+
+@pytest.mark.asyncio
+async def test_a_look_up_that_stalls(server: ZooKeeperServer, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next server does not wait for it, nor what was looked up before, nor close."""
+    look_up = socket.getaddrinfo
+    release = threading.Event()
+
+    def addresses(host: str, *args: Any, **kwargs: Any) -> Any:
+        if host == "stalled.test":
+            release.wait(60)
+        return look_up("127.0.0.1" if host == "known.test" else host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", addresses)
+    try:
+        async with asyncio.timeout(scaled(10)):
+            async with make_store([f"stalled.test:{server.port}", server.endpoint], prefix=prefix) as store:
+                pair = await store.put("key", b"")
+            async with make_store([f"known.test:{server.port}"], prefix=prefix) as store:
+                monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: release.wait(60) and [])
+                (await store.driver._session.connection()).abort(NotReachableError())
+                assert await store.get("key") == pair
+                await store.delete("key")
+    finally:
+        release.set()
 
 
 @pytest.mark.asyncio
@@ -149,6 +185,11 @@ async def test_an_outage_has_an_endpoint_and_a_cause(server: ZooKeeperServer, pr
         FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
         make_store([proxy.endpoint], prefix=prefix, request_timeout=1) as store,
     ):
+        proxy.cut_answers()
+        with pytest.raises(NotReachableError) as caught:
+            await store.put("key", b"")
+        assert isinstance(caught.value.__cause__, ConnectionResetError)
+        assert (caught.value.endpoint, caught.value.maybe_applied) == (proxy.endpoint, True)
         proxy.refuse()
         proxy.reset()
         for call in (

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from aiolibkv import KeyNotFoundError
+from aiolibkv import KeyNotFoundError, Put
 from aiolibkv.backends.zookeeper import operations as ops
+from aiolibkv.backends.zookeeper import tree
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ZooKeeperServer
@@ -142,3 +143,23 @@ async def test_large_values_are_read_without_ending_the_server() -> None:
             assert len(await anext(watch)) == 20
         assert await store.delete_tree("dir") == 20
         assert server.running
+
+
+@pytest.mark.asyncio
+async def test_as_much_is_read_at_once_as_values_are_large(
+    server: ZooKeeperServer, make: MakeStore, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server holds its answers until they are taken."""
+    monkeypatch.setattr(tree, "_BYTES_AT_ONCE", 100_000)
+    async with (
+        FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
+        make() as writer,
+        make_store([proxy.endpoint], prefix=prefix) as store,
+    ):
+        for start in range(0, 300, 100):
+            await writer.commit(*(Put(f"dir/{number}", bytes(5000)) for number in range(start, start + 100)))
+        with proxy.counting() as counts:
+            assert len(await store.list("dir")) == 300
+        # Nothing is known of the first hundred; of the others 20 at once are worth as much as may be.
+        assert counts.round_trips >= 10
+        assert await writer.delete_tree("dir") == 300

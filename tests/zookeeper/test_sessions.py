@@ -14,6 +14,8 @@ from aiolibkv.testing.servers import ZooKeeperServer
 from zookeeper.conftest import MakeStore, make_store
 
 _TRANSACTION = struct.pack("!i", 14)
+_HELLO = struct.pack("!ii", 45, 0)
+"""How the first request of a connection begins: its length, and the version of the protocol."""
 _ALL_BUT_DELETING = ops.encode_acl([ops.Permission(ops.ALL_PERMISSIONS - ops.PERMISSIONS["d"], "world", "anyone")])
 
 
@@ -32,6 +34,40 @@ async def test_locks_of_one_ttl_share_a_session() -> None:
         await asyncio.gather(*(store.put(f"keys/{each.key}", b"", guard=each) for each in held))
         assert all(each.is_held for each in held)
         assert proxy.connections_open == 2
+
+
+@pytest.mark.asyncio
+async def test_sessions_that_exist_come_back_before_new_ones_begin() -> None:
+    """Others have taken the places of an address meanwhile: what is held comes before what is wanted."""
+    begun: list[int] = []
+
+    def note(request: bytes) -> bool:
+        if request.startswith(_HELLO):
+            begun.append(int.from_bytes(request[20:28]))
+        return False
+
+    async with (
+        ZooKeeperServer(max_connections=2, max_session_timeout=60) as server,
+        FaultProxy(server.host, server.port) as proxy,
+        make_store([proxy.endpoint], request_timeout=scaled(20), options={"session_timeout": 40}) as store,
+    ):
+        held = await store.new_lock("lock", ttl=40).acquire()
+        proxy.refuse()
+        proxy.reset()
+        others = make_store([server.endpoint]), make_store([server.endpoint])
+        async with others[0], others[1]:
+            proxy.cut_answers(matching=note)
+            proxy.accept()
+            await eventually(lambda: len(set(begun)) == 2, within=10, message="both sessions try to come back")
+            waiting = asyncio.ensure_future(store.new_lock("other", ttl=30).acquire())
+            tried = len(begun)
+            await eventually(lambda: len(begun) > tried + 6, within=10, message="they try again and again")
+            assert 0 not in begun
+        await store.put("key", b"", guard=held)
+        assert not waiting.done()
+        await eventually(lambda: 0 in begun, within=10, message="the new one may begin")
+        waiting.cancel()
+        await asyncio.wait([waiting])
 
 
 @pytest.mark.asyncio
