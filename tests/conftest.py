@@ -1,9 +1,13 @@
 """What all tests share."""
 
 import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from uuid import uuid4
 
 import hypothesis
 import pytest
+import pytest_asyncio
 
 from aiolibkv.store import endpoints
 
@@ -30,3 +34,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def endpoints_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the stores of tests begin at the first endpoint; which one it is matters to many."""
     monkeypatch.setattr(endpoints, "shuffle", lambda _: None)
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Name a directory for the test alone."""
+    return f"tests/{uuid4().hex}"
+
+
+@pytest_asyncio.fixture
+async def entering() -> AsyncIterator[AsyncExitStack]:
+    """Close what the test enters."""
+    async with AsyncExitStack() as stack:
+        yield stack

@@ -1,13 +1,9 @@
 #!/bin/sh
 # Run tests with the lowest versions of all dependencies that pyproject.toml allows; arguments go to pytest.
 set -eu
-cd "$(dirname "$0")/.."
+. "$(dirname "$0")/packaging.sh"
 
-export UV_SYSTEM_CERTS=1 # the authorities that pip trusts too
-bin=$(cd "${AIOLIBKV_VENV:-.venv}/bin" && pwd)
-"$bin/python" -m pip install -q --disable-pip-version-check --group package
-venv=$(mktemp -d)
-trap 'rm -rf "$venv"' EXIT
+venv=$work
 "$bin/uv" venv -q --allow-existing --python "$bin/python" "$venv"
 "$bin/uv" pip compile -q --python "$venv/bin/python" --resolution lowest-direct --all-extras --no-header --no-annotate \
     pyproject.toml -o "$venv/lowest.txt"

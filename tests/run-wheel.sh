@@ -3,13 +3,7 @@
 # here, the wheel, by the tests of the sdist, from which the library itself was removed. Arguments are tests to run in
 # place of the default ones.
 set -eu
-cd "$(dirname "$0")/.."
-
-export UV_SYSTEM_CERTS=1 # the authorities that pip trusts too
-bin=$(cd "${AIOLIBKV_VENV:-.venv}/bin" && pwd)
-"$bin/python" -m pip install -q --disable-pip-version-check --group package
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+. "$(dirname "$0")/packaging.sh"
 
 # Where a Python of this version is: on the path, or among those of pyenv.
 find_python() {

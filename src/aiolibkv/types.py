@@ -159,6 +159,8 @@ updated: Callable[[Snapshot, Mapping[str, KVPair | None], int], Snapshot] = Snap
 class Capabilities:
     """What a backend can and cannot do; everything else is the same on all of them.
 
+    What has a default is a promise of every backend that does not say otherwise; the conformance suite checks it.
+
     Attributes:
         distributed: stores on several machines share the data.
         durable: the data outlives the server's restart.
@@ -180,13 +182,13 @@ class Capabilities:
     distributed: bool
     durable: bool
     survives_failover: bool
-    linearizable_reads: bool
-    exact_compare: bool
-    atomic_list: bool
-    atomic_delete_tree: bool
-    every_change: bool
-    lifetime_with_children: bool
-    ttl_survives_client: bool
+    linearizable_reads: bool = True
+    exact_compare: bool = True
+    atomic_list: bool = True
+    atomic_delete_tree: bool = True
+    every_change: bool = True
+    lifetime_with_children: bool = True
+    ttl_survives_client: bool = True
     min_ttl: float
     max_value_bytes: int
     max_operations: int

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -23,12 +22,6 @@ async def server() -> AsyncIterator[ConsulServer]:
         yield running
 
 
-@pytest.fixture
-def prefix() -> str:
-    """Name a directory for the test alone."""
-    return f"tests/{uuid4().hex}"
-
-
 @pytest_asyncio.fixture
 async def proxy(server: ConsulServer) -> AsyncIterator[FaultProxy]:
     """Put a proxy before the server."""
@@ -44,13 +37,6 @@ def make(prefix: str) -> Make:
         return ConsulStore(endpoints, Config(**{"prefix": prefix, **settings}))
 
     return make_store
-
-
-@pytest_asyncio.fixture
-async def entering() -> AsyncIterator[AsyncExitStack]:
-    """Close what the test enters."""
-    async with AsyncExitStack() as stack:
-        yield stack
 
 
 @pytest_asyncio.fixture

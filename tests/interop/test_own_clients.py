@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -28,8 +29,11 @@ def _store(backend: str, endpoint: str) -> AsyncStore:
 
 async def test_etcdctl() -> None:
     async with EtcdServer() as server, _store("etcd", server.endpoint) as store:
-        await store.put(_KEY, b"1 0")
+        await store.put(_KEY, b"0 0")
+        pair = await store.put(_KEY, b"1 0")
         assert await server.ctl("get", "", "--prefix") == f"{_PATH}\n1 0\n"
+        (stored,) = json.loads(await server.ctl("get", _PATH, "--write-out=json"))["kvs"]
+        assert stored["mod_revision"] == pair.last_index
         await server.ctl("put", _PATH, "2 0")
         assert (await store.get(_KEY)).value == b"2 0"
 
@@ -46,7 +50,9 @@ async def test_consul_kv() -> None:
 async def test_zkcli() -> None:
     command = str(Path(os.environ.get("ZOOKEEPER_HOME", "/usr/share/zookeeper")) / "bin/zkCli.sh")
     async with ZooKeeperServer() as server, _store("zookeeper", server.endpoint) as store:
-        await store.put(_KEY, b"1 0")
-        assert "1 0" in (await _run(command, "-server", server.endpoint, "get", f"/{_PATH}")).splitlines()
+        await store.put(_KEY, b"0 0")
+        pair = await store.put(_KEY, b"1 0")
+        shown = (await _run(command, "-server", server.endpoint, "get", "-s", f"/{_PATH}")).splitlines()
+        assert {"1 0", f"mZxid = {pair.last_index:#x}"} <= set(shown)
         await _run(command, "-server", server.endpoint, "set", f"/{_PATH}", "2 0")
         assert (await store.get(_KEY)).value == b"2 0"

@@ -1,5 +1,7 @@
 """A process that acquires a lock, holds it until told otherwise, and says what happens, with times of the common clock.
 
+It keeps a key alive as well.
+
 Arguments: the store's URL, the ttl. Commands on standard input: "release".
 """
 
@@ -24,6 +26,7 @@ async def told_to_release() -> None:
 
 async def main(url: str, ttl: float) -> None:
     async with open_store(url) as store:
+        await store.put("kept", b"by the holder", ttl=ttl, keep_alive=True)
         held: HeldLock | None = None
         try:
             async with store.new_lock("lock", value=b"holder", ttl=ttl) as held:

@@ -87,11 +87,17 @@ async def test_a_killed_holder_is_succeeded_within_freed_within(service: Service
         token, freed_within = int(words[1]), float(words[3])
         lock = store.new_lock("lock", ttl=service.ttl)
         waiting = asyncio.create_task(lock.acquire())
-        killed = time.monotonic()
-        first.process.kill()
-        held = await asyncio.wait_for(waiting, scaled(freed_within + 10))
-        assert time.monotonic() - killed <= scaled(freed_within)
-        assert held.fencing_token > token
+        async with store.watch("kept") as watch:
+            assert await anext(watch) is not None
+            killed = time.monotonic()
+            first.process.kill()
+            held = await asyncio.wait_for(waiting, scaled(freed_within + 10))
+            assert time.monotonic() - killed <= scaled(freed_within)
+            assert held.fencing_token > token
+            # What it kept alive goes as well, whenever it was renewed last.
+            latest = service.ttl + store.capabilities.ttl_overshoot(service.ttl)
+            assert await asyncio.wait_for(anext(watch), scaled(latest)) is None
+            assert time.monotonic() - killed <= scaled(latest)
         await lock.release()
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
 import pytest_asyncio
 
-from aiolibkv import Config, Discovery, Instance, Mirror, NotReachableError, RequestTimeoutError, open_store
+from aiolibkv import AsyncStore, Config, Discovery, Instance, Mirror, NotReachableError, RequestTimeoutError, open_store
 from aiolibkv.testing.scale import eventually, scaled
 from locks.services import SERVICES, Service
 
@@ -23,7 +24,8 @@ async def service(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
         yield running
 
 
-async def test_a_registration_comes_back_after_it_expired(service: Service) -> None:
+async def test_what_is_kept_alive_comes_back_after_it_expired(service: Service) -> None:
+    """A registration, and within a renewal interval a key; but not one that only has a ttl."""
     service.needs_server()
     async with (
         service.proxy() as proxy,
@@ -33,13 +35,25 @@ async def test_a_registration_comes_back_after_it_expired(service: Service) -> N
         asyncio.timeout(scaled(90)),
     ):
         assert await anext(seen) == []
-        async with Discovery(store, "services").register("web", "h:1", ttl=service.ttl) as registration:
+        await store.put("kept", b"v", ttl=service.ttl, keep_alive=True)
+        await store.put("plain", b"v", ttl=service.ttl)
+        async with (
+            observer.watch("kept") as kept,
+            Discovery(store, "services").register("web", "h:1", ttl=service.ttl) as registration,
+        ):
             assert await anext(seen) == [registration.instance]
             proxy.blackhole()
             assert await anext(seen) == []
+            while await anext(kept) is not None:
+                pass
             proxy.heal()
+            healed = time.monotonic()
+            assert await anext(kept) is not None
+            assert time.monotonic() - healed <= scaled(service.ttl / 3)
             assert await anext(seen) == [registration.instance]
+            await eventually(partial(_is_gone, observer, "plain"), within=15, message="it has a ttl")
         assert await anext(seen) == []
+        assert await observer.exists("kept")
 
 
 async def test_what_an_earlier_registration_left_goes_though_a_later_one_failed(service: Service) -> None:
@@ -129,6 +143,10 @@ async def test_a_mirror_reflects_own_writes_to_a_server_without_its_data(service
             await mirror.wait_for(pair.last_index)
             assert mirror.get("config/0") == pair
         assert mirror.snapshot == [pair]
+
+
+async def _is_gone(store: AsyncStore, key: str) -> bool:
+    return not await store.exists(key)
 
 
 async def _are(discovery: Discovery, expected: list[Instance]) -> bool:

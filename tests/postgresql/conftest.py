@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -23,12 +22,6 @@ async def server() -> AsyncIterator[PostgresServer]:
         yield running
 
 
-@pytest.fixture
-def prefix() -> str:
-    """Name a directory for the test alone."""
-    return f"tests/{uuid4().hex}"
-
-
 @pytest_asyncio.fixture
 async def proxy(server: PostgresServer) -> AsyncIterator[FaultProxy]:
     """Put a proxy before the server."""
@@ -46,13 +39,6 @@ def make(server: PostgresServer, prefix: str) -> Make:
         return PostgresStore(endpoints or [server.endpoint], config)
 
     return make_store
-
-
-@pytest_asyncio.fixture
-async def entering() -> AsyncIterator[AsyncExitStack]:
-    """Close what the test enters."""
-    async with AsyncExitStack() as stack:
-        yield stack
 
 
 @pytest_asyncio.fixture

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from aiolibkv import Check, Config, KeyNotFoundError, LockLostError, NotReachableError, Put
+from aiolibkv import Check, Config, KeyNotFoundError, LockLostError, NotReachableError, Put, events
 from aiolibkv.events import CallEnded, Event, LeaseLost, LockAcquired, LockLost, WatchResumed, WatchStale
 from aiolibkv.testing.scale import eventually, scaled
 from unit.faulty import FaultyStore
@@ -22,6 +23,25 @@ _request: contextvars.ContextVar[str] = contextvars.ContextVar("request", defaul
 
 def listening(told: list[Any]) -> Config:
     return Config(prefix="app", listener=told.append)
+
+
+async def test_what_events_there_are() -> None:
+    kinds = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, Event)]
+    fields = {kind.__name__: " ".join(field.name for field in dataclasses.fields(kind)[2:]) for kind in kinds}
+    assert fields == {
+        "Event": "",
+        "CallEnded": "call key seconds error",
+        "Connected": "",
+        "Disconnected": "reason",
+        "WatchStale": "key reason",
+        "WatchResumed": "key seconds",
+        "LockAcquired": "key fencing_token seconds",
+        "LockLost": "key reason",
+        "LeaseLost": "reason",
+    }
+    for kind in kinds:
+        assert [field.name for field in dataclasses.fields(kind)[:2]] == ["backend", "endpoint"]
+        assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
 
 
 async def test_each_public_call_is_told_once() -> None:

@@ -31,6 +31,12 @@ async def test_keep_alive_keys_of_one_ttl_share_a_lease() -> None:
         assert store.calls.count("grant") == 2
 
 
+async def test_a_key_kept_alive_without_a_ttl_has_one_of_15_seconds() -> None:
+    async with FaultyStore() as store:
+        await store.put("k", b"v", keep_alive=True)
+        assert [lease.ttl for lease in store.leases] == [15]
+
+
 async def test_a_cancelled_put_does_not_cancel_the_shared_grant() -> None:
     async with FaultyStore() as store:
         first = asyncio.create_task(store.put("a", b"v", ttl=5, keep_alive=True))

@@ -44,7 +44,7 @@ async def test_who_gives_up_and_begins_again_is_in_the_same_outage(
         await asyncio.sleep(scaled(TOLD_AFTER) / 10)
         outages.ended(waiter)
     assert told(caplog) == ["WARNING refused"]
-    outages.answered()
+    outages.call_answered()
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert not outages.are_any
 
@@ -53,11 +53,11 @@ async def test_a_call_that_fails_counts_from_its_beginning(
     outages: Outages, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiolibkv.store.outages.TOLD_AFTER", 60)
-    outages.met(RequestTimeoutError("no answer"), now() - 30)
+    outages.call_failed(RequestTimeoutError("no answer"), now() - 30)
     assert told(caplog) == []
-    outages.answered()
-    outages.met(RequestTimeoutError("no answer"), now() - 61)
-    outages.met(RequestTimeoutError("no answer"), now() - 5)
+    outages.call_answered()
+    outages.call_failed(RequestTimeoutError("no answer"), now() - 61)
+    outages.call_failed(RequestTimeoutError("no answer"), now() - 5)
     assert told(caplog) == ["WARNING no answer"]
 
 
@@ -65,8 +65,8 @@ async def test_calls_that_are_answered_in_between_are_no_outage(
     outages: Outages, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(5):
-        outages.met(NotReachableError("refused"), now())
-        outages.answered()
+        outages.call_failed(NotReachableError("refused"), now())
+        outages.call_answered()
         await asyncio.sleep(scaled(TOLD_AFTER) / 2)
     assert told(caplog) == []
 
@@ -74,7 +74,7 @@ async def test_calls_that_are_answered_in_between_are_no_outage(
 async def test_an_outage_that_nobody_meets_any_more_is_forgotten(
     outages: Outages, caplog: pytest.LogCaptureFixture
 ) -> None:
-    outages.met(NotReachableError("refused"), now())
+    outages.call_failed(NotReachableError("refused"), now())
     await eventually(lambda: not outages.are_any, within=5, message="it is forgotten")
     assert told(caplog) == []
 
@@ -85,7 +85,7 @@ async def test_who_waits_though_others_are_answered_is_told(outages: Outages, ca
     while not told(caplog):
         outages.waits(other)
         outages.healed(other)
-        outages.answered()
+        outages.call_answered()
         await asyncio.sleep(scaled(TOLD_AFTER) / 20)
     assert told(caplog) == ["WARNING no answer yet"]
     outages.healed(stuck)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,33 @@ Discovery.instances(self, service)
 Discovery.services(self)
 Discovery.watch(self, service)
 PeriodicJob.run(self, work)
+Semaphore.acquire(self)
+Semaphore.try_acquire(self)
+Semaphore.release(self)
 Semaphore.resize(self, permits)
 ReadWriteLock.reading(self)
 ReadWriteLock.writing(self)
 Mirror.get(self, key)
 Mirror.wait_for(self, index)
 Mirror.changes(self)
+"""
+
+CONSTRUCTORS = """
+Candidate(store, key, node, *, ttl=15.0)
+Change(key, pair, previous)
+Check(key, previous=ANY)
+Delete(key, previous=ANY)
+Discovery(store, path)
+Follower(store, key)
+Instance(service, id, address, metadata=<factory>)
+KVPair(key, value, last_index)
+Mirror(store, directory)
+Namespace(store, directory)
+PeriodicJob(store, name, *, every, ttl=15.0)
+Put(key, value, previous=ANY)
+ReadWriteLock(store, name, *, ttl=15.0)
+Semaphore(store, name, permits, *, ttl=15.0)
+Snapshot(pairs=(), *, changes=(), last_index=0)
 """
 
 CLASSES = """
@@ -102,18 +124,21 @@ def calls() -> Iterator[tuple[str, Callable[..., object], str]]:
         if inspect.isfunction(item):
             yield name, item, inspect.getdoc(item) or ""
         elif inspect.isclass(item) and item is not aiolibkv.Namespace:  # whose calls are AsyncStore's
-            for member, value in vars(item).items():
-                if not member.startswith("_") and inspect.isfunction(value):
+            for member, value in inspect.getmembers(item, inspect.isfunction):
+                if not member.startswith("_") and value.__module__.startswith("aiolibkv.") and member != "locate":
                     yield f"{name}.{member}", value, inspect.getdoc(value) or ""
 
 
+def bare(call: Callable[..., object]) -> str:
+    """Return a signature without annotations."""
+    parameters = inspect.signature(call).parameters.values()
+    return str(inspect.Signature([each.replace(annotation=each.empty) for each in parameters]))
+
+
 def test_the_public_names_and_their_signatures() -> None:
-    found = set()
-    for name, call, _ in calls():
-        if not name.startswith("StoreError."):
-            bare = [each.replace(annotation=each.empty) for each in inspect.signature(call).parameters.values()]
-            found.add(f"{name}{inspect.Signature(bare)}")
-    assert found == set(SIGNATURES.split("\n")) - {""}
+    assert {f"{name}{bare(call)}" for name, call, _ in calls()} == set(SIGNATURES.split("\n")) - {""}
+    made = [line for line in CONSTRUCTORS.split("\n") if line]
+    assert [f"{name}{bare(getattr(aiolibkv, name))}" for name in (line.partition("(")[0] for line in made)] == made
     classes = {name for name in aiolibkv.__all__ if inspect.isclass(getattr(aiolibkv, name))}
     assert classes == set(CLASSES.split())
 
@@ -142,6 +167,29 @@ def test_importing_is_cheap_and_starts_nothing() -> None:
     assert not {"aiolibkv.events", "aiolibkv.store", "aiolibkv.urls", "importlib.metadata", "pathlib"} & set(modules)
     # It was 25 beside asyncio's; the standard library's for distributions and e-mail alone are 50 more.
     assert len(modules) < 50, sorted(modules)
+
+
+def test_the_distribution() -> None:
+    """What it needs, what each extra adds, and which backends there are."""
+    described = distribution("aiolibkv")
+    needed: dict[str, set[str]] = {}
+    for requirement in described.requires or ():
+        name, _, extra = requirement.partition("; extra == ")
+        needed.setdefault(extra.strip("'\""), set()).add(re.split(r"[^\w-]", name)[0])
+    assert needed.pop("") == {"anyio", "sortedcontainers"}
+    assert {extra: needed[extra] for extra in ("consul", "etcd", "zookeeper", "postgresql", "otel")} == {
+        "consul": {"aiohttp"},
+        "etcd": {"hpack"},
+        "zookeeper": {"aiozk"},
+        "postgresql": {"asyncpg"},
+        "otel": {"opentelemetry-api"},
+    }
+    assert needed.keys() >= {"cli", "all", "test"}
+    backends = described.entry_points.select(group="aiolibkv.backends")
+    aliases = {"zk": "zookeeper", "postgres": "postgresql"}
+    modules = {entry.name: entry.module.rpartition(".")[2] for entry in backends}
+    names = ("memory", "sqlite", "etcd", "consul", "zookeeper", "postgresql")
+    assert modules == {**{name: name for name in names}, **aliases}
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

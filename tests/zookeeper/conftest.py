@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
-from uuid import uuid4
 
 import pytest
 
@@ -55,12 +54,6 @@ def cluster() -> Iterator[ZooKeeperCluster]:
     asyncio.run(three.start())
     yield three
     asyncio.run(three.close())
-
-
-@pytest.fixture
-def prefix() -> str:
-    """A directory of the test's own."""
-    return f"test-{uuid4().hex}"
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from aiolibkv.coordination.attempts import Attempts
 from aiolibkv.coordination.holding import WhileHeld
 from aiolibkv.coordination.view import View
 from aiolibkv.errors import CannotLockError, LockLostError, StoreError
+from aiolibkv.iteration import ClosableIterator
 from aiolibkv.protocol import AsyncStore, HeldLock, Watch
 from aiolibkv.types import KVPair
 
@@ -311,7 +312,7 @@ class Campaign:
         self._tell()
 
 
-class Election:
+class Election(ClosableIterator):
     """The iterator of ``Candidate.run_for_election``, and a context manager; its campaign lives as long as it does.
 
     The campaign ends, and the leadership is given up, with ``aclose``, with leaving the block, when nothing refers to
@@ -329,9 +330,6 @@ class Election:
         self._leave: weakref.finalize[[], Election] | None = None
         self._known: bool | None = None
         self._is_closed = False
-
-    def __aiter__(self) -> Self:
-        return self
 
     async def __anext__(self) -> bool:
         while (campaign := self._ensure_begun()) is not None:
@@ -357,12 +355,6 @@ class Election:
         """Begin the campaign."""
         self._ensure_begun()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the campaign and the leadership."""
-        await self.aclose()
 
     async def aclose(self) -> None:
         """End the campaign and the leadership; a pending or later ``anext`` ends the iteration.

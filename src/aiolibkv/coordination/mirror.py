@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from aiolibkv.errors import StoreClosedError, StoreError
+from aiolibkv.iteration import ClosableIterator
 from aiolibkv.keys import normalize_directory, normalize_key
 from aiolibkv.protocol import AsyncStore, Watch
 from aiolibkv.types import Change, KVPair, Snapshot
@@ -224,7 +225,7 @@ class Mirror:
         self._timer = asyncio.get_running_loop().call_later(_STALE_INTERVAL, self._note_staleness_again)
 
 
-class MirrorChanges:
+class MirrorChanges(ClosableIterator):
     """The iterator of ``Mirror.changes``; it has the methods of a watch."""
 
     def __init__(self, mirror: Mirror) -> None:
@@ -237,9 +238,6 @@ class MirrorChanges:
     def is_stale(self) -> bool:
         """Tell whether the mirror is cut off from the server."""
         return self._mirror.is_stale
-
-    def __aiter__(self) -> Self:
-        return self
 
     async def __anext__(self) -> Snapshot:
         mirror = self._mirror
@@ -255,14 +253,6 @@ class MirrorChanges:
                     return Snapshot(snapshot, changes=differences, last_index=snapshot.last_index)
             await changed.wait()
         raise StopAsyncIteration
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """End the iteration, a pending ``anext`` too.

@@ -21,6 +21,7 @@ from aiolibkv.errors import (
     StoreClosedError,
     StoreError,
 )
+from aiolibkv.iteration import ClosableIterator
 from aiolibkv.keys import RESERVED, normalize_directory, normalize_key
 from aiolibkv.protocol import AsyncStore, HeldLock, Lock, Scan, Watch
 from aiolibkv.types import Any_, Bytes, Capabilities, Check, Delete, KVPair, Operation, Put, Snapshot, updated
@@ -391,7 +392,7 @@ class _Snapshots:
         return (self._last,)
 
 
-class _Watch(Generic[T]):
+class _Watch(ClosableIterator, Generic[T]):
     """A watch whose items are without the directory."""
 
     def __init__(self, namespace: Namespace, watch: Watch[T], item: Callable[[T], tuple[T, ...]]) -> None:
@@ -403,9 +404,6 @@ class _Watch(Generic[T]):
     def is_stale(self) -> bool:
         """Tell whether the watch is cut off from the server."""
         return self._watch.is_stale
-
-    def __aiter__(self) -> Self:
-        return self
 
     async def __anext__(self) -> T:
         namespace = self._namespace
@@ -432,26 +430,18 @@ class _Watch(Generic[T]):
         await self._watch.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     async def aclose(self) -> None:
         """Release the watch."""
         await self._watch.aclose()
 
 
-class _Scan:
+class _Scan(ClosableIterator):
     """A scan whose pairs are without the directory."""
 
     def __init__(self, namespace: Namespace, directory: str, page: int) -> None:
         self._namespace = namespace
         self._is_root = directory == namespace._root
         self._scan = namespace._store.scan(directory, page=page)
-
-    def __aiter__(self) -> Self:
-        return self
 
     async def __anext__(self) -> KVPair:
         namespace = self._namespace
@@ -465,14 +455,6 @@ class _Scan:
                 if not self._is_root:
                     raise
         raise StopAsyncIteration
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """End the scan."""

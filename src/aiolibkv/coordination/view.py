@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from aiolibkv.iteration import ClosableIterator
 from aiolibkv.protocol import Watch
 
 S = TypeVar("S")
@@ -14,7 +14,7 @@ T = TypeVar("T")
 _NOTHING = object()
 
 
-class View(Generic[S, T]):
+class View(ClosableIterator, Generic[S, T]):
     """What a function makes of a watch's items; a result equal to the one before is left out.
 
     What is handed out is a copy: its user may change it.
@@ -38,9 +38,6 @@ class View(Generic[S, T]):
         """Tell whether the watch is cut off from the server, so that the last item may be out of date."""
         return self._watch.is_stale
 
-    def __aiter__(self) -> Self:
-        return self
-
     async def __anext__(self) -> T:
         while True:
             item = self._function(await anext(self._watch))
@@ -51,11 +48,6 @@ class View(Generic[S, T]):
     async def __aenter__(self) -> Self:
         await self._watch.__aenter__()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Release the watch."""

@@ -26,6 +26,7 @@ from aiolibkv.store.followers import Followers
 from aiolibkv.store.store import Store
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.store.watch import Feed
+from aiolibkv.store.wrapping import WrappedDriver
 
 __all__ = [
     "UNSEEN",
@@ -51,6 +52,7 @@ __all__ = [
     "Store",
     "Tasks",
     "Unseen",
+    "WrappedDriver",
     "Write",
     "children_of",
 ]

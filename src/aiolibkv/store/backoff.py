@@ -10,9 +10,9 @@ LONGEST_PAUSE = 0.5
 
 
 def growing_pauses(first: float = FIRST_PAUSE, longest: float = LONGEST_PAUSE) -> Iterator[float]:
-    """Yield the seconds to wait before each next attempt: doubling, and less by chance so that clients spread out.
+    """Yield the seconds to wait before each next attempt: exponential backoff with jitter.
 
-    After a success begin anew with a fresh iterator.
+    After a success begin with a new iterator.
 
     Args:
         first: seconds; the first pause is this long at most, and half of it at least.

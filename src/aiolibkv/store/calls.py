@@ -1,4 +1,4 @@
-"""Calls to a driver: open, closing, closed; deadlines, retry, and where errors happened. Once, for whoever calls."""
+"""Calls to a driver, in one place for all of the store: opening and closing, deadlines, retries, located errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aiolibkv.config import Config
 from aiolibkv.errors import NotReachableError, RequestTimeoutError, StoreClosedError, StoreError
 from aiolibkv.events import Connected, Disconnected, Event
 from aiolibkv.store.backoff import growing_pauses
-from aiolibkv.store.driver import Driver
+from aiolibkv.store.driver import Driver, OwnCall
 from aiolibkv.store.outages import Outages
 from aiolibkv.store.paths import Paths
 from aiolibkv.store.tasks import Tasks, prepare, wait_shielded
@@ -28,13 +28,13 @@ _log = logging.getLogger("aiolibkv")
 
 
 class _Forks:
-    """Counts in how manyth child of forks this is."""
+    """Counts the forks that lie between this process and the one that imported the library."""
 
     number = 0
 
     @classmethod
     def count(cls) -> None:
-        """Take note of having been forked."""
+        """Note, in the new process, that it was forked."""
         cls.number += 1
 
 
@@ -42,10 +42,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_Forks.count)
 
 
-class Call:
-    """A call under way; what a driver is given of it is in ``driver.Call``.
+class Call(OwnCall):
+    """A call under way; ``driver.Call`` is the part of it that drivers use.
 
-    It owns its time: whoever is over, by its deadline or by the store's end, is over.
+    It ends at its deadline, or when the store is closed. After that a driver cannot extend it any more.
     """
 
     __slots__ = (
@@ -55,12 +55,12 @@ class Call:
         "_is_taken_back",
         "_page",
         "expired",
-        "maybe_applied",
         "task",
         "when",
     )
 
     def __init__(self, deadlines: Deadlines, task: asyncio.Task[Any], when: float) -> None:
+        super().__init__()
         self._deadlines = deadlines
         self._cancelling = task.cancelling()
         self._page = self._furthest = 0
@@ -68,15 +68,6 @@ class Call:
         self.when: float = when
         self._is_taken_back = False
         self.expired: bool = False
-        self.maybe_applied: bool = False
-
-    def writing(self) -> None:
-        """See ``driver.Call``."""
-        self.maybe_applied = True
-
-    def settled(self) -> None:
-        """See ``driver.Call``."""
-        self.maybe_applied = False
 
     def extend(self) -> None:
         """See ``driver.Call``."""
@@ -94,8 +85,8 @@ class Call:
         self.expired = True
         self.task.cancel()
 
-    def is_cause(self) -> bool:
-        """Take the own cancellation back; tell whether it is the only one that the task has met."""
+    def take_back(self) -> bool:
+        """Take back the cancellation by ``expire``, if there was one; tell whether nobody else cancelled the task."""
         if not self.expired or self._is_taken_back:
             return False
         self._is_taken_back = True
@@ -120,7 +111,7 @@ class Deadlines:
         call = Call(self, task, when)
         self._calls[call] = None
         if self._timer is None:
-            self._timer = self._loop.call_at(when, self._due)
+            self._timer = self._loop.call_at(when, self._expire_due)
         return call
 
     def extend(self, call: Call) -> None:
@@ -141,16 +132,16 @@ class Deadlines:
         self.stop()
 
     def stop(self) -> None:
-        """Stop the clock; there are no calls any more."""
+        """Stop the timer, because there will be no more calls."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def _due(self) -> None:
+    def _expire_due(self) -> None:
         self._timer = None
         now = self._clock()
         for call in tuple(self._calls):
             if call.when > now:
-                self._timer = self._loop.call_at(call.when, self._due)
+                self._timer = self._loop.call_at(call.when, self._expire_due)
                 return
             del self._calls[call]
             call.expire()
@@ -192,11 +183,11 @@ class Calls:
 
     @property
     def state(self) -> str:
-        """Say in a word whether the store is open."""
+        """The state of the store in a word, for its repr."""
         return "closed" if self.is_closed else "open" if self._is_open else "not open"
 
     def check_open(self) -> None:
-        """Raise an error unless the store is open, here.
+        """Raise an error unless the store is open in this event loop and process.
 
         Raises:
             StoreClosedError: it is not open any more, or not yet.
@@ -208,7 +199,7 @@ class Calls:
             self.check_home()
 
     async def open(self) -> None:
-        """Connect, again and again until connection_timeout is over.
+        """Connect; try again and again until connection_timeout is over.
 
         Raises:
             NotReachableError: no server could be reached in that time.
@@ -246,7 +237,7 @@ class Calls:
             ) from error
 
     async def within(self, limit: float | None, work: Callable[[], Awaitable[T]]) -> T:
-        """Do something that ends after limit seconds, and when the store is closed.
+        """Await some work for at most limit seconds, and until the store is closed.
 
         Raises:
             StoreClosedError: the store was closed.
@@ -286,11 +277,11 @@ class Calls:
             await asyncio.sleep(next(breaks))
 
     async def close(self, end: Callable[[], None], shut_down: Callable[[], Awaitable[None]]) -> None:
-        """End all calls, let the store's parts end what they do, and disconnect; only the first time.
+        """End all calls, have the parts of the store end, and disconnect; a second call waits for the first.
 
         Args:
-            end: tells all that wait, at once.
-            shut_down: ends the parts, while the driver is still connected.
+            end: wakes all that wait; it does not wait itself.
+            shut_down: ends the parts of the store, while the driver is still connected.
         """
         if not self._is_entered:
             self.is_closed = True
@@ -349,7 +340,7 @@ class Calls:
         assert self._deadlines is not None, "open"
         result = await self._perform(operation, path, self._deadlines, is_repeated=is_repeated)
         if self.outages.are_any:
-            self.outages.answered()
+            self.outages.call_answered()
         return result
 
     async def run_while_closing(self, operation: Callable[[Call], Awaitable[T]]) -> T:
@@ -380,14 +371,14 @@ class Calls:
                     return await operation(call)
                 except NotReachableError as error:
                     unreachable = error
-                    self._met(error, call)
+                    self._note_failed(error, call)
                     if call.maybe_applied or not is_repeated:
                         break
                 breaks = breaks or growing_pauses()
                 await asyncio.sleep(next(breaks))
                 call.rewind()
         except asyncio.CancelledError:
-            if not call.is_cause():
+            if not call.take_back():
                 raise
         except StoreError as error:
             error.maybe_applied = error.maybe_applied or call.maybe_applied
@@ -395,17 +386,17 @@ class Calls:
             raise
         finally:
             deadlines.end(call)
-            call.is_cause()
+            call.take_back()
         late = unreachable or self.timed_out()
         failure = StoreClosedError() if self.is_closed and call.expired else late
         failure.maybe_applied = call.maybe_applied
         self.located(failure, path)
-        self._met(failure, call)
+        self._note_failed(failure, call)
         raise failure from failure.__cause__
 
-    def _met(self, error: StoreError, call: Call) -> None:
+    def _note_failed(self, error: StoreError, call: Call) -> None:
         if not self.is_closed:
-            self.outages.met(error, call.when - self.config.request_timeout)
+            self.outages.call_failed(error, call.when - self.config.request_timeout)
 
     def timed_out(self) -> RequestTimeoutError:
         """Return what to raise when request_timeout is over, with the reason of the outage if there is a known one."""
@@ -419,11 +410,11 @@ class Calls:
     # -- what goes on behind the calls -------------------------------------------------------------------------------
 
     def new_tasks(self) -> Tasks:
-        """Return an owner of tasks, which run in the context in which the store was entered."""
+        """Return an owner of tasks; they run in the context variables with which the store was entered."""
         return Tasks(lambda: self._context)
 
     def call_later(self, delay: float, callback: Callable[..., object], *arguments: object) -> asyncio.TimerHandle:
-        """Have something called after delay seconds, in the context in which the store was entered."""
+        """Call something after delay seconds, in the context variables with which the store was entered."""
         assert self._loop is not None, "open"
         return self._loop.call_later(delay, callback, *arguments, context=self._context)
 
@@ -452,9 +443,9 @@ class Calls:
             _log.exception("%s: the listener failed", self.driver.name)
 
     def connected(self, endpoint: str) -> None:
-        """Take note that the driver is connected."""
+        """Tell the listener that the driver is connected."""
         self.tell(Connected, endpoint=endpoint)
 
     def disconnected(self, endpoint: str, reason: str) -> None:
-        """Take note that a connection of the driver ended."""
+        """Tell the listener that a connection of the driver ended."""
         self.tell(Disconnected, reason, endpoint=endpoint)

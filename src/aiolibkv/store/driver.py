@@ -1,39 +1,45 @@
-"""What the author of a backend reads: the whole of it.
+"""All that the author of a backend has to read.
 
-A backend is one class, a *driver*: it subclasses Driver, sets ``name`` and ``capabilities`` (``aiolibkv.Capabilities``
-tells what each says; a commit takes at least 20 operations, a value and a commit 256 KiB) and implements the abstract
-methods. The library makes a store of it: checks of keys and values, prefixes, deadlines, retries, watches, lifetimes,
-locks and events are written once, above every driver.
+A backend is one class, a *driver*: it subclasses Driver, sets ``name`` and ``capabilities`` (each field is described in
+``aiolibkv.Capabilities``; a commit takes at least 20 operations, a value and a commit at least 256 KiB) and implements
+the abstract methods. The library makes a store of it: checks of keys and values, prefixes, deadlines, retries, watches,
+lifetimes, locks and events are written once, above every driver.
 
 What a driver is given:
 
 - *Paths*: keys that were checked and rooted at the prefix, as the server is to keep them. A path never begins or ends
   with "/". A directory may be ``""``, which is everything on the server. What the library keeps for itself is below
   ``self.hidden``: for a driver these are keys like others, except that delete_tree spares them.
-- A *Call*: it is told when a write is sent and when an answer says that it was not applied. It ends the method by
-  cancelling it when the time is over (``config.request_timeout``), and when the store is closed.
+- A *Call*: the driver tells it when a write is sent, and when an answer says that it was not applied. The library
+  cancels the method when its time is over (``config.request_timeout``) and when the store is closed.
 
 What a driver must do:
 
 - Raise the errors of ``aiolibkv.errors`` bare, as in ``KeyNotFoundError()``. Backend, endpoint and key are filled in by
   the library. In ``commit`` the error says of which path it is: ``KeyExistsError(key=path)``.
-- NotReachableError means "try again": the library repeats the call, after a pause, until its time is over; the driver
-  moves on to its next endpoint. It is not repeated when the driver said ``call.writing()`` and no ``call.settled()``
-  since: then the write may have been applied, and the error tells the user so. The driver should first try to find out,
-  by something it chose itself and wrote with the value (a nonce, a lease), as far as its server allows.
+- Raise NotReachableError for "try again": the library repeats the call, after a pause, until its time is over; the
+  driver moves on to its next endpoint. The call is not repeated after ``call.writing()`` without ``call.settled()``:
+  then the write may have been applied, and the error tells the user so. The driver should first try to find out what
+  happened, by something that it chose itself and wrote with the value (a nonce, a lease), as far as its server allows.
 - Reconnect by itself: after ``connect`` returned, every method is called again and again, whatever happened to the
   connection.
 - Let the event loop run: what blocks (files, a client that is not for asyncio) runs in threads. A thread goes on when
   the method that waits for it is cancelled; that is a request whose answer nobody hears.
-- Expect any method any number of times at once, in one event loop, and a cancellation at every await. ``revoke`` may
+- Expect every method to run many times at once, in one event loop, and to be cancelled at any await. ``revoke`` may
   run beside a ``grant`` of the same lease whose caller was cancelled, and after the store began to close. A request
-  that several callers share runs in a task of the driver's own (``aiolibkv.store.Tasks``): what cancels one of them
-  must not end it.
+  that several callers share runs in a task of the driver's own (``aiolibkv.store.Tasks``), so that the cancellation of
+  one caller does not end it.
 
 What an index is: a number above 0 that the server gives to each modification of a key. A key that is written again,
-deleted and created again, or restored never has an index that it had before, and a reader who sees an index sees
-everything with a smaller one (a sequence of a database does not do that: it is given before it is visible). A key that
-goes because its lifetime ended need not advance it.
+deleted and created again, or restored never has an index that it had before. A reader who sees an index sees everything
+with a smaller one (with a sequence of a database this is not so: its numbers become visible in another order). A key
+that goes because its lifetime ended need not advance the index.
+
+What a lease is: a lifetime that ends unless it is renewed; then the server deletes all keys under it. Some servers have
+no leases and keep a lifetime with each key. There a driver chooses a random owner in ``new_lease`` and writes it, with
+the ttl, beside each value; it notes the paths in its Lease before it sends them. ``renew`` prolongs those of them that
+still have the owner, and ``revoke`` deletes them. ``renew`` is False when the last renewal (or grant) was sent longer
+than the ttl ago and no key with the owner is left; that others have deleted a key is no reason.
 """
 
 from __future__ import annotations
@@ -52,22 +58,22 @@ from aiolibkv.types import Capabilities, KVPair
 
 
 class Call(Protocol):
-    """What a driver tells of the call that it carries out. Reads need none of this."""
+    """The call that a driver carries out. Only writes, and reads of many pages, have something to tell it."""
 
     maybe_applied: bool
     """Whether the write may have been applied: set by ``writing``, unset by ``settled``."""
 
     def writing(self) -> None:
-        """Say, before a write goes on the wire, that from now on it may be applied. Not for grant and renew."""
+        """Say, before a write is sent, that from now on it may be applied. Not for grant, renew and revoke."""
 
     def settled(self) -> None:
-        """Say that an answer arrived: what was sent so far was not applied."""
+        """Say that by an answer of the server, nothing that was sent so far was applied."""
 
     def extend(self) -> None:
-        """Say, in a read of many pages, that a page was read: the next one has the whole request_timeout again."""
+        """Say that a page of a long read has arrived: the next one has the whole request_timeout again."""
 
     def rewind(self) -> None:
-        """Say that the pages begin anew; pages that were read before get no more time."""
+        """Say that the read begins again at its first page; pages that had arrived before get no more time."""
 
 
 class Unseen(Enum):
@@ -77,7 +83,7 @@ class Unseen(Enum):
 
 
 UNSEEN: Final = Unseen.UNSEEN
-"""What ``Driver.read_at_once`` returns when the read has to wait for something."""
+"""What ``Driver.read_at_once`` returns when it cannot read without waiting."""
 
 
 class Listing(NamedTuple):
@@ -174,11 +180,11 @@ Step = Write | Removal | Condition
 
 
 class Lifetime(NamedTuple):
-    """What a put says of the time its key has.
+    """What a put says about the lifetime of its key.
 
     Attributes:
         ttl: seconds.
-        keep_alive: whether the library renews it.
+        keep_alive: whether the library renews the lease.
     """
 
     ttl: float
@@ -201,7 +207,7 @@ class Lease:
     on_agreed: Callable[[float], None] | None = field(default=None, repr=False)
 
     def agree(self, ttl: float, sent: float) -> None:
-        """Take what was agreed anew with the server outside ``grant`` and ``renew``, which counts as a renewal.
+        """Note a ttl that the server agreed to outside ``grant`` and ``renew``; this counts as a renewal.
 
         Args:
             ttl: seconds.
@@ -217,7 +223,7 @@ class LeaseLostError(Exception):
 
 
 class Guard(NamedTuple):
-    """The condition of a write that one acquisition of a lock still stands.
+    """The condition of a write: the lock is still held by one certain acquisition.
 
     Attributes:
         path: the lock's key.
@@ -241,13 +247,13 @@ class Acquired(NamedTuple):
 
 
 class Observer(Protocol):
-    """Who is told of a driver's connections."""
+    """An object that is told of a driver's connections."""
 
     def connected(self, endpoint: str) -> None:
-        """Take note that the driver is connected."""
+        """Note that the driver is connected."""
 
     def disconnected(self, endpoint: str, reason: str) -> None:
-        """Take note that a connection ended, and why."""
+        """Note that a connection ended, and why."""
 
 
 L = TypeVar("L", bound=Lease)
@@ -260,7 +266,7 @@ class Driver(ABC, Generic[L]):
     """The backend's name, in errors and logs."""
 
     capabilities: Capabilities
-    """What it can do. ``connect`` may replace it, where that depends on the server."""
+    """What the backend can do. ``connect`` may replace it, if that depends on the server."""
 
     option_names: ClassVar[frozenset[str]] = frozenset()
     """What ``Config.options`` may hold for this backend."""
@@ -275,7 +281,7 @@ class Driver(ABC, Generic[L]):
     """Seconds; a longer ttl is refused before anything is sent."""
 
     keeps_line: ClassVar[bool] = False
-    """Whether ``acquire`` refuses while others stand in the line that it is given."""
+    """Whether ``acquire`` refuses while there are waiters in the line that it is given."""
 
     def __init__(self, endpoints: Sequence[str] = (), config: Config | None = None) -> None:
         """Make a driver; no I/O.
@@ -299,18 +305,18 @@ class Driver(ABC, Generic[L]):
 
     @abstractmethod
     async def connect(self) -> None:
-        """Reach a server once, at one endpoint after the other.
+        """Connect to a server; try each endpoint once.
 
-        Called again, after ``disconnect`` and a pause, while it raises NotReachableError, until connection_timeout is
-        over. Anything else ends the entering of the store at once: AccessDeniedError, or ValueError for settings that
-        cannot be used.
+        After NotReachableError the library calls ``disconnect``, waits and calls this again, until connection_timeout
+        is over. Any other error ends the entering of the store at once: AccessDeniedError, or ValueError for settings
+        that cannot be used.
         """
 
     @abstractmethod
     async def disconnect(self) -> None:
-        """End all that was started, also by a ``connect`` that failed; never raise. Cancelled after 0.6 s.
+        """End all that was started, also by a ``connect`` that failed; raise nothing. It is cancelled after 0.6 s.
 
-        Methods that still run, or come later, raise NotReachableError.
+        Methods that still run, or are called later, raise NotReachableError.
         """
 
     @abstractmethod
@@ -330,7 +336,7 @@ class Driver(ABC, Generic[L]):
         Args:
             call: told when the transaction is sent and when an answer says that it was not applied.
             steps: each of another path; their order means nothing.
-            lease: how long the keys that are written live; None: for ever, and leases that they had matter no more.
+            lease: the lease of the keys that are written; None: they are permanent, also if they had a lease before.
             guard: the lock's key must be as the guard says.
 
         Returns:
@@ -341,7 +347,7 @@ class Driver(ABC, Generic[L]):
             KeyModifiedError: a key is not at the index expected, or one that has to be at some index does not exist
                 (for a Removal that is KeyNotFoundError).
             KeyNotFoundError: a Removal's key does not exist, or that of a Condition with expected None.
-            LockLostError: the guard does not hold. It comes before the others.
+            LockLostError: the guard does not hold; this error has precedence over the others.
             LeaseLostError: the server does not know the lease.
         """
 
@@ -357,45 +363,48 @@ class Driver(ABC, Generic[L]):
     async def follow(self, feed: Feed) -> None:
         """Keep a feed equal to the server's state until cancelled.
 
-        It is of all that is strictly below ``feed.path`` when ``feed.tree`` is True, else of that one key. Begin with
-        ``feed.reset(pairs, index)`` of a consistent read, or go on after ``feed.index`` when nothing was missed
-        (``feed.resumed()``); then ``feed.apply([(path, pair or None), ...], index)`` or ``reset`` as things change.
-        Pairs have paths as keys; the index is that of the state: not less than theirs, not more than what the state
-        shows, and 0 where nothing was ever written. What the feed knows already does no harm: it finds the
-        differences, so a driver may look again and again, and reset.
+        The feed is of all keys strictly below ``feed.path`` when ``feed.tree`` is True, else of that one key. Begin
+        with a consistent read and ``feed.reset(pairs, index)``, or go on after ``feed.index`` if the server can tell
+        all changes since (``feed.resumed()``). Then call ``feed.apply([(path, pair or None), ...], index)``, or
+        ``reset`` again, whenever something has changed. Pairs have paths as keys. The index is that of the state:
+        the state shows all changes up to it and none after it; it is 0 where nothing was ever written. The feed finds
+        the differences itself, so a driver may repeat what the feed knows already, or poll and reset each time.
 
-        When this returns, or raises NotReachableError because the connection broke, the watch is stale, and it is
-        called again after a pause. AccessDeniedError ends the watch. A driver that stays through an outage itself
-        calls ``feed.cut_off`` with the error, and later ``feed.resumed``, or ``reset`` and ``apply``. When it is
-        cancelled the server must not be left watching.
+        When this returns, or raises NotReachableError because the connection broke, the watch is stale and this is
+        called again after a pause. AccessDeniedError ends the watch. A driver that reconnects within this method calls
+        ``feed.cut_off`` with the error, and later ``feed.resumed``, or ``reset`` and ``apply``. After a cancellation
+        nothing may be left at the server, such as a subscription.
         """
 
     @abstractmethod
     def new_lease(self, lifetime: Lifetime) -> L:
-        """Make a lease that is not granted yet, under an identifier by which a lost grant can be found again."""
+        """Make a lease that is not granted yet, with an identifier that finds it if the answer is lost."""
 
     async def grant(self, call: Call, lease: L) -> None:
         """Have the server begin a lease, and set its ttl to what the server gives.
 
-        Called again for the same lease when the answer was lost. Nothing is to be done by default: for servers that
-        keep the lifetime with each key.
+        Called again for the same lease when the answer was lost. The default does nothing, for servers that keep a
+        lifetime with each key.
 
         Raises:
-            LeaseLostError: what it was to live in has ended meanwhile; it is called again.
+            LeaseLostError: the lease cannot begin, since the session of the server that it needs has ended; this is
+                called again.
         """
 
     @abstractmethod
     async def renew(self, call: Call, lease: L) -> bool:
         """Renew a lease, with the keys under it; False when the server does not know it any more.
 
-        True only when a server answered that would notice if the others had elected a leader without it.
+        In a cluster, True only when the answer came with the consent of a leader: a server that is cut off from the
+        others must not renew.
         """
 
     @abstractmethod
     async def revoke(self, call: Call, lease: L) -> None:
         """End a lease, with the keys that are still under it. One that the server does not know is no error.
 
-        Called also when the grant failed: who notes in the lease that it certainly was refused need not ask the server.
+        Called also when the grant failed. A driver that noted in its lease that the grant was certainly not applied
+        need not ask the server.
         """
 
     # -- what a driver may do better ------------------------------------------------------------------------------
@@ -405,12 +414,13 @@ class Driver(ABC, Generic[L]):
         return ", ".join(self.endpoints)
 
     def check_path(self, path: str) -> None:
-        """Raise InvalidKeyError for a path that the server keeps for itself."""
+        """Raise InvalidKeyError for a path that the server keeps for itself; by default there is none."""
 
     def read_at_once(self, path: str) -> KVPair | Unseen | None:
-        """Return what a consistent ``get`` would, without waiting, or UNSEEN to have that called.
+        """Return what a consistent ``get`` would, without waiting; UNSEEN to have ``get`` called instead.
 
-        For a driver that has its data at hand. It raises nothing, and is UNSEEN now and then, so that others run too.
+        For a driver that has its data in this process. It raises nothing. It is UNSEEN now and then, so that a loop of
+        reads lets other tasks run.
         """
         return UNSEEN
 
@@ -419,16 +429,16 @@ class Driver(ABC, Generic[L]):
         return await self.get(call, path, consistent=consistent) is not None
 
     async def get_many(self, call: Call, paths: Sequence[str], *, consistent: bool) -> Sequence[KVPair | None]:
-        """Return the pair of each path, or None, all of one instant if ``capabilities.atomic_list`` says so."""
+        """Return the pair of each path or None; all of one instant if ``capabilities.atomic_list`` says so."""
         return [await self.get(call, path, consistent=consistent) for path in paths]
 
     async def keys(self, call: Call, directory: str, *, consistent: bool) -> Names:
-        """Return the paths of what ``list`` would, without reading values if that can be."""
+        """Return the paths of the pairs that ``list`` would return; if possible without reading the values."""
         pairs, exists = await self.list(call, directory, consistent=consistent)
         return Names([pair.key for pair in pairs], exists)
 
     async def children(self, call: Call, directory: str, *, consistent: bool) -> Names:
-        """Return the names one level below a directory, if that can be without reading all that is below."""
+        """Return the names one level below a directory; if possible without reading all that is below them."""
         paths, exists = await self.keys(call, directory, consistent=consistent)
         return Names(children_of(paths, directory), exists)
 
@@ -444,47 +454,48 @@ class Driver(ABC, Generic[L]):
     async def put(
         self, call: Call, path: str, value: bytes, *, expected: int | None, lease: L | None, guard: Guard | None
     ) -> int:
-        """Carry out a commit of one Write, if there is a cheaper way."""
+        """Carry out a commit of one Write; overridden if there is a cheaper way."""
         return (await self.commit(call, [Write(path, value, expected)], lease=lease, guard=guard))[0]
 
     async def delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
-        """Carry out a commit of one Removal, if there is a cheaper way."""
+        """Carry out a commit of one Removal; overridden if there is a cheaper way."""
         await self.commit(call, [Removal(path, expected)], guard=guard)
 
     async def acquire(self, call: Call, path: str, value: bytes, lease: L, *, line: str | None) -> Acquired:
-        """Create a lock's key in one transaction; overridden where guards compare something else than its index.
+        """Create a lock's key in one transaction; overridden if guards compare something else than its index.
 
         Args:
             call: as for commit.
             path: the lock's key.
             value: its value.
-            lease: under which it lives; nobody else uses it.
-            line: the directory of those who wait for the lock; None for the first among them. A driver that can look at
-                it in the same transaction refuses with KeyExistsError when it is not empty, and sets ``keeps_line``.
+            lease: the lease of the key; only this lock uses it.
+            line: the directory with the places of the waiters; None when the first of the waiters acquires. A driver
+                that can look at it in the same transaction sets ``keeps_line`` and refuses with KeyExistsError when
+                it is not empty.
 
         Raises:
-            KeyExistsError: the key exists, with its path as key; or else somebody is in the line, with the line as key.
+            KeyExistsError: the key exists (with its path as key), or there is a waiter (with the line as key).
             LeaseLostError: the server does not know the lease.
         """
         index = await self.put(call, path, value, expected=0, lease=lease, guard=None)
         return Acquired(index, index)
 
     async def release(self, call: Call, path: str, index: int, place: str | None, lease: L) -> None:
-        """Delete a lock's key, and then its holder's place in the line when there is one; the lease is used again.
+        """Delete a lock's key, and then its holder's place in the line if it has one; the lease will be used again.
 
         Raises:
             KeyModifiedError: the key is not at its index any more.
-            KeyNotFoundError: likewise, or the place is gone.
+            KeyNotFoundError: the key or the place does not exist any more.
         """
         await self.delete(call, path, expected=index, guard=None)
         if place is not None:
             await self.delete(call, place, expected=None, guard=None)
 
     async def place_ahead(self, call: Call, line: str, place: str) -> str | None:
-        """Return who stands before a place in a line, None for the first; the order is that of creation.
+        """Return the place before another one in a line, None for the first; the order is that of creation.
 
         Raises:
-            LeaseLostError: the place is gone, which it is only with its lease.
+            LeaseLostError: the place is gone, and so its lease was lost.
         """
         pairs = (await self.list(call, line, consistent=True)).pairs
         order = [pair.key for pair in sorted(pairs, key=lambda pair: pair.last_index)]
@@ -494,13 +505,13 @@ class Driver(ABC, Generic[L]):
         return order[at - 1] if at else None
 
     async def is_anybody_in(self, call: Call, line: str) -> bool:
-        """Tell whether somebody stands in a line."""
+        """Tell whether there is any place in a line."""
         return bool((await self.keys(call, line, consistent=True)).names)
 
     async def follow_under(self, lease: L, feed: Feed) -> None:
-        """Keep a feed of one key equal to the server's state, as ``follow``, for who holds a lock or waits for it.
+        """Keep a feed of one key equal to the server's state, as ``follow`` does, for the holder or a waiter of a lock.
 
-        For a driver that knows a cheaper way: the watch is over soon, and at the latest with the lease.
+        For a driver that knows a cheaper way, since such a watch is short, and ends with the lease at the latest.
 
         Raises:
             LeaseLostError: the server does not know the lease any more.
@@ -510,12 +521,12 @@ class Driver(ABC, Generic[L]):
     # -- what a driver calls --------------------------------------------------------------------------------------
 
     def connected(self, endpoint: str) -> None:
-        """Tell that a connection to a server stands."""
+        """Tell the library that the driver is connected to a server."""
         if self.observer is not None:
             self.observer.connected(endpoint)
 
     def disconnected(self, endpoint: str, reason: str) -> None:
-        """Tell that a connection that stood has ended, and why; no secrets."""
+        """Tell the library that a connection has ended, and why; without secrets."""
         if self.observer is not None:
             self.observer.disconnected(endpoint, reason)
 
@@ -531,7 +542,9 @@ def children_of(paths: Iterable[str], directory: str) -> list[str]:
 
 
 class OwnCall:
-    """A Call for what a driver does of its own accord; nobody is told."""
+    """A Call for requests that a driver makes of its own accord."""
+
+    __slots__ = ("maybe_applied",)
 
     def __init__(self) -> None:
         self.maybe_applied: bool = False

@@ -37,7 +37,7 @@ class Endpoint(NamedTuple):
 
 
 class Endpoints:
-    """The configured servers in an order of chance; one is current until it is reported as failed."""
+    """The configured servers in random order; one is current until it is reported as failed."""
 
     def __init__(self, addresses: Sequence[str], default_port: int, *, unix: bool = False) -> None:
         """Read the addresses.
@@ -70,8 +70,8 @@ def parse_endpoint(address: str, default_port: int, *, unix: bool = False) -> En
     """Read one address.
 
     Raises:
-        ValueError: it names no host, or a port that cannot be; says what to write instead. What stands for the port is
-            not repeated: of a URL that was not encoded as it should be, that may be a password.
+        ValueError: it has no valid host or port; the message says what to write instead. It does not repeat the port,
+            which may be a part of a password in a URL that is not encoded.
     """
     if "@" in address:
         raise ValueError("an endpoint is host:port; username and password are settings of their own")

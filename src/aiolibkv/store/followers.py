@@ -1,4 +1,4 @@
-"""Who follows which key or directory: for drivers that hear of all changes and hand each to those that it concerns."""
+"""Which feeds a change concerns: for drivers that hear of all changes and hand each to the feeds that want it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ F = TypeVar("F", bound=Hashable)
 
 
 class Followers(Generic[F]):
-    """Feeds, or what a driver keeps for each of them, by the key or directory that they are of."""
+    """Feeds by key or directory, or whatever a driver keeps for each feed."""
 
     def __init__(self) -> None:
         self._of_key: defaultdict[str, set[F]] = defaultdict(set)
@@ -26,7 +26,7 @@ class Followers(Generic[F]):
         return sum(len(of_path) for of_path in (*self._of_key.values(), *self._of_directory.values()))
 
     def add(self, feed: Feed, follower: F) -> None:
-        """Have a follower concerned by what its feed is of."""
+        """Add a follower for the key or directory of its feed."""
         (self._of_directory if feed.tree else self._of_key)[feed.path].add(follower)
 
     def discard(self, feed: Feed, follower: F) -> None:
@@ -38,7 +38,7 @@ class Followers(Generic[F]):
             del followers[feed.path]
 
     def concerned(self, changes: Iterable[tuple[str, KVPair | None]]) -> dict[F, list[tuple[str, KVPair | None]]]:
-        """Return for each follower those of some changes, as ``Feed.apply`` takes them, that it is concerned by."""
+        """Return, for each follower, those of the changes that concern it; they are as ``Feed.apply`` takes them."""
         found: defaultdict[F, list[tuple[str, KVPair | None]]] = defaultdict(list)
         for change in changes:
             for follower in self._of(change[0]):
@@ -46,7 +46,7 @@ class Followers(Generic[F]):
         return found
 
     def is_concerned(self, path: str) -> bool:
-        """Tell whether anybody is concerned by a change of a key."""
+        """Tell whether a change of this key concerns any follower."""
         return any(True for _ in self._of(path))
 
     def _of(self, path: str) -> Iterator[F]:

@@ -1,7 +1,7 @@
-"""Leases: granted, renewed while they are wanted, and revoked until the server has answered.
+"""Leases: granting, renewal, and revocation, which is repeated until the server has answered.
 
-A *session* is a lease that is renewed at a third of its ttl. Sessions are kept for a while when they are not used any
-more, so that the next lock, or key kept alive, of the same ttl needs no new one.
+A *session* is a lease that the library renews, at each third of its ttl. A session that is not used any more is kept
+for a while, so that the next lock of the same ttl needs no new one.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ class Session:
 
     @property
     def deadline(self) -> float:
-        """Until when its owner counts on it, by ``clock``, if it is not renewed again."""
+        """When its owner stops relying on it, by ``clock``, unless it is renewed before."""
         ttl = self.lease.ttl
         return self.renewed + ttl - max(_LEAST_MARGIN, _MARGIN * ttl)
 
     @property
     def is_good(self) -> bool:
-        """Tell whether its owner counts on it."""
+        """Tell whether its owner may rely on it."""
         return not self.is_over and clock() < self.deadline
 
     async def begin(self, call: Call) -> None:
@@ -110,14 +110,14 @@ class Session:
                 self.on_agreed()
 
     def lose(self) -> None:
-        """Take note that the server does not know the lease any more."""
+        """Note that the server does not know the lease any more."""
         if not self.is_over:
             self.stop()
             if self.on_lost is not None:
                 self.on_lost()
 
     def stop(self) -> None:
-        """Renew no more."""
+        """Stop renewing it."""
         self.is_over = True
         self._tasks.cancel()
 
@@ -159,9 +159,9 @@ class Sessions:
         return len(self._timers)
 
     async def take(self, ttl: float, path: str | None = None) -> Session:
-        """Return a session of a ttl that nobody uses: one that was kept, or a new one.
+        """Return a session of some ttl for the caller alone: one that was kept, or a new one.
 
-        One that cannot be begun, or may have been though its caller gave up, is ended.
+        When it cannot be begun, or the caller gives up, it is ended: the server may have begun it all the same.
         """
         while idle := self._idle.get(ttl):
             session = idle.pop()
@@ -180,11 +180,11 @@ class Sessions:
         return session
 
     def adopt(self, session: Session) -> None:
-        """See to it that a session that somebody begins is ended at close."""
+        """Have close end a session that was begun elsewhere."""
         self._used.add(session)
 
     def give_back(self, ttl: float, session: Session) -> None:
-        """Keep a session, under which there is nothing any more, for whoever is next to take one of that ttl."""
+        """Keep a session without any keys for the next ``take`` of that ttl."""
         self._used.discard(session)
         if self._calls.is_closed or not session.is_good:
             self.end(session)
@@ -202,7 +202,7 @@ class Sessions:
         return session.revocation
 
     async def end_and_wait(self, session: Session) -> None:
-        """End a session, though the caller is cancelled; a slow server is not waited for."""
+        """End a session, also when the caller is cancelled meanwhile; do not wait long for a slow server."""
         await wait_shielded(self.end(session), _WAITING_TIME)
 
     def revoke(self, lease: Lease) -> asyncio.Task[None]:

@@ -1,8 +1,8 @@
-"""Keys that go by themselves: leases, deletion on time, and creation again after a loss.
+"""Keys with a ttl: their leases, their deletion on time, and their creation again after a lease was lost.
 
-A plain ttl key has a lease of its own that is never renewed; it is revoked on time where the server would keep the key
-longer, and when the key is overwritten. The keys kept alive with one ttl share a session; when the server lost it, they
-are created again under a new one.
+A plain ttl key has a lease of its own that is never renewed. It is revoked when the ttl is over, if the server would
+keep the key longer, and when the key is overwritten. All keys kept alive with the same ttl share a session; when the
+server has lost it, they are created again under a new one.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class _Shared:
     """The session of all keys kept alive with one ttl.
 
     Attributes:
-        ttl: seconds, as wanted.
+        ttl: seconds, as the caller gave them.
         session: the session, granted when ``opening`` has ended well.
         opening: the attempt to begin it that is under way, or was the last one.
-        users: how many keys are under it and how many puts are about to be.
-        timer: ends it when nobody has used it for a while.
+        users: how many keys are under it, and how many puts wait for it.
+        timer: ends it when it has had no users for a while.
     """
 
     def __init__(self, ttl: float, session: Session) -> None:
@@ -58,13 +58,13 @@ class _Record:
     """A key with a lifetime that this store wrote.
 
     Attributes:
-        value: what to create it with again; nothing for a plain ttl key, which is not.
-        index: of its last write.
-        lifetime: what its put said.
-        lease: under which it lives.
+        value: what a key kept alive is created with again; empty for a plain ttl key, which is not created again.
+        index: the index of its last write.
+        lifetime: the ttl and keep_alive of its put.
+        lease: the lease that the key is under.
         shared: the session of that lease, for a key kept alive.
-        timer: ends a plain ttl key on time.
-        in_doubt: whether a request that was not answered may yet create it.
+        timer: deletes a plain ttl key on time.
+        in_doubt: whether a request without an answer may still create it.
     """
 
     value: bytes
@@ -104,9 +104,9 @@ class Lifetimes:
 
     @contextmanager
     def ending(self, call: Call, paths: Iterable[str]) -> Iterator[None]:
-        """Forget the lifetimes that the block's write ends, unless it certainly was not applied.
+        """Forget the lifetimes of these keys after the write in the block, unless it certainly was not applied.
 
-        To delete what is not there ends them as well: it may be gone with a lost lease, and is not to come back.
+        A deletion that finds no key counts too: a key that is gone with a lost lease must not be created again then.
         """
         before = [(path, self._records[path]) for path in paths if path in self._records] if self._records else []
         certain = False
@@ -122,13 +122,13 @@ class Lifetimes:
                     self._drop(path, record, revoke=certain)
 
     def below(self, directory: str) -> list[str]:
-        """Return those keys below a directory that have a lifetime."""
+        """Return the keys with a lifetime below a directory."""
         if not directory:
             return list(self._records)
         return list(self._records.irange(f"{directory}/", f"{directory}0", inclusive=(True, False)))
 
     async def close(self) -> None:
-        """Forget the keys; those kept alive go with their sessions."""
+        """Forget all keys; the server deletes those kept alive when their sessions are revoked."""
         for record in self._records.values():
             if record.timer is not None:
                 record.timer.cancel()
@@ -181,7 +181,7 @@ class Lifetimes:
         return index
 
     def _end_on_time(self, lease: Lease, lifetime: Lifetime) -> None:
-        """End the lease of a put that is in doubt: if it was applied, its key must go when any other would."""
+        """Revoke the lease of a put in doubt when the ttl is over: if it was applied, its key has to go then."""
 
         def end() -> None:
             del self._in_doubt[lease]
@@ -189,7 +189,7 @@ class Lifetimes:
 
         self._in_doubt[lease] = self._calls.call_later(lifetime.ttl, end)
 
-    def _due(self, path: str, record: _Record) -> None:
+    def _end_ttl(self, path: str, record: _Record) -> None:
         self._drop(path, record, revoke=record.lease.ttl > record.lifetime.ttl)
 
     # -- keys kept alive -----------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ class Lifetimes:
         self._sessions.end(shared.session)
 
     async def _open(self, shared: _Shared) -> None:
-        """Wait until a session is begun; many who wait for it make one attempt, and each has an error of its own."""
+        """Wait until a session is begun; all callers that wait share one attempt, and each gets an error of its own."""
         opening = shared.opening
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
             self._sessions.adopt(shared.session)
@@ -282,7 +282,7 @@ class Lifetimes:
             self._tasks.start(self._replace(shared, are_there=False))
 
     def _abandon(self, shared: _Shared) -> None:
-        """Give a session up under which an unwanted key may yet be created; its other keys move to a new one."""
+        """Give up a session under which an unwanted key may still be created; its other keys move to a new one."""
         if self._shared.get(shared.ttl) is shared:
             del self._shared[shared.ttl]
             self._tasks.start(self._replace(shared, are_there=True))
@@ -305,7 +305,7 @@ class Lifetimes:
             while orphans:
                 at_once = asyncio.Semaphore(_CREATED_AT_ONCE)
                 refused = await asyncio.gather(
-                    *(self._refuses(path, record, new, at_once, is_there=are_there) for path, record in orphans)
+                    *(self._is_refused(path, record, new, at_once, is_there=are_there) for path, record in orphans)
                 )
                 orphans = [orphan for orphan, again in zip(orphans, refused, strict=True) if again]
                 if orphans:
@@ -318,10 +318,10 @@ class Lifetimes:
                 # Written under it meanwhile.
                 self._tasks.start(self._replace(old, are_there=False))
 
-    async def _refuses(
+    async def _is_refused(
         self, path: str, record: _Record, shared: _Shared, at_once: asyncio.Semaphore, *, is_there: bool
     ) -> bool:
-        """Write a key again; True when the server does not do it now."""
+        """Write a key again; tell whether the server refuses it for now."""
         async with at_once:
             if record.shared is not shared or not self._is_current(path, record):
                 return False
@@ -361,7 +361,7 @@ class Lifetimes:
             self._tasks.start(self._take_back(path, record))
 
     async def _take_back(self, path: str, record: _Record) -> None:
-        """Delete what was created again while it was deleted or overwritten."""
+        """Delete a key that was created again while the application deleted or overwrote it."""
         calls = self._calls
 
         async def delete() -> None:
@@ -382,7 +382,7 @@ class Lifetimes:
         self._drop(path, other, revoke=True)
         self._records[path] = record
         if not record.lifetime.keep_alive:
-            record.timer = self._calls.call_later(record.lifetime.ttl, self._due, path, record)
+            record.timer = self._calls.call_later(record.lifetime.ttl, self._end_ttl, path, record)
 
     def _drop(self, path: str, record: _Record | None, *, revoke: bool) -> None:
         if record is None or not self._is_current(path, record):

@@ -1,9 +1,10 @@
-"""The lock of every backend: a key created under a session, and a line of waiters below the reserved subtree.
+"""The lock of every backend: a key created under a session, and a line (a FIFO queue) of waiters.
 
-The holder's key and its place in the line are under one lease: dying removes both at once, releasing deletes both in
-one transaction and keeps the session for the next acquisition. A waiter watches the place before its own, the first in
-the line the lock's key itself: a release wakes one of them. Whoever finds the lock free and nobody of its own store
-waiting takes it in one transaction, without a place.
+A waiter has a *place* in the line: a key below the reserved subtree, under the waiter's session. It watches the place
+before its own; the first in the line watches the lock's key. So a release wakes one waiter. The holder keeps its place:
+when it dies, the server deletes the key and the place together; a release deletes both in one transaction and keeps the
+session for the next acquisition. A lock that is free, and that no other task of the store waits for, is acquired in one
+transaction, without a place.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ _log = logging.getLogger("aiolibkv")
 
 
 class Mutex:
-    """Which task of one store contends for a key at the server, or holds it; first come, first served.
+    """A FIFO mutex among the tasks of one store: only its owner contends for the lock at the server.
 
     Attributes:
-        is_taken: whether somebody has it.
-        is_held: whether who has it holds the lock, and has not begun to release it.
+        is_taken: whether a task owns it.
+        is_held: whether its owner holds the lock and has not begun to release it.
     """
 
     def __init__(self) -> None:
@@ -77,12 +78,12 @@ class Mutex:
             raise
 
     def hold(self) -> None:
-        """Take note that who has it holds the lock."""
+        """Note that its owner holds the lock."""
         self.is_held = True
         self._tell()
 
     def release(self) -> None:
-        """Give it to the next one."""
+        """Give it to the next waiter."""
         self.is_held = False
         if self._waiters:
             self._waiters.popleft().set_result(None)
@@ -96,7 +97,7 @@ class Mutex:
                 observer.set_result(None)
 
     async def wait_changed(self) -> None:
-        """Wait until who has it now gives it back, or holds the lock."""
+        """Wait until its owner holds the lock, or releases the mutex."""
         observer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._observers.add(observer)
         try:
@@ -123,7 +124,7 @@ class Locks:
         return self._mutexes.setdefault(path, Mutex())
 
     def add(self, held: StoreHeldLock) -> None:
-        """Watch the time of a held lock."""
+        """Check a held lock at each tick."""
         self._held.add(held)
         if self._ticking is None:
             self._ticking = self.calls.call_later(_TICK, self._tick)
@@ -151,7 +152,7 @@ class Locks:
             held.lose(None)
 
     async def close(self) -> None:
-        """End what watches over the held locks."""
+        """End the tasks and the timer of the held locks."""
         if self._ticking is not None:
             self._ticking.cancel()
         await self.tasks.close()
@@ -178,7 +179,7 @@ class StoreHeldLock:
         place: str | None,
         mutex: Mutex,
     ) -> None:
-        """Take note of a lock that was acquired, and begin to watch over it.
+        """Begin to watch a lock that was just acquired.
 
         Args:
             locks: of the store through which it was acquired.
@@ -186,10 +187,10 @@ class StoreHeldLock:
             value: what was written there.
             index: the index of that, which is the fencing token.
             token: what the driver checks a guard against.
-            session: under which it was written.
-            ttl: of the session, as wanted.
-            place: in the line, under the same session; None when there is none.
-            mutex: the store's for this key, given back when the lock is not held any more.
+            session: the session that the key is under.
+            ttl: of the session, as the caller gave it.
+            place: the holder's place in the line, under the same session; None when it has none.
+            mutex: the store's mutex for this key, released when the lock is not held any more.
         """
         self.calls: Calls = locks.calls
         self.path = path
@@ -233,13 +234,13 @@ class StoreHeldLock:
         await self._over.wait()
 
     async def release(self) -> None:
-        """Free the lock if it is held, though the caller is cancelled; a slow server is not waited for."""
+        """Free the lock if it is held, also when the caller is cancelled; do not wait long for a slow server."""
         if not self._is_over:
             self._end()
             await wait_shielded(self._locks.tasks.start(self._free()), _RELEASING_TIME)
 
     def lose(self, reason: str | None) -> None:
-        """Count the lock as lost; nothing is told without a reason."""
+        """Count the lock as lost; the log and the listener are told the reason, if there is one."""
         if self._is_over:
             return
         self._end()
@@ -265,7 +266,7 @@ class StoreHeldLock:
         self._mutex.is_held = False
 
     async def _free(self) -> None:
-        """Delete the key and the place, or have them go with the session."""
+        """Delete the key and the place; if that fails, revoke the session, which deletes them too."""
         sessions, session = self._locks.sessions, self._session
         try:
             await self.calls.run(
@@ -285,14 +286,14 @@ class StoreHeldLock:
             self._mutex.release()
 
     def _set_timer(self) -> asyncio.TimerHandle:
-        return self.calls.call_later(self._session.deadline - clock(), self._ring)
+        return self.calls.call_later(self._session.deadline - clock(), self._on_timer)
 
     def _restart_timer(self) -> None:
         if not self._is_over:
             self._timer.cancel()
-            self._ring()
+            self._on_timer()
 
-    def _ring(self) -> None:
+    def _on_timer(self) -> None:
         self.check()
         if not self._is_over:
             self._timer = self._set_timer()
@@ -399,7 +400,7 @@ class StoreLock:
             body[0].cancel("the lock was lost")
 
     async def _using(self, acquire: Callable[[], Awaitable[StoreHeldLock | None]]) -> StoreHeldLock | None:
-        """Acquire until the store is closed, if this Lock is not in use."""
+        """Acquire, unless this Lock is in use; give up when the store is closed."""
         calls = self._calls
         calls.check_open()
         # A body whose lock was lost may still be ending: what it leaves in the end has to be its own.
@@ -421,7 +422,7 @@ class StoreLock:
     # -- without waiting -----------------------------------------------------------------------------------------
 
     async def _try_acquire(self) -> StoreHeldLock | None:
-        """Take the lock if its key does not exist; whoever releases it, or just takes it, in this store is awaited."""
+        """Take the lock if its key does not exist; wait for a task of this store that releases or acquires it."""
         deadline = asyncio.timeout(self._calls.config.request_timeout)
         mutex = self._locks.mutex(self._path)
         try:
@@ -465,7 +466,7 @@ class StoreLock:
         return held
 
     async def _take_or_wait_for_line(self, session: Session, mutex: Mutex) -> tuple[StoreHeldLock | None, bool]:
-        """Take the lock; else tell whether its key exists. If somebody is in line for it, it soon will."""
+        """Take the lock, or tell that its key exists; while it is free but others are in the line, wait."""
         breaks = growing_pauses()
         while True:
             try:
@@ -511,7 +512,7 @@ class StoreLock:
         return await retry(self._calls, attempt, waiter=self, only_outages=True)
 
     async def _is_behind_others(self) -> bool:
-        """Tell whether who had the lock before has to let others go first, where acquiring does not see to that."""
+        """Tell whether others go first: after this Lock was held, those in a line that ``acquire`` does not look at."""
         calls, line = self._calls, self._line
         if not self._was_held or calls.driver.keeps_line:
             return False

@@ -1,4 +1,4 @@
-"""What waits for the server, told in the log: once per outage, and once more when it is over."""
+"""The log of outages: one line when something has waited for the server too long, one when it goes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger("aiolibkv")
 
 @dataclass(eq=False, slots=True)
 class _Wait:
-    """One that waits: since when, by the loop's clock, and the last error that it met."""
+    """A waiter: since when it waits, by the loop's clock, and the last error that it got."""
 
     since: float
     error: StoreError | None
@@ -25,15 +25,15 @@ class _Wait:
 
 @dataclass(eq=False, slots=True)
 class _Outage:
-    """Those that wait for the same reason, in the order in which they began to.
+    """All that wait for one reason.
 
     Attributes:
-        waiting: they, by what they are.
-        failing_since: when the first of them that met an error began, if nobody was answered since.
-        error: the last error.
-        noted: when somebody began or ceased to wait, or met an error, last.
-        told_since: since when, by what the log has.
-        timer: looks at it again.
+        waiting: the waiters, in the order in which they began to wait.
+        failing_since: when the first of those that got an error began, if nobody was answered since.
+        error: the last error that one of them got.
+        noted: the last time that a waiter began to wait or got an error.
+        told_since: the beginning of the outage as the log has it; None before the log has a line.
+        timer: when the outage is looked at again.
     """
 
     waiting: dict[object, _Wait] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class _Outage:
         return oldest if self.failing_since is None else min(oldest, self.failing_since)
 
     def note(self, error: StoreError | None, since: float) -> None:
-        """Take note of who began to wait, or of the error that it met."""
+        """Note that a waiter began to wait, or the error that it got."""
         self.noted = asyncio.get_running_loop().time()
         if error is not None:
             # That there was no answer tells less than what was met before.
@@ -60,18 +60,18 @@ class _Outage:
 
 
 class Outages:
-    """The outages of one store: servers that cannot be reached are one, each text of a refusal another.
+    """The outages of one store.
 
-    Who gives up and begins again is in the same outage as before, until somebody is answered or nobody has tried for a
-    while.
+    All that cannot reach a server are in one outage; of refusals, each text is an outage of its own. A call that gives
+    up and is made again belongs to the same outage, until some call is answered or none was made for a while.
     """
 
     def __init__(self, place: Callable[[], str], longest_call: float) -> None:
-        """Begin without any.
+        """Begin without any outage.
 
         Args:
             place: names the backend and the endpoint.
-            longest_call: seconds that a call may take before it is known that it has failed.
+            longest_call: seconds after which a call without an answer has failed.
         """
         self._place = place
         self._patience = longest_call + TOLD_AFTER
@@ -80,7 +80,7 @@ class Outages:
 
     @property
     def are_any(self) -> bool:
-        """Tell whether anybody waits, or has failed lately."""
+        """Tell whether anything waits, or a call has failed lately."""
         return bool(self._outages)
 
     @property
@@ -92,21 +92,21 @@ class Outages:
         return outage.error
 
     def waits(self, waiter: object) -> None:
-        """Take note that someone waits for a first answer, or for the next one."""
+        """Note that a waiter waits for its first answer, or for the next one."""
         if waiter not in self._reason_of:
             self._join(waiter, "", None)
 
     def failed(self, waiter: object, error: StoreError) -> None:
-        """Take note that someone met an error and will try again."""
+        """Note that a waiter got an error and will try again."""
         is_outage = isinstance(error, NotReachableError | RequestTimeoutError)
         self._join(waiter, "" if is_outage else error.message, error)
 
-    def met(self, error: StoreError, since: float) -> None:
-        """Take note that a call found no server; whether it is made again is its caller's matter.
+    def call_failed(self, error: StoreError, since: float) -> None:
+        """Note that a call, or one attempt of it, reached no server.
 
         Args:
-            error: what it met.
-            since: when it began.
+            error: what was raised.
+            since: when it began, by the loop's clock.
         """
         outage = self._outages.setdefault("", _Outage())
         outage.note(error, since)
@@ -115,17 +115,17 @@ class Outages:
         self._set_timer("", outage)
 
     def healed(self, waiter: object) -> None:
-        """Take note that someone goes on."""
+        """Note that a waiter was answered and goes on."""
         if (reason := self._leave(waiter)) is not None:
             self._answered(reason)
 
-    def answered(self) -> None:
-        """Take note that a server answered a call."""
+    def call_answered(self) -> None:
+        """Note that a server answered a call."""
         if "" in self._outages:
             self._answered("")
 
     def ended(self, waiter: object) -> None:
-        """Take note that someone waits no longer, for whatever reason."""
+        """Note that a waiter waits no longer, for whatever reason."""
         if (reason := self._leave(waiter)) is None:
             return
         outage = self._outages[reason]
@@ -135,7 +135,7 @@ class Outages:
             self._set_timer(reason, outage)
 
     def last_error(self, waiter: object) -> StoreError | None:
-        """Return the last error that someone who waits met."""
+        """Return the last error that a waiter got."""
         reason = self._reason_of.get(waiter)
         return None if reason is None else self._outages[reason].waiting[waiter].error
 
@@ -180,7 +180,7 @@ class Outages:
             outage.timer.cancel()
 
     def _set_timer(self, reason: str, outage: _Outage) -> None:
-        """Look again when it is to be told, or, if nobody waits, forgotten."""
+        """Look at an outage again when the log is due, or, if nothing waits, when it can be forgotten."""
         if outage.timer is not None:
             outage.timer.cancel()
         when = outage.since + TOLD_AFTER if outage.waiting else outage.noted + self._patience

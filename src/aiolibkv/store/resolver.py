@@ -70,9 +70,8 @@ class _Host:
 class Resolver:
     """The look-ups of one store.
 
-    Each call looks the name up, in a thread that lives as long as that takes; whoever asks for the same name meanwhile
-    waits for the same answer. A look-up that stalls holds up nobody else, and neither close nor the end of the process:
-    the thread is a daemon.
+    Each call looks the name up, in a thread that ends with the answer; calls for the same name meanwhile share it. A
+    look-up that stalls delays no other name, nor close, nor the end of the process: the thread is a daemon.
     """
 
     def __init__(self) -> None:
@@ -80,7 +79,7 @@ class Resolver:
         self._failures = 0
 
     async def addresses(self, endpoint: Endpoint, limit: float) -> Sequence[Address]:
-        """Look up where a server can be reached: every address is worth an attempt, those that failed last come last.
+        """Look up the addresses of a server; each should be tried, and those that failed last come last.
 
         While the look-up fails or takes long, the addresses of the last one that succeeded are given. A literal IP
         address and a Unix socket need no look-up.
@@ -116,13 +115,13 @@ class Resolver:
         return sorted(name.addresses, key=lambda address: name.failed.get(address, 0))
 
     def failed(self, endpoint: Endpoint, address: Address) -> None:
-        """Have an address of a server tried after its others."""
+        """Note that an address failed, so that it comes after the others."""
         if (name := self._hosts.get(endpoint)) is not None and address in name.addresses:
             self._failures += 1
             name.failed[address] = self._failures
 
     def close(self) -> None:
-        """End the waiting for look-ups. A store that could not connect and is entered again may look up again."""
+        """End all waiting for look-ups. Later calls look up again, as in a store that is entered once more."""
         for name in self._hosts.values():
             if name.looking_up is not None:
                 name.looking_up.set_result(StoreClosedError())

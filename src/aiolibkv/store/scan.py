@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
-from types import TracebackType
-from typing import Self
 
 from aiolibkv.errors import KeyNotFoundError
+from aiolibkv.iteration import ClosableIterator
 from aiolibkv.store.driver import Page
 from aiolibkv.types import KVPair
 
 
-class StoreScan:
+class StoreScan(ClosableIterator):
     """The scan of every backend; see ``aiolibkv.Scan``."""
 
     def __init__(
@@ -37,9 +36,6 @@ class StoreScan:
         self._is_empty = True
         self._iterating = False
 
-    def __aiter__(self) -> Self:
-        return self
-
     async def __anext__(self) -> KVPair:
         if self._iterating:
             raise RuntimeError("a scan is iterated by one task at a time")
@@ -52,14 +48,6 @@ class StoreScan:
         if not self._pairs:
             raise StopAsyncIteration
         return self._pairs.popleft()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """End the scan; a later ``anext`` ends the iteration."""

@@ -1,4 +1,4 @@
-"""The store that users see: it checks arguments, maps keys to paths, and has the parts do the rest."""
+"""The store that users see: it checks arguments, maps keys to paths, and hands on to the parts."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ class Store(Generic[D]):
     async def open(self) -> Self:
         """Connect; see AsyncStore."""
         await self._calls.open()
-        # Some of what a driver can do depends on the server.
+        # Some capabilities depend on the server.
         self.capabilities = self.driver.capabilities
         return self
 
@@ -321,7 +321,7 @@ class Store(Generic[D]):
         return error
 
     def _check_found(self, path: str, *, is_empty: bool, exists: bool) -> None:
-        """Raise an error for a directory below which there is nothing, and which is neither a key nor the root."""
+        """Raise an error for a directory with nothing below it that is neither a key nor the root."""
         if is_empty and not exists and (error := self._not_found(path)) is not None:
             raise error
 
@@ -383,7 +383,7 @@ class Store(Generic[D]):
 
 
 class _Guarded:
-    """A write that depends on a lock: when the server refuses it, the lock is lost."""
+    """A context for a guarded write: when the server refuses the guard, its lock counts as lost."""
 
     __slots__ = ("_guard",)
 
@@ -391,7 +391,7 @@ class _Guarded:
         self._guard = guard
 
     def __enter__(self) -> None:
-        """Begin the write."""
+        """Do nothing."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

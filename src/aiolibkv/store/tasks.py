@@ -23,13 +23,13 @@ _log = logging.getLogger("aiolibkv")
 
 
 class Tasks:
-    """Tasks that live until they end or their owner closes them."""
+    """Tasks that run until they end or are closed; whoever has this object owns them."""
 
     def __init__(self, context: Callable[[], Context | None] = lambda: None) -> None:
         """Begin without any.
 
         Args:
-            context: gives the context variables that tasks have; those of who starts one when it gives None.
+            context: gives the context variables for the tasks; None means those of the code that starts a task.
         """
         self._context = context
         self._running: set[asyncio.Task[Any]] = set()
@@ -66,7 +66,7 @@ class Tasks:
             await asyncio.wait(self._running, timeout=limit)
 
     async def close(self) -> None:
-        """Cancel all tasks and wait until they have ended, but not for one that does not heed it."""
+        """Cancel all tasks and wait until they have ended; do not wait long for one that ignores it."""
         for _ in range(_CANCELLATIONS):
             if self._running:
                 self.cancel()

@@ -21,11 +21,11 @@ _Signature = tuple[tuple[int, ...], ...]
 
 
 class Tls:
-    """What each connection of a store is to encrypt with; rotated files are used from the next connection on.
+    """The TLS settings of a store; a connection made after the files were rotated uses the new ones.
 
-    It is asked at each connection, in the event loop: looking at three files takes microseconds, making settings of
-    them below a millisecond. Only the system's authorities, or those that SSL_CERT_FILE and SSL_CERT_DIR name, which
-    stand in where there is no ``ca_file``, take some 20 ms, at the first connection and after a rotation.
+    Each connection asks for them, in the event loop: to look at three files takes microseconds, to load them less than
+    a millisecond. Only the system's authorities, or those that SSL_CERT_FILE and SSL_CERT_DIR name, which are used when
+    there is no ``ca_file``, take some 20 ms, at the first connection and after a rotation.
     """
 
     def __init__(self, config: Config, *, alpn: Sequence[str] = ()) -> None:
@@ -42,7 +42,7 @@ class Tls:
         self._is_outdated = False
 
     def context(self) -> ssl.SSLContext | None:
-        """Return what to encrypt with, None for plain TCP.
+        """Return the present settings, None for plain TCP.
 
         Files that cannot be used, as during a rotation, are tried again at the next call; the last good ones stay in
         use meanwhile, which is logged once.

@@ -1,8 +1,8 @@
-"""The watch that users see, and the feed through which a backend fills it.
+"""The watch that users see, and the feed that a driver fills for it.
 
-A backend pushes what it learns into a Feed: whole states (``reset``) and changes (``apply``). The feed works out the
-differences and coalesces what is not taken in time; the watch takes one item after the other. Nothing is awaited
-between taking an item and handing it out, so a cancelled ``anext`` loses nothing.
+A driver pushes states into a Feed: whole ones (``reset``) and changes (``apply``). The feed computes the differences
+and merges states that the user does not take in time; the watch takes one state after the other. Nothing is awaited
+between taking a state and returning it, so a cancelled ``anext`` loses nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Generic, NamedTuple, Self, TypeVar
 
 from aiolibkv.errors import StoreError
+from aiolibkv.iteration import ClosableIterator
 from aiolibkv.types import KVPair, Snapshot, updated
 
 T = TypeVar("T")
@@ -43,15 +43,15 @@ class _State(NamedTuple):
 
 
 class Feed:
-    """What a backend knows of one key or directory, and what the watch has not taken yet.
+    """The state of one key or directory, filled by a driver, and the changes that the watch has not taken yet.
 
     Attributes:
         path: the key or directory below the store's prefix, as the server stores it.
         tree: True for everything strictly below path, False for the key itself.
-        index: the server's index at the last reset or apply, from which a backend may resume; 0 before the first.
-        is_stale: whether the backend is cut off from the server.
-        on_heard: called with each state that arrives, and when nothing was missed.
-        on_cut_off: called when the backend is cut off, with the error if there is one.
+        index: the server's index at the last reset or apply, from which a driver may resume; 0 before the first.
+        is_stale: whether the driver is cut off from the server.
+        on_heard: called by reset, apply and resumed; set by the library.
+        on_cut_off: called by cut_off with the error, if there is one; set by the library.
     """
 
     def __init__(self, path: str, *, tree: bool, name: Callable[[str], str | None]) -> None:
@@ -78,24 +78,24 @@ class Feed:
         self.on_cut_off: Callable[[StoreError | None], None] | None = None
 
     def reset(self, pairs: Iterable[KVPair], index: int) -> None:
-        """Take the whole state at an index, with paths as keys."""
+        """Replace the state by another one; the pairs have paths as keys."""
         state = {key: pair for pair in pairs if (key := self._name(pair.key)) is not None}
         gone: dict[str, KVPair | None] = dict.fromkeys(self._latest.keys() - state.keys())
         self._push({**gone, **{key: _with_key(pair, key) for key, pair in state.items()}}, index)
 
     def apply(self, changes: Iterable[tuple[str, KVPair | None]], index: int) -> None:
-        """Take what has changed up to an index, as (path, pair or None); all of one modification together."""
+        """Change the state by (path, pair or None) each; all changes of one transaction in one call."""
         named = ((self._name(path), pair) for path, pair in changes)
         self._push({key: pair and _with_key(pair, key) for key, pair in named if key is not None}, index)
 
     def resumed(self) -> None:
-        """Note that the server is heard again and nothing was missed."""
+        """Note that the driver is connected again and missed no change."""
         self.is_stale = False
         if self.on_heard is not None:
             self.on_heard()
 
     def cut_off(self, error: StoreError | None = None) -> None:
-        """Note that the server is not heard any more, and why if that is known."""
+        """Note that the driver is cut off from the server, and why if that is known."""
         self.is_stale = True
         if self.on_cut_off is not None:
             self.on_cut_off(error)
@@ -106,7 +106,7 @@ class Feed:
         self.interrupt()
 
     def take(self) -> Snapshot | None:
-        """Give the next state that differs from the last one given, None when there is none yet."""
+        """Return the next state that differs from the last one returned, None when there is none yet."""
         if self._error is not None:
             raise self._error.with_traceback(None)
         while self._pending:
@@ -152,7 +152,7 @@ class Feed:
         self.interrupt()
 
     def _merge(self) -> None:
-        """Make one of the states that were not taken, without what came and went since the last that was."""
+        """Merge all states that were not taken into one; a key that came and went meanwhile is in none."""
         merged: dict[str, KVPair | None] = {}
         for state in self._pending:
             merged |= state.changed
@@ -164,7 +164,7 @@ class Feed:
         self._pending_bytes = 0
 
 
-class StoreWatch(Generic[T]):
+class StoreWatch(ClosableIterator, Generic[T]):
     """The watch of every backend; see ``aiolibkv.Watch``."""
 
     def __init__(
@@ -177,10 +177,10 @@ class StoreWatch(Generic[T]):
         """Make a watch that has not started.
 
         Args:
-            feed: what the backend fills.
+            feed: what the driver fills.
             start: checks that the store is open and starts the task that fills the feed.
-            item: makes what is yielded of a state.
-            check: raises an error where a watch that has started cannot be used.
+            item: makes the item that is yielded of a state.
+            check: raises an error in another event loop or process than that of the store.
         """
         self._feed = feed
         self._check = check
@@ -194,9 +194,6 @@ class StoreWatch(Generic[T]):
     def is_stale(self) -> bool:
         """Tell whether the watch is cut off from the server, so that its last item may be out of date."""
         return self._feed.is_stale
-
-    def __aiter__(self) -> Self:
-        return self
 
     async def __anext__(self) -> T:
         if self._iterating:
@@ -216,11 +213,6 @@ class StoreWatch(Generic[T]):
     async def __aenter__(self) -> Self:
         self._ensure_started()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Release the watch; a pending or later ``anext`` ends the iteration."""
@@ -245,6 +237,6 @@ def _with_key(pair: KVPair, key: str) -> KVPair:
 
 
 def _cancel(task: asyncio.Task[None]) -> None:
-    """Cancel a task from wherever the garbage collector happens to run."""
+    """Cancel a task from any thread: the garbage collector may run in any."""
     if not task.done() and not (loop := task.get_loop()).is_closed():
         loop.call_soon_threadsafe(task.cancel)

@@ -1,4 +1,4 @@
-"""Watches that are kept up: through outages, until the store is closed."""
+"""Watches that go on through outages, until they are released or the store is closed."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Watches:
         return StoreWatch(feed, self._start, lambda snapshot: snapshot, self._calls.check_home)
 
     def watch_under(self, lease: Lease, path: str) -> tuple[Feed, StoreWatch[KVPair | None]]:
-        """Make a watch of any path, the library's own included, for who has a lease; LeaseLostError ends it."""
+        """Watch any path, also one of the library's own, on behalf of a lease; LeaseLostError ends the watch."""
         feed = Feed(path, tree=False, name=lambda name: name)
         follow = self._calls.driver.follow_under
         return feed, StoreWatch(
             feed,
-            lambda feed: self._keep_up(feed, lambda: follow(lease, feed)),
+            lambda feed: self._start_following(feed, lambda: follow(lease, feed)),
             lambda snapshot: snapshot.get(path),
             self._calls.check_home,
         )
@@ -60,16 +60,16 @@ class Watches:
             feed.fail(self._calls.located(StoreClosedError(), feed.path))
 
     async def close(self) -> None:
-        """End what keeps the watches up."""
+        """End the tasks that fill the feeds."""
         await self._tasks.close()
 
     def _start(self, feed: Feed) -> asyncio.Task[None]:
-        return self._keep_up(feed, lambda: self._calls.driver.follow(feed))
+        return self._start_following(feed, lambda: self._calls.driver.follow(feed))
 
-    def _keep_up(self, feed: Feed, follow: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+    def _start_following(self, feed: Feed, follow: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         self._calls.check_open()
         self._feeds.add(feed)
-        task = self._tasks.start(_KeptUp(self._calls, feed, follow).run())
+        task = self._tasks.start(_Following(self._calls, feed, follow).run())
         # Not in the task itself: one that is cancelled before its first step never runs.
         task.add_done_callback(lambda _: self._discard(feed))
         return task
@@ -79,8 +79,8 @@ class Watches:
         self._calls.outages.ended(feed)
 
 
-class _KeptUp:
-    """A feed that is kept up."""
+class _Following:
+    """Keeps one feed up to date: has the driver follow, and follow again after each outage."""
 
     def __init__(self, calls: Calls, feed: Feed, follow: Callable[[], Awaitable[None]]) -> None:
         self._calls = calls
@@ -90,7 +90,7 @@ class _KeptUp:
         self._stale_since: float | None = None
 
     async def run(self) -> None:
-        """Follow until cancelled, or until the watch has failed."""
+        """Follow until this is cancelled, or until what cannot heal has ended the watch."""
         calls, feed = self._calls, self._feed
         calls.outages.waits(feed)
         feed.on_heard, feed.on_cut_off = self._heard, self._cut_off

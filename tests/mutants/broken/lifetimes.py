@@ -179,3 +179,10 @@ def keep_alive_is_not_renewed(patch: pytest.MonkeyPatch) -> None:
         return True
 
     patch.setattr(MemoryDriver, "renew", renew)
+
+
+@mutant(KeepingAlive)
+def a_lease_without_keys_is_taken_for_lost(patch: pytest.MonkeyPatch) -> None:
+    """A key kept alive that somebody else deleted comes back, as by a driver that counts what it renews."""
+    renew = Space.renew
+    patch.setattr(Space, "renew", lambda self, lease: bool(self._paths_of.get(lease)) and renew(self, lease))

@@ -117,7 +117,6 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
             linearizable_reads=False,
             exact_compare=False,
             atomic_list=False,
-            atomic_delete_tree=True,
             every_change=False,
             lifetime_with_children=False,
             ttl_survives_client=False,

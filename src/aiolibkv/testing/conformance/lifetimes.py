@@ -324,6 +324,16 @@ class KeepingAlive(Suite):
             await store.put("alive/long", b"", ttl=ttl)
             await _until_gone(other, "alive/long", _bound(store, ttl))
 
+        async def a_key_that_others_deleted_stays_deleted() -> None:
+            """Though it is the only one of its lease, which is renewed."""
+            own = max(ttl, 1) + 0.1
+            await store.put("deleted", b"", ttl=own, keep_alive=True)
+            await other.delete("deleted")
+            async with other.watch("deleted") as watch:
+                assert await next_of(watch) is None
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(anext(watch), own)
+
         async def a_writer_that_lives_ends_its_keys_on_time() -> None:
             started = _now()
             await store.put("lives", b"", ttl=ttl)
@@ -350,6 +360,7 @@ class KeepingAlive(Suite):
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(kept_alive_keys_outlive_their_ttl())
+            tasks.create_task(a_key_that_others_deleted_stays_deleted())
             tasks.create_task(a_writer_that_lives_ends_its_keys_on_time())
             tasks.create_task(the_server_ends_the_keys_of_a_writer_that_is_gone())
             tasks.create_task(a_key_without_ttl_stays())

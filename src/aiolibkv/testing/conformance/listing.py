@@ -36,7 +36,7 @@ class Listing(Suite):
     async def test_get_many_is_one_instant(self, store: AsyncStore, other: AsyncStore) -> None:
         """Of as many keys as a commit takes, read while commits write the first and the last of them."""
         needs(store, "atomic_list")
-        keys = [f"dir/{number:03}" for number in range(min(store.capabilities.max_operations, 100))]
+        keys = [f"dir/{number:04}" for number in range(store.capabilities.max_operations)]
         ends = (keys[0], keys[-1])
         await store.commit(*(Put(key, b"0") for key in keys))
 

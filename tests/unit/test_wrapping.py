@@ -1,0 +1,107 @@
+"""A driver around a driver: what a store asks of it, and what the one inside tells."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ClassVar, TypeVar
+
+import pytest
+
+from aiolibkv import AsyncStore, Config, KVPair, Put
+from aiolibkv.backends.memory import MemoryDriver
+from aiolibkv.events import Connected, Disconnected, Event
+from aiolibkv.store import Call, Driver, Store, WrappedDriver
+
+T = TypeVar("T")
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
+
+
+class Counted(WrappedDriver):
+    """Notes what is asked for."""
+
+    def __init__(self, inner: Driver[Any]) -> None:
+        super().__init__(inner)
+        self.asked: list[str] = []
+
+    async def request(self, name: str, call: Call, work: Callable[[], Awaitable[T]]) -> T:
+        self.asked.append(name)
+        return await super().request(name, call, work)
+
+
+class Announcing(MemoryDriver):
+    """Tells of its connections, and learns what it can do when it connects, as the drivers of servers do."""
+
+    option_names: ClassVar[frozenset[str]] = frozenset({"speed"})
+
+    async def connect(self) -> None:
+        await super().connect()
+        self.capabilities = dataclasses.replace(self.capabilities, survives_failover=True)
+        self.connected("there")
+
+    async def disconnect(self) -> None:
+        await super().disconnect()
+        self.disconnected("there", "closed")
+
+
+async def test_what_the_inner_driver_tells_and_learns() -> None:
+    told: list[Event] = []
+    config = Config(options={"speed": "9"}, listener=told.append)
+    store = Store(Counted(Counted(Announcing(config=config))))
+    async with store:
+        assert store.capabilities.survives_failover
+    assert told == [Connected("memory", "there"), Disconnected("memory", "there", "closed")]
+
+
+Use = Callable[[AsyncStore, KVPair], Coroutine[Any, Any, object]]
+
+
+async def _scan(store: AsyncStore, _: KVPair) -> None:
+    async with store.scan("dir") as scan:
+        assert [pair.key async for pair in scan] == ["dir/key", "dir/other"]
+
+
+async def _lock_twice(store: AsyncStore, _: KVPair) -> None:
+    lock = store.new_lock("lock")
+    for _number in range(2):
+        await lock.acquire()
+        await lock.release()
+
+
+async def _keep_two_alive(store: AsyncStore, _: KVPair) -> None:
+    await store.put("dir/third", b"", keep_alive=True)
+    await store.put("dir/fourth", b"", keep_alive=True)
+
+
+_USES: dict[str, tuple[Use, list[str]]] = {
+    "put": (lambda store, _: store.put("dir/key", b""), ["put"]),
+    "put with a ttl": (lambda store, _: store.put("dir/key", b"", ttl=50), ["grant", "put"]),
+    "two puts kept alive": (_keep_two_alive, ["grant", "put", "put"]),
+    "atomic_put": (lambda store, pair: store.atomic_put("dir/key", b"", pair), ["put"]),
+    "atomic_delete": (lambda store, pair: store.atomic_delete("dir/key", pair), ["delete"]),
+    "delete": (lambda store, _: store.delete("dir/key"), ["delete"]),
+    "delete_tree": (lambda store, _: store.delete_tree("dir"), ["delete_tree"]),
+    "commit": (lambda store, _: store.commit(Put("dir/key", b""), Put("dir/new", b"")), ["commit"]),
+    "get": (lambda store, _: store.get("dir/key"), ["get"]),
+    "get_many": (lambda store, _: store.get_many(["dir/key", "dir/none"]), ["get_many"]),
+    "exists": (lambda store, _: store.exists("dir/key"), ["exists"]),
+    "list": (lambda store, _: store.list("dir"), ["list"]),
+    "keys": (lambda store, _: store.keys("dir"), ["keys"]),
+    "children": (lambda store, _: store.children("dir"), ["children"]),
+    "scan": (_scan, ["page"]),
+    "a lock, twice": (_lock_twice, ["grant", "acquire", "release", "acquire", "release"]),
+}
+
+
+@pytest.mark.parametrize("name", _USES)
+async def test_what_a_call_asks_of_its_driver(name: str) -> None:
+    """One request for a call, one more for a lease."""
+    use, expected = _USES[name]
+    driver = Counted(MemoryDriver())
+    async with Store(driver) as store:
+        pair = await store.put("dir/key", b"")
+        await store.put("dir/other", b"")
+        driver.asked.clear()
+        await use(store, pair)
+        assert driver.asked == expected
