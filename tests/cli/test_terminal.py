@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,17 +118,50 @@ def test_lists_have_columns_and_colours(tool: Tool, variables: dict[str, str], n
     ]
 
 
-def test_bash_completes_keys(tool: Tool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shell", "options", "begin"),
+    [
+        ("bash", ["--norc"], ""),
+        ("zsh", ["-f"], "autoload -Uz compinit && compinit -u -D; bindkey '^I' complete-word; "),
+    ],
+)
+def test_a_shell_completes_keys(tool: Tool, tmp_path: Path, shell: str, options: list[str], begin: str) -> None:
     tool.put("config/my limit", b"the value")
-    program = tmp_path / "aiolibkv"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m aiolibkv "$@"\n')
-    program.chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    with at_terminal(tool, program=["bash", "--norc", "-i"], PATH=path, PS1="> ", TERM="dumb") as terminal:
-        terminal.type(b'eval "$(aiolibkv completion bash)"; echo $((1000 + 1))\n')
+    path = with_the_command(tmp_path, shell)
+    with at_terminal(tool, program=[shell, *options, "-i"], PATH=path, PS1="> ", TERM="dumb") as terminal:
+        terminal.type(f'{begin}eval "$(aiolibkv completion {shell})"; echo $((1000 + 1))\n'.encode())
         terminal.shows(b"1001")
         terminal.type(b"aiolibkv g\tcon\tm\t\n")
         terminal.shows(b"the value")
+
+
+def test_fish_completes_commands_options_and_keys(tool: Tool, tmp_path: Path) -> None:
+    tool.put("config/my limit, which has a comma", b"")
+    environment = {
+        **os.environ,
+        "PATH": with_the_command(tmp_path, "fish"),
+        "AIOLIBKV_URL": tool.url,
+        "HOME": str(tmp_path),
+    }
+    for line, expected in {
+        "aiolibkv get ": "config/",
+        "aiolibkv get config/m": "config/my limit, which has a comma",
+        "aiolibkv demo --verb": "--verbose\tShow the library's log, and tracebacks.",
+        "aiolibkv doc": "doctor\tExamine the store: can it be reached, how...",
+    }.items():
+        program = f"aiolibkv completion fish | source; complete -C '{line}'"
+        ended = subprocess.run(["fish", "-c", program], env=environment, capture_output=True, text=True, check=True)
+        assert ended.stdout == expected + "\n"
+
+
+def with_the_command(directory: Path, shell: str) -> str:
+    """Return a PATH on which a shell finds the command; skip the test where there is no such shell."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    program = directory / "aiolibkv"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m aiolibkv "$@"\n')
+    program.chmod(0o755)
+    return f"{directory}:{os.environ['PATH']}"
 
 
 def test_text_at_a_terminal_ends_with_its_line(tool: Tool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import CompletionItem
 
 from aiolibkv import Config, StoreError, open_store
 from aiolibkv.cli.output import Output
@@ -32,7 +32,60 @@ _aiolibkv_completion() {
 }
 complete -F _aiolibkv_completion aiolibkv
 """
-"""Unlike click's, it quotes keys, and a directory can be gone on with."""
+_ZSH = """\
+_aiolibkv_completion() {
+    local -a answer names described directories
+    local kind value help
+    local -x COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT - 1)) _AIOLIBKV_COMPLETE=zsh_complete
+    answer=("${(@f)$(aiolibkv)}")
+    for kind value help in $answer; do
+        case $kind in
+            dir) _path_files -/ ;;
+            file) _path_files -f ;;
+            plain)
+                if [[ $help != _ ]]; then
+                    described+=("$value:$help")
+                elif [[ $value == */ ]]; then
+                    directories+=("$value")
+                else
+                    names+=("$value")
+                fi ;;
+        esac
+    done
+    (( $#described )) && _describe -V unsorted described -U
+    (( $#names )) && compadd -U -V unsorted -a names
+    (( $#directories )) && compadd -U -V unsorted -S '' -a directories
+}
+compdef _aiolibkv_completion aiolibkv
+"""
+
+_FISH = """\
+function _aiolibkv_completion
+    set -l words (commandline -opc)
+    set -l answer (env COMP_WORDS=(commandline -cp | string collect) COMP_CWORD=(count $words) \\
+        _AIOLIBKV_COMPLETE=zsh_complete aiolibkv)
+    for at in (seq 1 3 (count $answer))
+        set -l value $answer[(math $at + 1)]
+        set -l help $answer[(math $at + 2)]
+        switch $answer[$at]
+            case dir
+                __fish_complete_directories $value
+            case file
+                __fish_complete_path $value
+            case plain
+                if test $help = _
+                    echo $value
+                else
+                    printf '%s\\t%s\\n' $value $help
+                end
+        end
+    end
+end
+complete --no-files --command aiolibkv --arguments "(_aiolibkv_completion)"
+"""
+
+_SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+"""Unlike click's, these quote keys, keep commas in them, and go on in a directory."""
 
 
 @click.command(
@@ -43,21 +96,15 @@ complete -F _aiolibkv_completion aiolibkv
         "aiolibkv completion fish > ~/.config/fish/completions/aiolibkv.fish",
     ],
 )
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=click.Choice(list(_SCRIPTS)))
 @click.pass_context
 def completion_command(context: click.Context, shell: str) -> int | None:
     """Write what a SHELL evaluates to complete commands, options and keys.
 
-    bash: eval "$(aiolibkv completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc; fish: aiolibkv completion fish >
-    ~/.config/fish/completions/aiolibkv.fish.
+    bash: eval "$(aiolibkv completion bash)" in ~/.bashrc; zsh: eval "$(aiolibkv completion zsh)" in ~/.zshrc, after
+    compinit; fish: aiolibkv completion fish > ~/.config/fish/completions/aiolibkv.fish.
     """
-    if shell == "bash":
-        text = _BASH
-    else:
-        kind = get_completion_class(shell)
-        assert kind is not None, "one of click's own"
-        text = kind(context.find_root().command, {}, "aiolibkv", "_AIOLIBKV_COMPLETE").source() + "\n"
-    return run(context.ensure_object(Settings), lambda: Output(as_json=False).write(text.encode()))
+    return run(context.ensure_object(Settings), lambda: Output(as_json=False).write(_SCRIPTS[shell].encode()))
 
 
 def keys_like(context: click.Context, incomplete: str) -> list[CompletionItem]:
