@@ -1,11 +1,14 @@
 """Many keys: at one instant, by name, in pages."""
 
 import asyncio
+import json
+from base64 import b64encode
 
 import pytest
 
 from aiolibkv import AccessDeniedError, Config, Delete, KeyNotFoundError, KVPair, Put
-from aiolibkv.store import OwnCall
+from aiolibkv.backends.consul.encoding import Answer, parse_tree
+from aiolibkv.store import Endpoint, OwnCall
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.servers import ConsulServer
 from consul.conftest import Make
@@ -123,3 +126,21 @@ async def test_a_scan_of_large_values(direct: ConsulStore, prefix: str) -> None:
     assert [pair.value for pair in (*first.pairs, *second.pairs)] == [pair.value for pair in pairs[: 5 + 20]]
     assert second.more
     assert [pair async for pair in direct.scan("large", page=30)] == pairs
+
+
+@pytest.mark.parametrize("indent", [None, 4])
+async def test_others_have_their_turn_while_a_large_tree_is_decoded(indent: int | None) -> None:
+    """Also of a server for development, which indents its JSON."""
+    pairs = [KVPair(f"dir/{number}", bytes(30_000), number + 1) for number in range(30)]
+    content = [
+        {"Key": pair.key, "Flags": 0, "Value": b64encode(pair.value).decode(), "ModifyIndex": pair.last_index}
+        for pair in pairs
+    ]
+    answer = Answer(200, "30", json.dumps(content, indent=indent).encode(), Endpoint("server", 8500))
+    decoding = asyncio.ensure_future(parse_tree(answer))
+    turns = 0
+    while not decoding.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert await decoding == pairs
+    assert turns > len(answer.body) // 300_000

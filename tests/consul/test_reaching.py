@@ -13,13 +13,16 @@ import pytest
 from aiohttp import web
 
 from aiolibkv import Config, NotReachableError, StoreError, open_store
+from aiolibkv.backends.consul.connection import Connection
 from aiolibkv.backends.consul.scope import Scope
 from aiolibkv.events import Connected, Disconnected
+from aiolibkv.store import Endpoints
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers import Certificates, ConsulServer
 from consul.conftest import Make
 from consul.rewriting import Rewriting
+from stores import ConsulStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -148,8 +151,15 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
         pair = await stores[0].put("key", b"")
         assert await stores[0].get("key") == pair
         assert not await stores[1].exists("key")
+        both = await entering.enter_async_context(
+            ConsulStore([f"unix:{first}", f"unix:{second}"], Config(prefix="app"))
+        )
+        assert await both.get("key") == pair
+        connection = both.driver._connection
+        connection.failed(connection.endpoint, "the next one is to be used, and no connection to the first")
+        assert not await both.exists("key")
     with pytest.raises(NotReachableError, match=f"unix:{tmp_path}/none"):
-        await open_store(f"consul://unix:{str(tmp_path / 'none').replace('/', '%2F')}/app").__aenter__()
+        await ConsulStore([f"unix:{tmp_path}/none"], Config(connection_timeout=0.5)).__aenter__()
 
 
 async def test_a_path_before_the_api(server: ConsulServer, prefix: str) -> None:
@@ -167,7 +177,7 @@ async def test_a_path_before_the_api(server: ConsulServer, prefix: str) -> None:
             assert await anext(store.watch("key")) == pair
         assert all(path.startswith("/tools/consul/v1/") for path in asked)
         with pytest.raises(NotReachableError, match=r"HTML page \(404 Not Found\)"):
-            await open_store(f"consul://{front.endpoint}/{prefix}").__aenter__()
+            await open_store(f"consul://{front.endpoint}/{prefix}?connection_timeout=0.5").__aenter__()
 
 
 async def test_another_datacenter(server: ConsulServer, prefix: str) -> None:
@@ -176,7 +186,7 @@ async def test_another_datacenter(server: ConsulServer, prefix: str) -> None:
         assert await store.get("key") == pair
         assert await anext(store.watch_tree("")) == [pair]
     with pytest.raises(NotReachableError, match="No path to datacenter"):
-        await open_store(f"consul://{server.endpoint}/{prefix}?dc=nowhere").__aenter__()
+        await open_store(f"consul://{server.endpoint}/{prefix}?dc=nowhere&connection_timeout=0.5").__aenter__()
 
 
 async def test_what_only_consul_enterprise_has(server: ConsulServer) -> None:
@@ -190,6 +200,27 @@ async def test_what_only_consul_enterprise_has(server: ConsulServer) -> None:
     for wrong in ("", 1):
         with pytest.raises(ValueError, match="option namespace"):
             Scope(Config(options={"namespace": wrong}))
+
+
+async def test_nodes_are_in_no_namespace(server: ConsulServer) -> None:
+    """The one that sessions are bound to is of all namespaces of a partition."""
+    asked: list[str] = []
+
+    def refuse(request: web.Request) -> tuple[int, str] | None:
+        asked.append(request.path_qs)
+        return None if "ns=" not in request.query_string else (503, "rate limit exceeded")
+
+    async with Rewriting(server, refuse=refuse) as front:
+        store = ConsulStore([front.endpoint], Config(options={"namespace": "team", "partition": "p"}))
+        connection = Connection(store.driver.config, Endpoints([front.endpoint], 8500), store.driver)
+        try:
+            with pytest.raises(StoreError):
+                await connection.read("kv/key?raw")
+            with pytest.raises(StoreError):
+                await connection.request("PUT", "catalog/register", b"{}")
+        finally:
+            await connection.close()
+    assert asked == ["/v1/kv/key?raw&partition=p&ns=team", "/v1/catalog/register?partition=p"]
 
 
 async def test_which_server_is_heard_is_told(make: Make, server: ConsulServer, proxy: FaultProxy) -> None:
