@@ -6,7 +6,8 @@ import asyncio
 import contextvars
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from threading import get_ident
 from typing import Any, TypeVar
 
 from aiolibkv.config import Config
@@ -170,6 +171,8 @@ class Calls:
         self.is_closed: bool = False
         self._context: contextvars.Context | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_running: Callable[[], bool] = bool
+        self._thread = 0
         self._forks = -1
         self._is_entered = False
         self._is_open = False
@@ -195,7 +198,8 @@ class Calls:
         """
         if self.is_closed or not self._is_open:
             raise self.located(StoreClosedError("" if self.is_closed else _NOT_OPEN))
-        if self._forks != _Forks.number or asyncio.get_running_loop() is not self._loop:
+        # What runs in that thread is this loop; to ask which one it is takes a system call on Python 3.11.
+        if self._thread != get_ident() or not self._is_running() or self._forks != _Forks.number:
             self.check_home()
 
     async def open(self) -> None:
@@ -211,6 +215,7 @@ class Calls:
         if self._is_entered:
             raise self.located(StoreError("the store is entered already; it can be entered once"))
         self._loop, self._forks, self._is_entered = self._running_loop(), _Forks.number, True
+        self._is_running, self._thread = self._loop.is_running, get_ident()
         prepare()
         self._context = contextvars.copy_context()
         self._deadlines = Deadlines(self.config.request_timeout)
@@ -319,10 +324,10 @@ class Calls:
 
     # -- calls -----------------------------------------------------------------------------------------------------
 
-    async def run(
+    def run(
         self, operation: Callable[[Call], Awaitable[T]], path: str | None = None, *, is_repeated: bool = True
-    ) -> T:
-        """Carry out a call within request_timeout, and before the store is closed.
+    ) -> Coroutine[Any, Any, T]:
+        """Carry out a call, when awaited, within request_timeout, and before the store is closed.
 
         It is repeated while it raises NotReachableError and certainly was not applied.
 
@@ -338,10 +343,7 @@ class Calls:
         """
         self.check_open()
         assert self._deadlines is not None, "open"
-        result = await self._perform(operation, path, self._deadlines, is_repeated=is_repeated)
-        if self.outages.are_any:
-            self.outages.call_answered()
-        return result
+        return self._perform(operation, path, self._deadlines, is_repeated=is_repeated)
 
     async def run_while_closing(self, operation: Callable[[Call], Awaitable[T]]) -> T:
         """Carry out a call as ``run`` does, also while the store is being closed.
@@ -368,7 +370,10 @@ class Calls:
         try:
             while True:
                 try:
-                    return await operation(call)
+                    result = await operation(call)
+                    if self.outages.are_any and deadlines is self._deadlines:
+                        self.outages.call_answered()
+                    return result
                 except NotReachableError as error:
                     unreachable = error
                     self._note_failed(error, call)
@@ -386,7 +391,8 @@ class Calls:
             raise
         finally:
             deadlines.end(call)
-            call.take_back()
+            if call.expired:
+                call.take_back()
         late = unreachable or self.timed_out()
         failure = StoreClosedError() if self.is_closed and call.expired else late
         failure.maybe_applied = call.maybe_applied

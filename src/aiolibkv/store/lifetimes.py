@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sortedcontainers import SortedDict
 
@@ -28,6 +28,8 @@ from aiolibkv.events import LeaseLost
 from aiolibkv.store.calls import Call, Calls
 from aiolibkv.store.driver import Guard, Lease, LeaseLostError, Lifetime
 from aiolibkv.store.leases import SHORTEST_TTL, Session, Sessions, retry
+
+T = TypeVar("T")
 
 _CREATED_AT_ONCE = 50
 
@@ -87,11 +89,6 @@ class Lifetimes:
         self._shared: dict[float, _Shared] = {}
         self._in_doubt: dict[Lease, asyncio.TimerHandle] = {}
 
-    @property
-    def is_any(self) -> bool:
-        """Tell whether this store has written any key with a lifetime."""
-        return bool(self._records)
-
     async def put(
         self, path: str, value: bytes, *, expected: int | None, lifetime: Lifetime, guard: Guard | None
     ) -> int:
@@ -102,16 +99,23 @@ class Lifetimes:
             return await self._put_kept(path, value, expected, lifetime, guard, before)
         return await self._put_plain(path, value, expected, lifetime, guard, before)
 
-    @contextmanager
-    def ending(self, call: Call, paths: Iterable[str]) -> Iterator[None]:
-        """Forget the lifetimes of these keys after the write in the block, unless it certainly was not applied.
+    def ended_by(self, write: Awaitable[T], call: Call, paths: Iterable[str]) -> Awaitable[T]:
+        """Forget the lifetimes of these keys after a write, unless it certainly was not applied.
 
         A deletion that finds no key counts too: a key that is gone with a lost lease must not be created again then.
+
+        Args:
+            write: not awaited yet.
+            call: told of it.
+            paths: of the keys that it writes or deletes.
         """
-        before = [(path, self._records[path]) for path in paths if path in self._records] if self._records else []
+        return self._forget_after(write, call, paths) if self._records else write
+
+    async def _forget_after(self, write: Awaitable[T], call: Call, paths: Iterable[str]) -> T:
+        before = [(path, self._records[path]) for path in paths if path in self._records]
         certain = False
         try:
-            yield
+            result = await write
             certain = True
         except KeyNotFoundError:
             certain = True
@@ -120,6 +124,7 @@ class Lifetimes:
             if certain or call.maybe_applied:
                 for path, record in before:
                     self._drop(path, record, revoke=certain)
+        return result
 
     def below(self, directory: str) -> list[str]:
         """Return the keys with a lifetime below a directory."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -32,6 +32,7 @@ D = TypeVar("D", bound=Driver[Any])
 
 DEFAULT_TTL = 15.0
 _LARGEST_INDEX = 2**63 - 1
+_BYTES = bytes, bytearray, memoryview  # what is built of types with "|" is slower, and built anew each time
 
 
 class Store(Generic[D]):
@@ -70,7 +71,7 @@ class Store(Generic[D]):
             pair = await self._calls.run(partial(self.driver.get, path=path, consistent=consistent), path)
         if pair is None:
             raise self._calls.located(KeyNotFoundError(), path)
-        return self._with_key(pair)
+        return self._with_key(pair) if self._paths.root else pair
 
     async def exists(self, key: str, *, consistent: bool = True) -> bool:
         """Tell whether there is such a key; see AsyncStore."""
@@ -119,8 +120,7 @@ class Store(Generic[D]):
             return {}
         read = partial(self.driver.get_many, paths=paths, consistent=consistent)
         found = await self._calls.run(read, paths[0] if len(paths) == 1 else None)
-        pairs = [self._with_key(pair) for pair in found if pair is not None]
-        return {pair.key: pair for pair in pairs}
+        return {pair.key: pair for pair in self._with_keys([pair for pair in found if pair is not None])}
 
     def scan(self, directory: str, *, page: int = 1000) -> Scan:
         """Read a directory in pages; see AsyncStore."""
@@ -179,9 +179,9 @@ class Store(Generic[D]):
         """Delete what list would list; see AsyncStore."""
         path, held = self._directory(directory), self._guard(guard)
 
-        async def delete(call: Call) -> tuple[int, bool]:
-            with self._lifetimes.ending(call, self._lifetimes.below(path)):
-                return await self.driver.delete_tree(call, path, guard=held)
+        def delete(call: Call) -> Awaitable[tuple[int, bool]]:
+            deleting = self.driver.delete_tree(call, path, guard=held)
+            return self._lifetimes.ended_by(deleting, call, self._lifetimes.below(path))
 
         with _Guarded(guard):
             number, exists = await self._calls.run(delete, path)
@@ -195,9 +195,8 @@ class Store(Generic[D]):
         held = self._guard(guard)
         written = [step.path for step in steps if not isinstance(step, Condition)]
 
-        async def commit(call: Call) -> Sequence[int]:
-            with self._lifetimes.ending(call, written):
-                return await self.driver.commit(call, steps, guard=held)
+        def commit(call: Call) -> Awaitable[Sequence[int]]:
+            return self._lifetimes.ended_by(self.driver.commit(call, steps, guard=held), call, written)
 
         with _Guarded(guard):
             indexes = await self._calls.run(commit, steps[0].path if len(steps) == 1 else None)
@@ -260,11 +259,9 @@ class Store(Generic[D]):
         path, held = self._path(key), self._guard(guard)
         data = self._value(value, path)
 
-        async def write(call: Call) -> int:
-            if not self._lifetimes.is_any:
-                return await self.driver.put(call, path, data, expected=expected, lease=None, guard=held)
-            with self._lifetimes.ending(call, (path,)):
-                return await self.driver.put(call, path, data, expected=expected, lease=None, guard=held)
+        def write(call: Call) -> Awaitable[int]:
+            putting = self.driver.put(call, path, data, expected=expected, lease=None, guard=held)
+            return self._lifetimes.ended_by(putting, call, (path,))
 
         if lifetime is None and guard is None:
             return KVPair(self._paths.name(path), data, await self._calls.run(write, path))
@@ -278,9 +275,9 @@ class Store(Generic[D]):
     async def _remove(self, path: str, expected: int | None, guard: HeldLock | None) -> None:
         held = self._guard(guard)
 
-        async def delete(call: Call) -> None:
-            with self._lifetimes.ending(call, (path,)):
-                await self.driver.delete(call, path, expected=expected, guard=held)
+        def delete(call: Call) -> Awaitable[None]:
+            deleting = self.driver.delete(call, path, expected=expected, guard=held)
+            return self._lifetimes.ended_by(deleting, call, (path,))
 
         with _Guarded(guard):
             await self._calls.run(delete, path)
@@ -300,7 +297,10 @@ class Store(Generic[D]):
             raise
 
     def _with_key(self, pair: KVPair) -> KVPair:
-        return KVPair(self._paths.name(pair.key), pair.value, pair.last_index) if self._paths.root else pair
+        return KVPair(self._paths.name(pair.key), pair.value, pair.last_index)
+
+    def _with_keys(self, pairs: Sequence[KVPair]) -> Sequence[KVPair]:
+        return [self._with_key(pair) for pair in pairs] if self._paths.root else pairs
 
     def _visible_pair(self, pair: KVPair) -> KVPair | None:
         name = self._paths.visible(pair.key)
@@ -310,7 +310,7 @@ class Store(Generic[D]):
 
     def _visible_pairs(self, pairs: Sequence[KVPair]) -> Sequence[KVPair]:
         if self._paths.are_plain([pair.key for pair in pairs]):
-            return [self._with_key(pair) for pair in pairs] if self._paths.root else pairs
+            return self._with_keys(pairs)
         return [named for pair in pairs if (named := self._visible_pair(pair)) is not None]
 
     def _not_found(self, path: str) -> KeyNotFoundError | None:
@@ -326,7 +326,7 @@ class Store(Generic[D]):
             raise error
 
     def _value(self, value: Bytes, path: str) -> bytes:
-        if not isinstance(value, bytes | bytearray | memoryview):
+        if not isinstance(value, _BYTES):
             raise TypeError(f"a value is bytes, not {type(value).__name__}")
         data = bytes(value)
         limit = self.capabilities.max_value_bytes

@@ -83,7 +83,8 @@ class Space:
 
     def put(self, path: str, value: bytes, expected: int | None, lease: Lease | None, guard: Guard | None) -> int:
         """Write a pair if the conditions hold, and return its index."""
-        self._check(guard)
+        if guard is not None:
+            self._check(guard)
         if expected is not None:
             self._require(Write(path, value, expected))
         if lease is not None and lease not in self._ends:
@@ -179,7 +180,8 @@ class Space:
             raise KeyModifiedError(key=path)
 
     def _set(self, path: str, value: bytes, lease: Lease | None) -> None:
-        self._release(path)
+        if self._lease_of:
+            self._release(path)
         if lease is not None:
             self._lease_of[path] = lease
             self._paths_of[lease].add(path)
