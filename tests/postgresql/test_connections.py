@@ -5,17 +5,23 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aiolibkv import AccessDeniedError, NotReachableError
+from aiolibkv.backends.postgresql.connection import Link
+from aiolibkv.backends.postgresql.statements import Statement
 from aiolibkv.testing.conformance.suite import follow, next_of
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import PostgresServer
 from aiolibkv.testing.servers.tls import Certificates
 from postgresql.conftest import Make
+from stores import PostgresStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -96,6 +102,16 @@ async def test_a_role_that_only_reads(make: Make, server: PostgresServer) -> Non
             await follow(tree, lambda snapshot: not snapshot)
 
 
+async def test_an_idle_connection_is_in_no_transaction(make: Make, server: PostgresServer) -> None:
+    """One that is would keep locks, and vacuum from its work."""
+    async with make(), make() as store, store.watch("key") as watch:
+        await next_of(watch)
+        states = await server.sql(
+            "SELECT DISTINCT state, xact_start IS NULL FROM pg_stat_activity WHERE application_name = 'aiolibkv'"
+        )
+        assert states == "idle|t\n"
+
+
 @pytest.mark.parametrize("setting", ["database", "username", "password"])
 @pytest.mark.parametrize("text", ["app\0user\0postgres", "\ud800"], ids=["NUL", "surrogate"])
 async def test_what_the_protocol_cannot_carry(make: Make, setting: str, text: str) -> None:
@@ -148,3 +164,57 @@ async def test_tls(make: Make, tmp_path: Path) -> None:
             await server.restart()
             pair = await store.put("key", b"new")
             assert await next_of(watch) == pair
+
+
+class _Cut:
+    """A call whose connection ends when an answer has come that the call has not seen yet."""
+
+    def __init__(self, call: Awaitable[object], number: int, link: Link) -> None:
+        self._call = call
+        self._number = number
+        self._link = link
+
+    def __await__(self) -> Generator[Any, None, bool]:
+        """Return whether there was no such answer any more."""
+        steps = self._call.__await__()
+        step = partial(steps.send, None)
+        for number in count(1):
+            try:
+                answer = step()
+            except StopIteration:
+                return number <= self._number
+            if number == self._number:
+                answer.add_done_callback(lambda _: self._link.connection.terminate())
+            try:
+                yield answer
+                step = partial(steps.send, None)
+            except BaseException as error:  # noqa: BLE001 - it is for the call
+                step = partial(steps.throw, error)
+        raise AssertionError
+
+
+@pytest.mark.parametrize("use", ["listen", "rows", "script", "snapshot", "prepare"])
+async def test_a_connection_that_ends_between_an_answer_and_what_follows(direct: PostgresStore, use: str) -> None:
+    one = Statement("SELECT 1::bigint", "i")
+
+    async def in_snapshot(link: Link) -> None:
+        async with link.snapshot():
+            await link.rows(one)
+
+    uses: Mapping[str, Callable[[Link], Awaitable[object]]] = {
+        "listen": lambda link: link.listen("channel", lambda _: None),
+        "rows": lambda link: link.rows(one),
+        "script": lambda link: link.script("SELECT 1; SELECT 2"),
+        "snapshot": in_snapshot,
+        "prepare": lambda link: link.prepare(one),
+    }
+    connections = direct.driver._connections
+    assert connections is not None
+    for number in count(1):
+        link = await connections.open()
+        is_done = False
+        with contextlib.suppress(NotReachableError):
+            is_done = await _Cut(uses[use](link), number, link)
+        connections.retire(link)
+        if is_done:
+            break

@@ -1,6 +1,9 @@
 """The tables go, are emptied, or come back from a backup, while stores are open: a new history begins."""
 
 import asyncio
+import dataclasses
+import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +14,7 @@ from aiolibkv.backends.postgresql import schema
 from aiolibkv.testing.conformance.suite import follow, next_of
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import PostgresServer
+from aiolibkv.testing.servers.process import run_program
 from postgresql.conftest import Make
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
@@ -127,6 +131,36 @@ async def test_a_database_that_is_restored(make: Make, server: PostgresServer) -
             assert again.last_index > max(changed.last_index, lost.last_index, held.fencing_token)
             await follow(tree, lambda snapshot: snapshot.get("kept") == again)
         await lock.release()
+
+
+async def test_a_disk_that_is_restored(make: Make) -> None:
+    """A snapshot of it has the same timeline, and its row of the revision was written by the transaction it names."""
+    async with PostgresServer() as server, make(server.endpoint) as store, make(server.endpoint) as other:
+        kept = await store.put("kept", b"1")
+        early = await store.new_lock("early", ttl=30).acquire()
+        cluster, snapshot = server.data_directory / "cluster", server.directory / "snapshot"
+        await server.stop()
+        await run_program(["cp", "-a", str(cluster), str(snapshot)], os.environ)
+        await server.start()
+        async with store.watch_tree("") as tree:
+            late = await other.new_lock("late", ttl=30).acquire()
+            lost = [await other.put("lost", b"%d" % number) for number in range(10)]
+            await follow(tree, lambda state: lost[-1] in state)
+            await server.kill()
+            shutil.rmtree(cluster)
+            snapshot.rename(cluster)
+            await server.start()
+            # At once as many writes as were lost: that the revision went back does not show.
+            again = [await other.put("again", b"%d" % number) for number in range(20)]
+            assert again[0].last_index > lost[-1].last_index
+            await follow(tree, lambda state: [pair.key for pair in state] == ["again", "early", "kept"])
+            for key in ("again", "kept", "lost"):
+                with pytest.raises(KeyModifiedError):
+                    await store.atomic_put(key, b"", dataclasses.replace(lost[-1], key=key))
+            with pytest.raises(LockLostError):
+                await other.put("guarded", b"", guard=late)
+            assert await store.atomic_put("kept", b"2", kept, guard=early)
+            assert early.is_held
 
 
 async def test_a_copy_of_the_database_takes_its_place(make: Make, server: PostgresServer) -> None:

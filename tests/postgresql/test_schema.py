@@ -8,6 +8,8 @@ import pytest
 
 from aiolibkv import AccessDeniedError, Config, StoreError, open_store
 from aiolibkv.backends.postgresql import schema
+from aiolibkv.backends.postgresql.schema import Identifiers
+from aiolibkv.testing.conformance.suite import follow
 from aiolibkv.testing.servers import PostgresServer
 from postgresql.conftest import Make
 from stores import PostgresStore
@@ -29,7 +31,11 @@ async def test_a_url(server: PostgresServer) -> None:
 
 
 async def test_a_role_that_may_not_create_is_told_what_to_run(server: PostgresServer, make: Make) -> None:
-    await server.sql("CREATE ROLE guest LOGIN PASSWORD 'guest-password'; REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    await server.sql(
+        "CREATE ROLE guest LOGIN PASSWORD 'guest-password'; REVOKE CREATE ON SCHEMA public FROM PUBLIC;"
+        " ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;"
+        " REVOKE SELECT ON pg_database FROM PUBLIC"
+    )
     settings = {"username": "guest", "password": "guest-password", "options": {"database": "app", "table": "told"}}
     with pytest.raises(AccessDeniedError, match="aiolibkv postgresql-schema") as caught:
         await make(**settings).open()
@@ -67,6 +73,39 @@ async def test_a_newer_format_is_refused(server: PostgresServer, make: Make) -> 
     await server.sql("UPDATE newer_state SET version = 99")
     with pytest.raises(StoreError, match="format 99"):
         await make(**settings).open()
+
+
+async def test_names_of_other_tables(server: PostgresServer, make: Make) -> None:
+    """Those of another store, or of an application; they are left as they are."""
+    await server.sql("CREATE TABLE orders AS SELECT 1 AS id, 'value' AS value")
+    with pytest.raises(StoreError, match=r'table "public"\."orders" is there and not what the store wants'):
+        await make(options={"table": "orders"}).open()
+    assert await server.sql("SELECT * FROM orders") == "1|value\n"
+    async with make(options={"table": "first"}) as store:
+        await store.put("key", b"")
+        with pytest.raises(StoreError, match=r'table "public"\."first_log" is there'):
+            await make(options={"table": "first_log"}).open()
+        async with make(options={"table": "first_logs"}) as other:
+            assert not await other.exists("key")
+            await other.put("key", b"")
+            assert await store.delete_tree("") == 1
+            assert await other.delete_tree("") == 1
+
+
+async def test_another_version_has_functions_of_its_own(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of both work on the same tables."""
+    options = {"table": "both"}
+    async with make(options=options) as old:
+        monkeypatch.setattr(sys.modules[Identifiers.__module__], "_FUNCTIONS", 2)
+        async with make(options=options) as new, old.watch_tree("") as tree:
+            await follow(tree, lambda snapshot: not snapshot)
+            first = await old.put("key", b"1")
+            async with new.new_lock("lock") as held:
+                second = await new.atomic_put("key", b"2", first, guard=held)
+                assert await old.new_lock("lock").try_acquire() is None
+            third = await old.atomic_put("key", b"3", second)
+            assert third.last_index == second.last_index + 2
+            await follow(tree, lambda snapshot: list(snapshot) == [third])
 
 
 @pytest.mark.parametrize("options", [{"table": "a b"}, {"schema": 'x"'}, {"table": "t" * 49}, {"database": ""}])

@@ -9,7 +9,8 @@ import pytest_asyncio
 from aiolibkv import LockLostError, StoreError
 from aiolibkv.testing.conformance.suite import follow, next_of
 from aiolibkv.testing.scale import eventually
-from aiolibkv.testing.servers import PgBouncer, PostgresServer
+from aiolibkv.testing.servers import PgBouncer, PostgresServer, ServerMissingError
+from aiolibkv.testing.servers.process import installation
 from postgresql.conftest import Make
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
@@ -114,8 +115,23 @@ async def test_a_commit_that_waits_for_a_standby_survives(make: Make) -> None:
             await store.put("key", b"")
 
 
-async def test_another_version(make: Make) -> None:
-    async with PostgresServer(version="18") as server, make(server.endpoint) as store:
+def _is_installed(version: str) -> bool:
+    try:
+        installation("postgresql", version)
+    except ServerMissingError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        pytest.param("13", marks=pytest.mark.skipif(not _is_installed("13"), reason="it is not to be had everywhere")),
+        "18",
+    ],
+)
+async def test_another_version(make: Make, version: str) -> None:
+    async with PostgresServer(version=version) as server, make(server.endpoint) as store:
         async with store.watch_tree("") as watch:
             await next_of(watch)
             await store.put("dir/key", b"", ttl=0.5)

@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
+import asyncpg
 import pytest
 
 from aiolibkv import Delete, KeyExistsError, KVPair, NotReachableError, Put, RequestTimeoutError, StoreError
+from aiolibkv.testing.conformance.suite import next_of
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
-from aiolibkv.testing.servers import PostgresServer
+from aiolibkv.testing.servers import PostgresServer, ServerCommandError
 from postgresql.conftest import Make
 from stores import PostgresStore
 
@@ -230,3 +233,42 @@ async def test_renewals_leave_the_table_as_large_as_it_is(make: Make, server: Po
 
 _BLOAT = """SELECT pg_relation_size(relid), n_tup_hot_upd::float8 / greatest(n_tup_upd, 1)
     FROM pg_stat_user_tables WHERE relname = 'renewed_leases'"""
+
+
+async def test_notifications_that_have_no_room(make: Make) -> None:
+    """A session that listens and stays in its transaction fills the queue of all: writes go on, watches poll."""
+    async with (
+        PostgresServer(version="18", settings={"max_notify_queue_pages": "64"}) as server,
+        make(server.endpoint) as store,
+        store.watch("key") as watch,
+    ):
+        assert await next_of(watch) is None
+        username, password = server.user
+        hog = await asyncpg.connect(host=server.host, port=server.port, user=username, password=password)
+        try:
+            await hog.execute("LISTEN something")
+            await hog.execute("BEGIN; SELECT 1")
+            with pytest.raises(ServerCommandError, match="too many notifications"):
+                for number in range(200):
+                    await server.sql(f"SELECT pg_notify('something', repeat('x', 7900) || {number})")
+            pair = await store.put("key", b"")
+            assert await next_of(watch) == pair
+        finally:
+            hog.terminate()
+
+
+async def test_stores_of_a_role_that_is_serializable(make: Make, server: PostgresServer) -> None:
+    """They wait for each other and need not begin again."""
+    for statement in (
+        "CREATE ROLE strict LOGIN PASSWORD 'strict-password'",
+        "ALTER ROLE strict SET default_transaction_isolation = 'serializable'",
+        "CREATE DATABASE strict OWNER strict",
+    ):
+        await server.sql(statement, database="postgres")
+    async with AsyncExitStack() as stack:
+        made = [make(username="strict", password="strict-password") for _ in range(4)]
+        stores = [await stack.enter_async_context(store) for store in made]
+        await asyncio.gather(*(store.put(f"{number}", b"") for number in range(50) for store in stores))
+    # The statistics are complete when the connections are closed.
+    rollbacks = "SELECT xact_rollback FROM pg_stat_database WHERE datname = 'strict'"
+    assert await server.sql(rollbacks, database="postgres") == "0\n"

@@ -12,8 +12,8 @@ import asyncio
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
@@ -51,9 +51,11 @@ _HELLO = Statement(
     """SELECT pg_backend_pid()::bigint,
     (pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on')::integer::bigint,
     current_setting('server_encoding'), current_setting('synchronous_standby_names'),
-    current_setting('synchronous_commit')""",
-    "iittt",
+    current_setting('synchronous_commit'),
+    CASE pg_backend_pid() WHEN $1 THEN set_config('default_transaction_isolation', 'read committed', false) END""",
+    "iitttt",
 )
+"""Of a server, in a session that is the store's own also what those who wait for a lock would fail with."""
 
 
 _FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
@@ -102,18 +104,14 @@ class Link:
         self._silent_at = None
         waiting = _Waiting(lambda: self._connections.suspect(self))
         try:
-            if self.server.is_pooled:
-                return await _copy(self.connection, statement, arguments)
-            prepared = self._prepared.get(statement) or await self._prepare(statement)
-            if self.connection.is_closed():
-                # Of a connection that was given up meanwhile, what is prepared fails as a bug would.
-                raise ConnectionAbortedError("it was given up")
-            rows: Sequence[Any] = await prepared.fetch(*arguments)
-        except _FAILURES as error:
-            raise self._connections.failed(self, error) from error
+            with self._failures_told():
+                if self.server.is_pooled:
+                    return await _copy(self.connection, statement, arguments)
+                prepared = self._prepared.get(statement) or await self._prepare(statement)
+                rows: Sequence[Any] = await prepared.fetch(*arguments)
+                return rows
         finally:
             waiting.end()
-        return rows
 
     def is_dead(self, *, is_worked_for: bool) -> bool:
         """Tell whether nothing has arrived since this was asked before, and the server will send nothing."""
@@ -128,12 +126,9 @@ class Link:
         Raises:
             StoreError: as for ``rows``.
         """
-        if self.server.is_pooled:
-            return
-        try:
-            await self._prepare(statement)
-        except _FAILURES as error:
-            raise self._connections.failed(self, error) from error
+        if not self.server.is_pooled:
+            with self._failures_told():
+                await self._prepare(statement)
 
     async def _prepare(self, statement: Statement) -> Any:
         prepared = self._prepared[statement] = await self.connection.prepare(statement.text)
@@ -145,11 +140,9 @@ class Link:
         Raises:
             StoreError: as for ``rows``.
         """
-        try:
+        with self._failures_told():
             await self.connection.add_listener(channel, lambda _, __, ___, payload: notified(payload))
             self.connection.add_termination_listener(lambda _: notified(""))
-        except _FAILURES as error:
-            raise self._connections.failed(self, error) from error
 
     async def script(self, statements: str) -> None:
         """Carry out several statements as one transaction.
@@ -157,21 +150,30 @@ class Link:
         Raises:
             StoreError: as for ``rows``.
         """
-        try:
+        with self._failures_told():
             await self.connection.execute(statements)
-        except _FAILURES as error:
-            raise self._connections.failed(self, error) from error
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[None]:
         """Have all statements of a block see the same instant."""
-        try:
+        with self._failures_told():
             async with self.connection.transaction(isolation="repeatable_read", readonly=True):
                 yield
+
+    @contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        """Have the errors of a block taken note of, and raise what they mean."""
+        try:
+            yield
         except StoreError:
             raise
         except _FAILURES as error:
             raise self._connections.failed(self, error) from error
+        except AttributeError as error:
+            # What asyncpg does next with a connection that was given up since the last answer fails as a bug would.
+            if not self.connection.is_closed():
+                raise
+            raise self._connections.failed(self, ConnectionAbortedError("it was given up")) from error
 
 
 async def _copy(connection: Any, statement: Statement, arguments: Sequence[object]) -> Sequence[Any]:
@@ -446,7 +448,8 @@ class Connections:
         )
 
     async def _greet(self, connection: Any, endpoint: Endpoint, address: Address) -> Server:
-        ((pid, is_read_only, encoding, standbys, waits),) = await _copy(connection, _HELLO, ())
+        own = connection.get_server_pid()
+        ((pid, is_read_only, encoding, standbys, waits, _),) = await _copy(connection, _HELLO, (own,))
         if is_read_only:
             raise NotReachableError("the server takes no writes")
         if encoding != "UTF8":
@@ -454,7 +457,7 @@ class Connections:
         return Server(
             endpoint,
             address,
-            is_pooled=pid != connection.get_server_pid(),
+            is_pooled=pid != own,
             is_replicated=bool(standbys) and waits != "local",
         )
 

@@ -79,7 +79,7 @@ class PostgresDriver(Driver[PostgresLease]):
     one that takes writes is used.
 
     Lifetimes count by the server's clock: setting it forward ends them early, setting it back prolongs them. Guards
-    hold regardless. When another server takes over, all leases begin anew.
+    hold regardless. When another server takes over, or one was restarted, all leases begin anew.
 
     Writes that were acknowledged survive the loss of a server only when a commit waits for a standby
     (``synchronous_standby_names``); ``survives_failover`` says whether it does, once the store is open. Behind a pooler

