@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What all events have.
+    """The base of all events.
 
     Attributes:
         backend: name of the backend, such as ``"etcd"``.
@@ -40,7 +40,7 @@ class CallEnded(Event):
 
 @dataclass(frozen=True, slots=True)
 class Connected(Event):
-    """A connection to a server stands: ``endpoint``."""
+    """A connection to a server was made; ``endpoint`` names the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class WatchResumed(Event):
 
 @dataclass(frozen=True, slots=True)
 class LockAcquired(Event):
-    """A lock is held.
+    """A lock was acquired.
 
     Attributes:
         key: the lock's key.
@@ -97,7 +97,7 @@ class LockAcquired(Event):
 
 @dataclass(frozen=True, slots=True)
 class LockLost(Event):
-    """A lock that was held is lost.
+    """A lock that was held was lost.
 
     Attributes:
         key: the lock's key.

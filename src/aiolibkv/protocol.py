@@ -88,8 +88,8 @@ class HeldLock(Protocol):
 class Lock(Protocol):
     """A lock on a key, acquired by ``async with`` or by hand; it may be used again.
 
-    ``async with`` waits until the lock is held and frees it at the end. When the lock is lost before, the body is
-    cancelled and LockLostError raised in its place; a cancellation from outside stays one.
+    ``async with`` waits until the lock is held, and frees it at the end. When the lock is lost meanwhile, the body is
+    cancelled, and LockLostError is raised in place of the cancellation. A cancellation from outside stays one.
     """
 
     async def acquire(self) -> HeldLock:
@@ -171,9 +171,9 @@ class AsyncStore(Protocol):
 
     Keys are "/"-separated paths; values are bytes; times are float seconds. Every call raises, besides what it
     names: InvalidKeyError, AccessDeniedError, StoreClosedError, NotReachableError when no server can be reached,
-    RequestTimeoutError when one does not answer within ``request_timeout``. For a write the last two carry
-    ``maybe_applied``. ``guard`` is a lock held through this store: the server refuses the write, with
-    LockLostError, when the lock is not held any more.
+    RequestTimeoutError when one does not answer within ``request_timeout``. For a write, the last two tell by
+    ``maybe_applied`` whether it may have been applied. ``guard`` is a lock held through this store: when the lock is
+    not held any more, the server refuses the write, which raises LockLostError.
 
     Cancellation: of a read, harmless; of a write, leaves open whether it was applied.
     """
@@ -220,7 +220,7 @@ class AsyncStore(Protocol):
             consistent: False may give an older state, at less cost to the servers.
 
         Returns:
-            The pair, as it is.
+            The pair: key, value and last_index.
 
         Raises:
             KeyNotFoundError: there is no such key.
@@ -269,7 +269,7 @@ class AsyncStore(Protocol):
         ...
 
     def watch_tree(self, directory: str) -> Watch[Snapshot]:
-        """Watch what list would give, as snapshots that carry their differences; of nothing, an empty one.
+        """Watch what list would give: snapshots with their changes; an empty one when nothing is below.
 
         Args:
             directory: the directory; ``""`` is the root.
@@ -284,7 +284,8 @@ class AsyncStore(Protocol):
         Args:
             key: the key, which exists while the lock is held and not while it is free.
             value: what it has while the lock is held; bytes, bytearray or memoryview.
-            ttl: seconds after which a dead holder's lock is free, as far as the server can; see HeldLock.
+            ttl: seconds after which a dead holder's lock is free. A server may agree to another ttl, and take
+                longer: see ``ttl`` and ``freed_within`` of HeldLock.
 
         Raises:
             ValueTooLargeError: as for put.
@@ -300,10 +301,10 @@ class AsyncStore(Protocol):
             consistent: as for get.
 
         Returns:
-            The pairs; none when the directory is itself a key without anything below, or is the root.
+            The pairs. Empty when the directory is a key with nothing below it, or is the root of an empty store.
 
         Raises:
-            KeyNotFoundError: nothing is below, and the directory is no key.
+            KeyNotFoundError: nothing is below the directory, and it is not a key itself.
 
         Cancellation: harmless.
         Cost: one round trip and one per further page (ZooKeeper: one per level).
@@ -457,7 +458,7 @@ class AsyncStore(Protocol):
         ...
 
     def scan(self, directory: str, *, page: int = 1000) -> Scan:
-        """Read what list would give in pages, with bounded memory.
+        """Read what list would give, in pages, so that only one page is in memory at a time.
 
         Args:
             directory: the directory; ``""`` is the root.

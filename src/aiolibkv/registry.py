@@ -23,11 +23,11 @@ _registered: dict[str, Factory] = {}
 
 
 def register_backend(name: str, factory: Factory) -> None:
-    """Make a backend known under a name, before those that packages bring.
+    """Make a backend known under a name, which then comes before a package's backend of that name.
 
     Args:
         name: what ``new_store`` and the scheme of a URL say; lower-case letters, digits and ``+._-`` after a letter.
-        factory: called with the endpoints and the config, gives the store, or the driver of one, without I/O; a Driver
+        factory: called with the endpoints and the config, it returns a driver or a whole store, without I/O. A Driver
             class is such a factory.
 
     Raises:
@@ -69,7 +69,7 @@ def new_store(backend: str, endpoints: Sequence[str] = (), config: Config | None
 def open_store(url: str, config: Config | None = None) -> AsyncStore:
     """Make a store from a URL; entering it connects.
 
-    ::
+    URLs of the backends:
 
         memory://                                    private to this store
         memory://name                                shared by the stores of one event loop

@@ -27,7 +27,7 @@ _SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
 class OpenTelemetry:
     """A listener that records a span and a duration for each call, and counts what goes wrong.
 
-    ``Config(listener=OpenTelemetry())``; one may serve several stores.
+    Use it as ``Config(listener=OpenTelemetry())``; one object may serve several stores.
 
     - Span ``<call>``, of kind client, in the caller's context: ``db.system.name``, ``db.operation.name``,
       ``server.address``, ``server.port``, ``error.type`` when it failed, ``aiolibkv.key`` if asked for.

@@ -51,7 +51,7 @@ _set_key, _set_value, _set_last_index = (vars(KVPair)[name].__set__ for name in 
 
 
 class Change(NamedTuple):
-    """What happened to one key between two snapshots.
+    """How one key changed between two snapshots.
 
     Attributes:
         key: the key.

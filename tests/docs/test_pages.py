@@ -19,6 +19,8 @@ import pytest
 import aiolibkv
 import aiolibkv.events
 import aiolibkv.store
+import aiolibkv.testing.conformance
+import aiolibkv.testing.servers
 from aiolibkv import Config
 from aiolibkv.testing.scale import scaled
 from docs.pages import DOCS, ROOT, anchors, blocks, links, pages, read, tables
@@ -129,6 +131,8 @@ def test_every_public_name_is_in_the_reference() -> None:
         "aiolibkv": aiolibkv.__all__,
         "aiolibkv.store": aiolibkv.store.__all__,
         "aiolibkv.events": events,
+        "aiolibkv.testing.servers": aiolibkv.testing.servers.__all__,
+        "aiolibkv.testing.conformance": aiolibkv.testing.conformance.__all__,
     }.items():
         assert {f"{module}.{name}" for name in names} <= told
 

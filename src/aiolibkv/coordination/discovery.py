@@ -80,7 +80,7 @@ class Discovery:
         metadata: Mapping[str, str] | None = None,
         ttl: float = DEFAULT_TTL,
     ) -> Registration:
-        """Make a registration; it stands for the time of its ``async with``.
+        """Make a registration, which lasts as long as its ``async with``.
 
         Args:
             service: the service's name, one segment of a key.
@@ -138,7 +138,7 @@ class Discovery:
         return sorted(name.removesuffix("/") for name in children if name.endswith("/"))
 
     def watch(self, service: str) -> Watch[Sequence[Instance]]:
-        """Watch the instances of a service: the present ones first, then each change.
+        """Watch the instances of a service: the current ones first, then all of them after each change.
 
         Cost: that of a watch.
         """

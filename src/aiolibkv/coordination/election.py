@@ -31,8 +31,8 @@ _log = logging.getLogger("aiolibkv")
 class Candidate:
     """A node that wants to be the leader.
 
-    ``run`` is for work that exactly one node does, ``lead`` for a block of it, and ``run_for_election`` for a node that
-    is told of each change. Once stopped, a candidate does not lead again.
+    Three ways to use it: ``run`` calls a function while this node leads, ``lead`` does the same with a block of code,
+    and ``run_for_election`` tells of each change. Once stopped, a candidate does not lead again.
     """
 
     def __init__(self, store: AsyncStore, key: str, node: str, *, ttl: float = DEFAULT_TTL) -> None:
@@ -61,10 +61,10 @@ class Candidate:
         return self._held is not None and self._held.is_held
 
     def run_for_election(self) -> Election:
-        """Campaign, and iterate over being elected: False first, then each change, until ``stop``.
+        """Campaign, and tell whether this node leads: False first, then each change, until ``stop``.
 
-        The campaign begins when the iterator is entered or first asked, goes on through outages, refusals and losses
-        whether or not it is asked, and lives as long as it does.
+        The campaign begins when the iterator is entered or first asked, and lasts as long as the iterator. It goes on
+        through outages, refusals and lost leaderships, also while nobody asks the iterator.
 
         Cost: that of acquiring a lock, for each term.
         """
@@ -73,22 +73,25 @@ class Candidate:
     def lead(self) -> Term:
         """Lead for the time of an ``async with``; it waits to be elected, and gives the held lock.
 
-        The body is cancelled and LockLostError raised when the leadership is lost, or given up by another task;
+        When the leadership is lost, or given up by another task, the body is cancelled and LockLostError is raised.
         LockLostError is raised also when the candidate is stopped before it is elected.
+
+        Cancellation: of the wait, nothing is left behind; of the body, the leadership is given up.
+        Cost: that of acquiring and releasing a lock.
         """
         return Term(self)
 
     async def run(self, work: Callable[[HeldLock], Awaitable[T]]) -> T:
         """Campaign, do the work while leading, and campaign again whenever the leadership was lost.
 
-        Work whose leadership is lost, or given up by another task, is cancelled, and awaited to its end before the
-        next campaign. What a server refuses for a time is logged and tried again.
+        When the leadership is lost, or given up by another task, work is cancelled; the next campaign begins when it
+        has ended. A refusal that may pass (a full server, a missing right) is logged, and tried again.
 
         Args:
-            work: is called with the held lock, for guards, and awaited; once in each term.
+            work: called with the held lock, for guards, each time this node is elected, and awaited.
 
         Returns:
-            What work returned, when it returns while leading.
+            What work returned.
 
         Raises:
             Exception: what work raised while leading.
@@ -115,10 +118,10 @@ class Candidate:
                     raise
 
     async def resign(self) -> None:
-        """Give up the leadership, if it is held; a campaign goes on behind the other candidates.
+        """Give up the leadership, if this node leads; a campaign goes on, behind the other candidates.
 
-        It begins half a second later, so that it is behind those, too, who were just about to stand in line. The body
-        of a ``lead`` and the work of a ``run`` are cancelled and awaited before, unless it is they who resign.
+        The body of ``lead`` or the work of ``run`` is cancelled first, and awaited, unless it is the one that calls
+        this. A campaign goes on half a second later, so that whoever has just begun to campaign comes first.
 
         Cancellation: the leadership is given up all the same, as soon as such a body has ended.
         Cost: one round trip (ZooKeeper: two).
@@ -315,10 +318,11 @@ class Campaign:
 class Election(ClosableIterator):
     """The iterator of ``Candidate.run_for_election``, and a context manager; its campaign lives as long as it does.
 
-    The campaign ends, and the leadership is given up, with ``aclose``, with leaving the block, when nothing refers to
-    the election any more (as after ``break``, or a cancelled ``async for``), with the candidate's ``stop`` and with the
-    store's close. Elections of one candidate share a campaign, which ends with the last of them. An iterator that is
-    slow sees the present state, never the same one twice. What cannot heal is raised.
+    The campaign ends, and the leadership is given up, when the block is left, by ``aclose``, by the candidate's
+    ``stop``, by the store's close, and when nothing refers to the election any more (as after ``break``, or a cancelled
+    ``async for``). Elections of one candidate share a campaign, which ends with the last of them. A slow consumer sees
+    the latest state, and never the same one twice. Iterating raises what waiting cannot heal, such as
+    AccessDeniedError.
 
     Cancellation: cancelling ``anext`` loses nothing; the next ``anext`` goes on.
     """
@@ -384,7 +388,7 @@ class Follower:
     """A node that wants to know who leads.
 
     Attributes:
-        leader: the leader's name as last seen, None while there is none.
+        leader: the leader's name, as ``follow_election`` has given it last; None while there is none.
     """
 
     def __init__(self, store: AsyncStore, key: str) -> None:
@@ -399,7 +403,7 @@ class Follower:
         self.leader: str | None = None
 
     def follow_election(self) -> Watch[str | None]:
-        """Watch who leads: the present leader's name first, None while there is none, then each change.
+        """Watch who leads: the name of the current leader first, or None, then each change.
 
         Cost: that of a watch.
         """

@@ -74,7 +74,7 @@ class Mirror:
         return self.snapshot.get(normalize_key(key))
 
     async def wait_for(self, index: int) -> None:
-        """Wait until the mirror reflects an index: the ``last_index`` of a write of one's own below the directory.
+        """Wait until the mirror reflects a write of your own below the directory, by the write's ``last_index``.
 
         It returns also when the write was undone before the mirror saw it.
 
@@ -103,9 +103,10 @@ class Mirror:
             self._waits.discard(until_failure)
 
     def changes(self) -> MirrorChanges:
-        """Iterate over the states: the present one first, then the present one whenever it has changed.
+        """Iterate over the states: the current one first, then a new one after each change.
 
-        The changes of each snapshot are those since the one that this iterator gave before; in the first, everything.
+        A slow consumer gets several changes in one snapshot. The ``changes`` of a snapshot are those since the one that
+        this iterator gave before; in the first one, everything.
 
         Cost: none; the mirror's watch runs anyway.
         """

@@ -35,21 +35,21 @@ _log = logging.getLogger("aiolibkv")
 
 
 class PeriodicJob:
-    """Work that one of all processes that run it does at each slot.
+    """A job that many processes run, and one of them does in each slot of time.
 
-    A slot never begins twice, whatever dies and however the clocks differ: it is claimed before the work begins, by a
-    write that is guarded by the leader's lock and compares the last slot claimed. A slot that was missed is not made up
-    for, except that the latest one due runs once. The lock is at ``<name>/leader``, the last slot at ``<name>/slot``.
+    A slot never begins twice, whichever process dies and however the clocks differ: it is claimed before the work
+    begins, by a write that is guarded by the leader's lock and compares the last slot claimed. Of the slots that were
+    missed, only the latest one is made up for. The lock is at ``<name>/leader``, the last slot at ``<name>/slot``.
     """
 
     def __init__(self, store: AsyncStore, name: str, *, every: float | Next, ttl: float = DEFAULT_TTL) -> None:
         """Make a job; nothing is sent until it runs.
 
         Args:
-            store: where it is agreed on who runs it.
-            name: the directory that it is kept in.
-            every: seconds, of which the slots are multiples since 1970 in UTC; or a function that gives the first slot
-                after a datetime. It is given one in UTC, and gives one that is aware.
+            store: where the processes agree on who does it.
+            name: the directory in which lock and last slot are kept.
+            every: seconds; slots are their multiples since 1970 in UTC. Or a function: given a datetime in UTC, it
+                returns the first slot after that, a datetime with a time zone.
             ttl: seconds after which another process may run the job when this one died.
 
         Raises:

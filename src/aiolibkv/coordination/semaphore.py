@@ -12,15 +12,14 @@ from aiolibkv.types import KVPair
 
 
 class Semaphore(PlaceLock):
-    """One of so many permits, among all processes that give the same name and number; used like a Lock.
+    """A number of permits, shared by all processes that give the same name and number; used like a Lock.
 
-    One object holds one permit at a time; they are cheap: make one for each task. A permit is a lock of its own: its
+    One object holds one permit at a time. Objects are cheap: make one for each task. A permit is a lock of its own: its
     HeldLock tells when it is lost, guards writes, and has a fencing token that increases with each grant. Permits are
     granted in the order in which they were asked for. A holder or waiter that is cancelled, dead or cut off keeps no
-    permit and blocks nobody. The line is below ``<name>/line``; the number is at ``<name>/permits``, followed by those
-    that it has replaced, with which programs go on that do not know of it yet.
-
-    A grant reads the number once more when it was waited for, or where lists are of no single moment (ZooKeeper).
+    permit and blocks nobody. The line of waiters is below ``<name>/line``. The number of permits is at
+    ``<name>/permits``, followed by the numbers that it has replaced: programs that still give one of those use the
+    current number.
     """
 
     def __init__(self, store: AsyncStore, name: str, permits: int, *, ttl: float = DEFAULT_TTL) -> None:
@@ -30,7 +29,7 @@ class Semaphore(PlaceLock):
             store: where it is.
             name: the directory that it is kept in.
             permits: how many may hold one, unless it was resized. Acquiring raises ValueError when the store has
-                another number, and this one was never in force.
+                another number, and this one was never in force before a ``resize``.
             ttl: seconds after which a dead holder's permit is free.
 
         Raises:
@@ -42,10 +41,10 @@ class Semaphore(PlaceLock):
         self._record = f"{self._name}/permits"
 
     async def resize(self, permits: int) -> None:
-        """Change the number of permits for all, running processes included; whom it lets in is woken.
+        """Change the number of permits for all processes, running ones too; waiters that it lets in are woken.
 
-        Holders beyond a smaller number keep their permits until they give them up. Programs that give a number that
-        this one replaces go on, with this one.
+        When the new number is smaller, those who hold a permit keep it until they give it up. Programs that still give
+        the old number use the new one.
 
         Args:
             permits: how many may hold one from now on.
