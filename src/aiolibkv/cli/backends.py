@@ -23,7 +23,7 @@ _EXAMPLE_ENDPOINTS = ((), ("localhost",))
 @click.command("backends", cls=Command, examples=["aiolibkv backends"])
 @click.pass_obj
 def backends_command(settings: Settings) -> int | None:
-    """List the backends: which are there, how to install the others, and what each can do."""
+    """List the backends: which are installed, how to install the others, what each can do."""
     output = Output(as_json=settings.as_json)
 
     async def backends() -> None:

@@ -99,7 +99,7 @@ _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 @click.argument("shell", type=click.Choice(list(_SCRIPTS)))
 @click.pass_context
 def completion_command(context: click.Context, shell: str) -> int | None:
-    """Write what a SHELL evaluates to complete commands, options and keys.
+    """Write a script for SHELL that completes commands, options and keys.
 
     bash: eval "$(aiolibkv completion bash)" in ~/.bashrc; zsh: eval "$(aiolibkv completion zsh)" in ~/.zshrc, after
     compinit; fish: aiolibkv completion fish > ~/.config/fish/completions/aiolibkv.fish.

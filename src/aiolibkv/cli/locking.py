@@ -25,7 +25,7 @@ _ttl_option = click.option(
     type=float,
     default=DEFAULT_TTL,
     metavar="SECONDS",
-    help="How long the lock outlives this process when it dies; 15 when not given.",
+    help="If this process dies, the lock is free after this time (15).",
 )
 _command_argument = click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 
@@ -51,7 +51,9 @@ async def run_while_held(command: Sequence[str], held: HeldLock, more: Mapping[s
 )
 @click.argument("key", shell_complete=complete_key)
 @_command_argument
-@click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long; 0: do not wait.")
+@click.option(
+    "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after this time; 0: do not wait."
+)
 @_ttl_option
 @click.pass_obj
 def lock_command(settings: Settings, key: str, command: Sequence[str], *, wait: float | None, ttl: float) -> int | None:

@@ -19,7 +19,7 @@ _NAME = "postgresql"
 @click.command("postgresql-schema", cls=Command, examples=["aiolibkv postgresql-schema --role app | psql --dbname app"])
 @click.option("--schema", default="public", show_default=True, help="The store's option of that name.")
 @click.option("--table", default="aiolibkv", show_default=True, help="The store's option of that name.")
-@click.option("--role", help="Who is to use the tables; without it only who creates them may.")
+@click.option("--role", help="The role that uses the tables; else only who creates them may.")
 @click.pass_obj
 def postgresql_schema_command(settings: Settings, schema: str, table: str, role: str | None) -> int | None:
     """Print what an administrator runs where the store's role may not create its tables.

@@ -22,12 +22,10 @@ DIRECTORY = "services"
 @click.argument("service")
 @click.argument("address")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
-@click.option(
-    "--id", "identifier", metavar="ID", help="What tells it from the service's other instances; a random one."
-)
+@click.option("--id", "identifier", metavar="ID", help="Unique in the service; a random one when not given.")
 @click.option("--metadata", multiple=True, metavar="NAME=VALUE", help="What others should know; may be repeated.")
 @click.option(
-    "--ttl", type=float, default=20.0, metavar="SECONDS", help="It is gone so long after this process died; 20."
+    "--ttl", type=float, default=20.0, metavar="SECONDS", help="If this process dies, it is gone after this time (20)."
 )
 @click.pass_obj
 def register_command(

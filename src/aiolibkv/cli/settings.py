@@ -116,19 +116,17 @@ def complete_key(context: click.Context, _: click.Parameter, incomplete: str) ->
 def common_options() -> list[click.Parameter]:
     """Make the options that all commands have."""
     return [
-        _option(
-            "url", "--url", "-u", help=f"The store; {URL_VARIABLE}, or a database of the user's own, when not given."
-        ),
+        _option("url", "--url", "-u", help=f"URL of the store; else {URL_VARIABLE}, else a SQLite file of your own."),
         _option("as_json", "--json", is_flag=True, help="Write each item as a JSON object in a line."),
         _option(
             "timeout",
             "--timeout",
             metavar="SECONDS",
             type=float,
-            help="How long a request may take (5); connecting: ?connection_timeout= in the URL.",
+            help="Give up a request after this time (5); to connect: ?connection_timeout= in the URL.",
         ),
         _option("is_verbose", "--verbose", is_flag=True, help="Show the library's log, and tracebacks."),
-        _option("is_quiet", "--quiet", is_flag=True, help="Tell nothing but errors."),
+        _option("is_quiet", "--quiet", is_flag=True, help="Show nothing but errors."),
     ]
 
 

@@ -34,11 +34,11 @@ from aiolibkv.cli.text import pair_fields
     "-o",
     "file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write it here, whole or not at all; a new file is for its owner alone.",
+    help="Write to this file, whole or not at all; a new file can be read by its owner only.",
 )
 @click.pass_obj
 def export_command(settings: Settings, directory: str, *, file: Path | None) -> int | None:
-    """Write what is below DIRECTORY, by default everything: a JSON object in a line for each key."""
+    """Write all keys below DIRECTORY, by default all: a line with a JSON object for each."""
     output = Output(as_json=True)
 
     async def export(store: AsyncStore) -> None:
@@ -85,10 +85,10 @@ def _written_whole(file: Path) -> Iterator[IO[str]]:
     examples=["aiolibkv import config.jsonl --dry-run", "aiolibkv import config.jsonl --into test"],
 )
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
-@click.option("--into", default="", metavar="DIRECTORY", help="Put the keys below here.")
+@click.option("--into", default="", metavar="DIRECTORY", help="Put the keys below this directory.")
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 @click.option("--delete", is_flag=True, help="Delete what is below the directory and not in the file.")
-@click.option("--create-only", is_flag=True, help="Leave keys alone that are there.")
+@click.option("--create-only", is_flag=True, help="Do not change keys that exist.")
 @click.pass_obj
 def import_command(
     settings: Settings, file: Path | None, *, into: str, dry_run: bool, delete: bool, create_only: bool

@@ -32,10 +32,10 @@ _DEFAULT_TTL = 15.0
 @click.argument("key", shell_complete=complete_key)
 @click.argument("value", required=False)
 @click.option(
-    "--file", "-f", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Take the value from here."
+    "--file", "-f", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Read the value from this file."
 )
-@click.option("--ttl", type=float, metavar="SECONDS", help="The key goes after so long.")
-@click.option("--keep-alive", is_flag=True, help="Stay, and renew the key, until interrupted; the key goes then.")
+@click.option("--ttl", type=float, metavar="SECONDS", help="The key disappears after this time.")
+@click.option("--keep-alive", is_flag=True, help="Stay and renew the key until interrupted; then remove it.")
 @click.option("--create", is_flag=True, help="Only when there is no such key.")
 @click.option("--if-index", type=int, metavar="INDEX", help="Only when the key is at this index.")
 @click.pass_obj
@@ -88,14 +88,14 @@ def _read(file: Path | None, most: int) -> bytes:
 
 @click.command("rm", cls=Command, examples=["aiolibkv rm config/limit", "aiolibkv rm --recursive config"])
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...", shell_complete=complete_key)
-@click.option("--recursive", "-r", is_flag=True, help="Each KEY and all that is below it; say how many keys that were.")
+@click.option("--recursive", "-r", is_flag=True, help="Delete each KEY and all below it; show how many keys that were.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--if-index", type=int, metavar="INDEX", help="Only when the key is at this index.")
 @click.pass_obj
 def rm_command(
     settings: Settings, keys: Sequence[str], *, recursive: bool, yes: bool, if_index: int | None
 ) -> int | None:
-    """Delete keys. What fails is told, and the others are deleted."""
+    """Delete keys. A key that cannot be deleted is reported; the others are deleted all the same."""
     if if_index is not None and (recursive or len(keys) > 1):
         raise click.UsageError("--if-index is for one key, without --recursive.")
     if recursive and "" in keys:
