@@ -14,6 +14,7 @@ from aiolibkv.testing.scale import eventually
 from aiolibkv.testing.servers import PostgresServer
 from faults.following import followed, writing
 from faults.histories import History, check_history
+from faults.standbys import replicated
 
 Make = Callable[..., AsyncStore]
 
@@ -110,13 +111,7 @@ async def test_watches_outlast_a_server(server: PostgresServer, make: Make) -> N
 async def test_a_standby_is_promoted_under_load(make: Make) -> None:
     """Each commit waits for it, so nothing is lost: calls, watches and a guard go on as if nothing had happened."""
     async with AsyncExitStack() as stack:
-        primary = await stack.enter_async_context(PostgresServer())
-        standby = await stack.enter_async_context(PostgresServer(standby_of=primary))
-        await primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
-        await primary.sql("SELECT pg_reload_conf()")
-        # It may itself have no standby that it waits for.
-        await standby.sql("ALTER SYSTEM SET synchronous_standby_names = ''", database="postgres")
-        await standby.sql("SELECT pg_reload_conf()", database="postgres")
+        primary, standby = await stack.enter_async_context(replicated())
         endpoints = (primary.endpoint, standby.endpoint)
         holder = await stack.enter_async_context(make(primary, *endpoints))
         assert holder.capabilities.survives_failover
