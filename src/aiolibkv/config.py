@@ -106,7 +106,7 @@ def finite_seconds(name: str, seconds: float) -> float:
     except OverflowError:
         converted = math.inf
     if not 0 < converted < math.inf:
-        raise ValueError(f"{name} is finite and above 0, not {converted:g}")
+        raise ValueError(f"{name} is a finite number of seconds above 0, not {converted:g}")
     return converted
 
 

@@ -52,7 +52,7 @@ def test_without_arguments_it_is_help(tool: Tool) -> None:
     [
         ("put key", "<&-", 8, "standard input is closed"),
         ("import", "<&-", 8, "standard input is closed"),
-        ("rm -r gone", "<&-", 1, "the key does not exist"),
+        ("rm -r gone", "<&-", 1, "nothing is below this directory"),
         ("put key value", ">&-", 0, ""),
         ("get there", ">&-", 8, "standard output is closed"),
         ("postgresql-schema", ">&-", 8, "standard output is closed"),

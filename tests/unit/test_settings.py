@@ -232,7 +232,7 @@ def test_config_types(name: str, value: Any) -> None:
 @pytest.mark.parametrize("name", ["request_timeout", "connection_timeout"])
 def test_timeouts_are_finite(name: str) -> None:
     for seconds in (0, -1, 0.0, float("inf"), float("nan"), 10**400, -(10**400)):
-        with pytest.raises(ValueError, match=f"{name} is finite and above 0"):
+        with pytest.raises(ValueError, match=f"{name} is a finite number of seconds above 0"):
             Config(**{name: seconds})  # type: ignore[arg-type]
     assert isinstance(vars(Config(**{name: 3}))[name], float)  # type: ignore[arg-type]
 

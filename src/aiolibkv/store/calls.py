@@ -211,7 +211,7 @@ class Calls:
             StoreError: what cannot heal, at once.
         """
         if self.is_closed:
-            raise self.located(StoreClosedError())
+            raise self.located(StoreClosedError("the store is closed and cannot be opened again; make another one"))
         if self._is_entered:
             raise self.located(StoreError("the store is entered already; it can be entered once"))
         self._loop, self._forks, self._is_entered = self._running_loop(), _Forks.number, True

@@ -316,7 +316,7 @@ class Store(Generic[D]):
     def _not_found(self, path: str) -> KeyNotFoundError | None:
         if path == self._paths.root:
             return None
-        error = KeyNotFoundError()
+        error = KeyNotFoundError("nothing is below this directory, and it is no key")
         self._calls.located(error, path)
         return error
 
@@ -327,7 +327,7 @@ class Store(Generic[D]):
 
     def _value(self, value: Bytes, path: str) -> bytes:
         if not isinstance(value, _BYTES):
-            raise TypeError(f"a value is bytes, not {type(value).__name__}")
+            raise _no_value(value)
         data = bytes(value)
         limit = self.capabilities.max_value_bytes
         if len(data) > limit:
@@ -374,9 +374,7 @@ class Store(Generic[D]):
             return None
         held = _unwrapped(guard)
         if not isinstance(held, StoreHeldLock) or held.calls is not self._calls:
-            raise ValueError(
-                "the guard is no lock of this store; it has to be what acquiring a lock of the same store gave"
-            )
+            raise ValueError("the guard is not held by this store: give what acquiring a lock of the same store gave")
         if not held.is_held:
             raise self._calls.located(LockLostError(), held.path)
         return Guard(held.path, held.token)
@@ -401,6 +399,10 @@ class _Guarded:
             assert isinstance(held, StoreHeldLock), "checked"
             error.key = held.key
             held.lose("the server refused a write that it guards")
+
+
+def _no_value(value: object) -> TypeError:
+    return TypeError(f"a value is bytes, not {type(value).__name__}" + "; encode it first" * isinstance(value, str))
 
 
 def _unwrapped(held: object) -> object:
