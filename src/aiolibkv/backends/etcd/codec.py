@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, cast
 
 from aiolibkv.backends.etcd import table
+from aiolibkv.backends.etcd.pairs import UnusualError, read_pairs
 from aiolibkv.backends.etcd.table import MalformedError, read_varint
 
 # -- key-value -----------------------------------------------------------------------------------------------------
@@ -366,10 +367,6 @@ _ENCODERS: dict[type[Any], Callable[[Any], bytes]] = {
 # -- decoding ------------------------------------------------------------------------------------------------------
 
 
-class _UnusualError(Exception):
-    """A message is not as etcd writes it."""
-
-
 def decode(kind: type[M], data: bytes) -> M:
     """Read a message of one kind.
 
@@ -380,76 +377,33 @@ def decode(kind: type[M], data: bytes) -> M:
     if written_out is not None:
         try:
             return cast("M", written_out(data, 0, len(data)))
-        except (_UnusualError, IndexError, MalformedError):
+        except (UnusualError, IndexError, MalformedError):
             pass
     return table.decode(kind, data, 0, len(data))
 
 
-# The number of the cluster, that of the member, the revision, and the term of the leader.
+# The number of the cluster, that of the member, the revision, and the term of the leader. Within the answer to a
+# transaction the header of a step has the revision alone.
 _HEADER = re.compile(
-    rb"\x08[\x80-\xff]{0,9}[\x00-\x7f]\x10[\x80-\xff]{0,9}[\x00-\x7f]"
-    rb"\x18([\x80-\xff]{0,8}[\x00-\x7f])\x20[\x80-\xff]{0,9}[\x00-\x7f]"
+    rb"(?:\x08[\x80-\xff]{0,9}[\x00-\x7f]\x10[\x80-\xff]{0,9}[\x00-\x7f])?"
+    rb"\x18([\x80-\xff]{0,8}[\x00-\x7f])(?:\x20[\x80-\xff]{0,9}[\x00-\x7f])?"
 )
 
 
-def _decode_header(data: bytes, at: int, stop: int) -> Header:
+def decode_header(data: bytes, at: int, stop: int) -> Header:
+    """Read the header of an answer, all of some bytes.
+
+    Raises:
+        UnusualError: there is something else.
+    """
     found = _HEADER.match(data, at, stop)
     if found is None or found.end() != stop:
-        raise _UnusualError
+        raise UnusualError
     value = shift = 0
     for byte in found[1]:
         value |= (byte & 0x7F) << shift
         shift += 7
     return Header(value)
-
-
-def _decode_key_value(data: bytes, at: int, stop: int) -> KeyValue:
-    """Read a pair. What it takes for one may go past stop, which is seen at the end."""
-    if data[at] != 0x0A:
-        raise _UnusualError
-    size = data[at + 1]
-    at += 2
-    if size >= 0x80:
-        size, at = read_varint(data, at - 1, stop)
-    key = data[at : at + size]
-    at += size
-    if data[at] == 0x10:
-        at += 2
-        while data[at - 1] >= 0x80:
-            at += 1
-    if data[at] != 0x18:
-        raise _UnusualError
-    revision = data[at + 1]
-    at += 2
-    if revision >= 0x80:
-        revision &= 0x7F
-        shift = 7
-        while (byte := data[at]) >= 0x80:
-            revision |= (byte & 0x7F) << shift
-            shift += 7
-            at += 1
-        revision |= byte << shift
-        at += 1
-    value = b""
-    if at < stop:
-        if data[at] == 0x20:
-            at += 2
-            while data[at - 1] >= 0x80:
-                at += 1
-        if at < stop and data[at] == 0x2A:
-            size = data[at + 1]
-            at += 2
-            if size >= 0x80:
-                size, at = read_varint(data, at - 1, stop)
-            value = data[at : at + size]
-            at += size
-        if at < stop and data[at] == 0x30:
-            at += 2
-            while data[at - 1] >= 0x80:
-                at += 1
-    if at != stop or revision >= 1 << 63:
-        raise _UnusualError
-    return KeyValue(key, revision, value)
 
 
 def _end_of(data: bytes, at: int, end: int) -> tuple[int, int]:
@@ -463,32 +417,30 @@ def _end_of(data: bytes, at: int, end: int) -> tuple[int, int]:
         else:
             size, at = read_varint(data, at - 1, end)
     if size > end - at:
-        raise _UnusualError
+        raise UnusualError
     return at, at + size
 
 
 def _decode_range_answer(data: bytes, at: int, end: int) -> RangeAnswer:
     answer = RangeAnswer()
-    pairs = answer.kvs
     while at < end:
         tag = data[at]
         if tag == 0x12:
-            at, stop = _end_of(data, at + 1, end)
-            pairs.append(_decode_key_value(data, at, stop))
-            at = stop
+            keys, revisions, values, at = read_pairs(data, at, end)
+            answer.kvs += map(KeyValue, keys, revisions, values)
         elif tag == 0x20:
             answer.count, at = read_varint(data, at + 1, end)
         elif tag == 0x0A:
             at, stop = _end_of(data, at + 1, end)
-            answer.header = _decode_header(data, at, stop)
+            answer.header = decode_header(data, at, stop)
             at = stop
         elif tag == 0x18 and data[at + 1] <= 1:
             answer.more = data[at + 1] == 1
             at += 2
         else:
-            raise _UnusualError
+            raise UnusualError
     if answer.count >= 1 << 63 or at != end:
-        raise _UnusualError
+        raise UnusualError
     return answer
 
 
@@ -496,23 +448,23 @@ def _decode_put_answer(data: bytes, at: int, end: int) -> PutAnswer:
     if at == end:
         return PutAnswer()
     if data[at] != 0x0A:
-        raise _UnusualError
+        raise UnusualError
     at, stop = _end_of(data, at + 1, end)
     if stop != end:
-        raise _UnusualError
-    return PutAnswer(_decode_header(data, at, stop))
+        raise UnusualError
+    return PutAnswer(decode_header(data, at, stop))
 
 
 def _decode_delete_range_answer(data: bytes, at: int, end: int) -> DeleteRangeAnswer:
     answer = DeleteRangeAnswer()
     if at < end and data[at] == 0x0A:
         at, stop = _end_of(data, at + 1, end)
-        answer.header = _decode_header(data, at, stop)
+        answer.header = decode_header(data, at, stop)
         at = stop
     if at < end and data[at] == 0x10:
         answer.deleted, at = read_varint(data, at + 1, end)
     if at != end or answer.deleted >= 1 << 63:
-        raise _UnusualError
+        raise UnusualError
     return answer
 
 
@@ -520,14 +472,14 @@ def _decode_operation_answer(data: bytes, at: int, end: int) -> OperationAnswer:
     tag = data[at]
     at, stop = _end_of(data, at + 1, end)
     if stop != end:
-        raise _UnusualError
+        raise UnusualError
     if tag == 0x0A:
         return OperationAnswer(range=_decode_range_answer(data, at, stop))
     if tag == 0x12:
         return OperationAnswer(put=_decode_put_answer(data, at, stop))
     if tag == 0x1A:
         return OperationAnswer(delete_range=_decode_delete_range_answer(data, at, stop))
-    raise _UnusualError
+    raise UnusualError
 
 
 def _decode_txn_answer(data: bytes, at: int, end: int) -> TxnAnswer:
@@ -540,15 +492,15 @@ def _decode_txn_answer(data: bytes, at: int, end: int) -> TxnAnswer:
             at = stop
         elif tag == 0x0A:
             at, stop = _end_of(data, at + 1, end)
-            answer.header = _decode_header(data, at, stop)
+            answer.header = decode_header(data, at, stop)
             at = stop
         elif tag == 0x10 and data[at + 1] <= 1:
             answer.succeeded = data[at + 1] == 1
             at += 2
         else:
-            raise _UnusualError
+            raise UnusualError
     if at != end:
-        raise _UnusualError
+        raise UnusualError
     return answer
 
 
@@ -557,12 +509,10 @@ def _decode_event(data: bytes, at: int, end: int) -> Event:
     if data[at] == 0x08 and data[at + 1] <= 1:
         event.type = data[at + 1]
         at += 2
-    if at >= end or data[at] != 0x12:
-        raise _UnusualError
-    at, stop = _end_of(data, at + 1, end)
-    if stop != end:
-        raise _UnusualError
-    event.kv = _decode_key_value(data, at, stop)
+    keys, revisions, values, at = read_pairs(data, at, end)
+    if len(keys) != 1 or at != end:
+        raise UnusualError
+    event.kv = KeyValue(keys[0], revisions[0], values[0])
     return event
 
 
@@ -576,7 +526,7 @@ def _decode_watch_answer(data: bytes, at: int, end: int) -> WatchAnswer:
             at = stop
         elif tag == 0x0A:
             at, stop = _end_of(data, at + 1, end)
-            answer.header = _decode_header(data, at, stop)
+            answer.header = decode_header(data, at, stop)
             at = stop
         elif tag == 0x10:
             answer.watch_id, at = read_varint(data, at + 1, end)
@@ -585,9 +535,9 @@ def _decode_watch_answer(data: bytes, at: int, end: int) -> WatchAnswer:
             at += 2
         else:
             # What becomes of a request is rare.
-            raise _UnusualError
+            raise UnusualError
     if answer.watch_id >= 1 << 63 or at != end:
-        raise _UnusualError
+        raise UnusualError
     return answer
 
 

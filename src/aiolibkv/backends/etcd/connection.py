@@ -31,7 +31,7 @@ from aiolibkv.backends.etcd.codec import (
 )
 from aiolibkv.backends.etcd.failures import Meaning, explain
 from aiolibkv.backends.etcd.link import EMPTY_KEY, NEEDS_LEADER, RANGE, Link, LinkStream
-from aiolibkv.backends.etcd.pages import AT_ONCE, decode_page
+from aiolibkv.backends.etcd.pages import Page, decode_page
 from aiolibkv.backends.etcd.table import MalformedError
 from aiolibkv.config import Config
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
@@ -145,7 +145,7 @@ class Connection:
                 continue
             self._failures = 0
             try:
-                if answer is RangeAnswer and len(received) > AT_ONCE:
+                if answer is Page:
                     return _complete(cast("H", await decode_page(received)))
                 return _complete(decode(answer, received))
             except MalformedError as error:

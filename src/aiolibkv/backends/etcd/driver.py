@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import ClassVar
@@ -21,6 +20,7 @@ from aiolibkv.backends.etcd.codec import (
     PutAnswer,
     Range,
     RangeAnswer,
+    TxnAnswer,
 )
 from aiolibkv.backends.etcd.connection import Connection, shared
 from aiolibkv.backends.etcd.failures import RefusedError
@@ -228,8 +228,11 @@ class EtcdDriver(Driver[EtcdLease]):
         if expected is not None or guard is not None:
             return (await self.commit(call, [Write(path, value, expected)], lease=lease, guard=guard))[0]
         put = Put(self._keyspace.key(path), value, _identifier(lease))
-        with _lease_errors():
+        try:
             revision = (await self._connection.call(put, PutAnswer, write=call)).header.revision
+        except RefusedError as refusal:
+            _check_lease(refusal)
+            raise
         return revision if lease is None else lease.at(revision)
 
     async def delete(self, call: Call, path: str, *, expected: int | None, guard: Guard | None) -> None:
@@ -272,14 +275,20 @@ class EtcdDriver(Driver[EtcdLease]):
                 transaction.put(step.path, step.value, _identifier(lease))
             elif isinstance(step, Removal):
                 transaction.delete(step.path)
-        with _lease_errors():
-            answer = await self._connection.txn(transaction.request, write=call)
+        answer = await self._write(transaction, call)
         if not answer.succeeded:
             call.settled()
             raise self._refusal(transaction.unmet(answer), steps, guard)
         if lease is not None:
             lease.at(answer.header.revision)
         return [answer.header.revision if isinstance(step, Write) else 0 for step in steps]
+
+    async def _write(self, transaction: Transaction, call: Call) -> TxnAnswer:
+        try:
+            return await self._connection.txn(transaction.request, write=call)
+        except RefusedError as refusal:
+            _check_lease(refusal)
+            raise
 
     @staticmethod
     def _refusal(unmet: Iterator[Unmet], steps: Sequence[Step], guard: Guard | None) -> StoreError:
@@ -301,8 +310,7 @@ class EtcdDriver(Driver[EtcdLease]):
         if line is not None:
             transaction.require_nothing_below(line)
         transaction.put(path, value, lease.id)
-        with _lease_errors():
-            answer = await self._connection.txn(transaction.request, write=call)
+        answer = await self._write(transaction, call)
         if not answer.succeeded:
             call.settled()
             raise self._refusal(transaction.unmet(answer), (), None)
@@ -374,15 +382,10 @@ class EtcdDriver(Driver[EtcdLease]):
                 raise
 
 
-@contextmanager
-def _lease_errors() -> Iterator[None]:
-    """Tell of a lease that the server does not know."""
-    try:
-        yield
-    except RefusedError as refusal:
-        if refusal.says("requested lease not found"):
-            raise LeaseLostError from refusal
-        raise
+def _check_lease(refusal: RefusedError) -> None:
+    """Raise LeaseLostError when the server refuses a write because it does not know the lease."""
+    if refusal.says("requested lease not found"):
+        raise LeaseLostError from refusal
 
 
 def _identifier(lease: EtcdLease | None) -> int:

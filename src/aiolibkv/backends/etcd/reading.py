@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
 
-from aiolibkv.backends.etcd.codec import KeyValue, Operation, Range, RangeAnswer, Txn
+from aiolibkv.backends.etcd.codec import Operation, Range, Txn
 from aiolibkv.backends.etcd.connection import Connection
 from aiolibkv.backends.etcd.failures import AnswerTooLargeError, RefusedError
 from aiolibkv.backends.etcd.keyspace import Keyspace
+from aiolibkv.backends.etcd.pages import Page
 from aiolibkv.errors import AccessDeniedError, NotReachableError
 from aiolibkv.store import children_of
 from aiolibkv.types import KVPair
@@ -82,9 +82,9 @@ class Reader:
         Raises:
             RevisionGoneError: there is no such revision, or not any more.
         """
-        answer = await self._read_page(Range(self._keyspace.key(path), revision=revision, serializable=not consistent))
-        pairs = [KVPair(path, kv.value, kv.mod_revision) for kv in answer.kvs[:1]]
-        return Reading(pairs, revision or answer.header.revision)
+        page = await self._read_page(Range(self._keyspace.key(path), revision=revision, serializable=not consistent))
+        pairs = [KVPair(path, page.values[0], page.revisions[0])] if page.keys else []
+        return Reading(pairs, revision or page.header.revision)
 
     async def many(
         self, paths: Sequence[str], *, consistent: bool, page_read: Callable[[], None]
@@ -106,13 +106,15 @@ class Reader:
             reads = [Range(self._keyspace.key(path), revision=revision, serializable=not consistent) for path in part]
             request = Txn(success=[Operation(range=read) for read in reads])
             try:
-                with _revision_needed():
-                    answer = await self._connection.txn(request, needs_leader=consistent)
+                answer = await self._connection.txn(request, needs_leader=consistent)
             except AnswerTooLargeError:
                 if len(part) == 1:
                     raise
                 limit = max(1, len(part) // _SHRINKING)
                 continue
+            except RefusedError as refusal:
+                _check_revision(refusal)
+                raise
             revision = revision or answer.header.revision
             for path, response in zip(part, answer.responses, strict=True):
                 kvs = response.range.kvs if response.range is not None else []
@@ -145,15 +147,15 @@ class Reader:
         request = Range(first, end, _PAGE_KEYS, revision, serializable=not consistent, keys_only=keys_only)
         page = await self._read_page(request)
         revision = revision or page.header.revision
-        pairs = self._to_pairs(page.kvs)
-        while page.more and page.kvs:
+        pairs = self._to_pairs(page)
+        while page.more and page.keys:
             page_read()
-            request.key, request.revision = page.kvs[-1].key + b"\x00", revision
-            most = _UNSEEN_KEYS if keys_only else _PAGE_BYTES // _bytes_each(page.kvs)
+            request.key, request.revision = page.keys[-1] + b"\x00", revision
+            most = _UNSEEN_KEYS if keys_only else _PAGE_BYTES // _bytes_each(page)
             request.limit = max(1, min(2 * request.limit, most))
             page = await self._read_page(request)
-            for start in range(0, len(page.kvs), _PAGE_KEYS):
-                pairs += self._to_pairs(page.kvs[start : start + _PAGE_KEYS])
+            for start in range(0, len(page.keys), _PAGE_KEYS):
+                pairs += self._to_pairs(page, start)
                 await asyncio.sleep(0)
         return Reading(pairs, revision)
 
@@ -178,14 +180,18 @@ class Reader:
         request = Range(first, end, max(1, min(limit, _SCAN_BYTES // size)))
         while True:
             page = await self._read_page(request)
-            if not page.kvs:
+            if not page.keys:
                 return [], False
-            self._remember_size(directory, _bytes_each(page.kvs))
-            pairs = self._to_pairs(page.kvs)
+            self._remember_size(directory, _bytes_each(page))
+            pairs = []
+            for start in range(0, len(page.keys), _PAGE_KEYS):
+                pairs += self._to_pairs(page, start)
+                if start:
+                    await asyncio.sleep(0)
             if pairs or not page.more:
                 return pairs, page.more
             page_read()
-            request.key = page.kvs[-1].key + b"\x00"
+            request.key = page.keys[-1] + b"\x00"
 
     async def children(
         self, directory: str, *, consistent: bool, page_read: Callable[[], None]
@@ -211,11 +217,12 @@ class Reader:
             page = await self._read_page(request)
             request.revision = request.revision or page.header.revision
             known = len(names)
-            names.update(children_of((pair.key for pair in self._to_pairs(page.kvs)), directory))
-            if not page.more or not page.kvs:
+            paths = self._keyspace.paths(page.keys)
+            names.update(children_of((path for path in paths if path is not None), directory))
+            if not page.more or not page.keys:
                 return names, request.revision
             page_read()
-            request.key = self._next_child(directory, page.kvs[-1].key)
+            request.key = self._next_child(directory, page.keys[-1])
             # Each time the server counts all that follows: of many children it is soon cheaper to read more of that.
             least = min(2 * least, max(_KEYS_PER_CHILD, page.count // _COUNTED_PER_READ))
             request.limit = min(max(least, _KEYS_PER_CHILD * (len(names) - known)), _UNSEEN_KEYS)
@@ -245,9 +252,10 @@ class Reader:
         if not kvs or kvs[0].key != own.key:
             # Nobody writes such a key again: its index is that of its creation.
             newest.max_create_revision = found[0].mod_revision
-            kvs = (await self._read_page(newest)).kvs
-        pairs = self._to_pairs(kvs[1:])
-        return True, pairs[0].key if pairs else None
+            ahead = (await self._read_page(newest)).keys[1:]
+        else:
+            ahead = [kv.key for kv in kvs[1:]]
+        return True, self._keyspace.path(ahead[0]) if ahead else None
 
     async def is_key(self, directory: str, revision: int, *, consistent: bool = True) -> bool:
         """Tell whether a directory with nothing below was itself a key at a revision.
@@ -260,11 +268,14 @@ class Reader:
         except AccessDeniedError:
             return False
 
-    def _to_pairs(self, kvs: list[KeyValue]) -> list[KVPair]:
-        paths = self._keyspace.paths([kv.key for kv in kvs])
-        return [
-            KVPair(path, value, index) for path, (_, index, value) in zip(paths, kvs, strict=True) if path is not None
-        ]
+    def _to_pairs(self, page: Page, start: int = 0) -> list[KVPair]:
+        """Return the pairs of a page that have paths; of a long one, of as many as are done at once."""
+        chosen = slice(start, start + _PAGE_KEYS)
+        paths, values, revisions = self._keyspace.paths(page.keys[chosen]), page.values[chosen], page.revisions[chosen]
+        if None not in paths:
+            return list(map(KVPair, cast("list[str]", paths), values, revisions))
+        columns = zip(paths, values, revisions, strict=True)
+        return [KVPair(path, value, revision) for path, value, revision in columns if path is not None]
 
     def _remember_size(self, directory: str, size: int) -> None:
         self._sizes.pop(directory, None)
@@ -272,29 +283,28 @@ class Reader:
         if len(self._sizes) > _SIZES_KEPT:
             del self._sizes[next(iter(self._sizes))]
 
-    async def _read_page(self, request: Range) -> RangeAnswer:
+    async def _read_page(self, request: Range) -> Page:
         while True:
             try:
-                with _revision_needed():
-                    page = await self._connection.call(request, RangeAnswer, needs_leader=not request.serializable)
-                if page.kvs and page.kvs[0].key < request.key:
-                    raise NotReachableError("the answer is not etcd's: a page comes again")
-                return page
+                page = await self._connection.call(request, Page, needs_leader=not request.serializable)
             except AnswerTooLargeError:
                 if request.limit == 1:
                     raise
                 request.limit = max(1, request.limit // _SHRINKING)
+            except RefusedError as refusal:
+                _check_revision(refusal)
+                raise
+            else:
+                if page.keys and page.keys[0] < request.key:
+                    raise NotReachableError("the answer is not etcd's: a page comes again")
+                return page
 
 
-def _bytes_each(kvs: Sequence[KeyValue]) -> int:
-    return sum(len(kv.value) + len(kv.key) for kv in kvs) // len(kvs) + 1
+def _bytes_each(page: Page) -> int:
+    return (sum(map(len, page.keys)) + sum(map(len, page.values))) // len(page.keys) + 1
 
 
-@contextmanager
-def _revision_needed() -> Iterator[None]:
-    try:
-        yield
-    except RefusedError as refusal:
-        if not refusal.says("required revision"):
-            raise
+def _check_revision(refusal: RefusedError) -> None:
+    """Raise RevisionGoneError when the server refuses a read because of its revision."""
+    if refusal.says("required revision"):
         raise RevisionGoneError(f"the revision being read is gone: {refusal.message}") from refusal
