@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -24,6 +25,7 @@ from aiolibkv import (
     StoreError,
 )
 from aiolibkv.backends.etcd.channel import RpcFailedError
+from aiolibkv.backends.etcd.http2 import Connection, connect
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import EtcdCluster, EtcdServer
@@ -341,6 +343,26 @@ async def test_a_member_without_a_leader_is_left() -> None:
                     return False
 
             await eventually(read, within=30, message="a leader is elected")
+
+
+async def test_a_server_that_is_down_is_not_flooded(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = 0
+
+    async def count(*arguments: Any) -> Connection:
+        nonlocal attempts
+        attempts += 1
+        return await connect(*arguments)
+
+    async with EtcdStore([proxy.endpoint], Config(request_timeout=1)) as store, store.watch_tree("") as watch:
+        await anext(watch)
+        monkeypatch.setattr("aiolibkv.backends.etcd.channel.connect", count)
+        proxy.refuse()
+        proxy.reset()
+        calls = (store.put(f"key/{number}", b"", ttl=10) for number in range(100))
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(outcome, NotReachableError | RequestTimeoutError) for outcome in outcomes)
+        # All wait together, and the pauses grow from 20 ms to 0.5 s.
+        assert 1 < attempts < 20
 
 
 async def test_every_error_of_an_outage_has_its_endpoint_and_cause(proxy: FaultProxy) -> None:

@@ -220,6 +220,9 @@ async def test_a_key_that_cannot_be_created_again_keeps_no_other_away() -> None:
         store.faults["put"].extend(["", *(StoreError("refused") for _ in range(50))])
         await lose(store, 0)
         await eventually(lambda: store.exists("b"), within=2, message="the second key does not come back")
+        # It is tried again once in a while.
+        await asyncio.sleep(0.3)
+        assert len(store.faults["put"]) > 40
 
 
 async def test_a_key_whose_lease_was_lost_before_its_put_was_answered_comes_back() -> None:

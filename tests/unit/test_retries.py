@@ -1,16 +1,19 @@
-"""What waits for a server that breaks each write at once, as a proxy with nobody behind it does, does not flood it."""
+"""What waits for a server that answers each request at once, but never as it should, does not flood it."""
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import pytest
 
-from aiolibkv import Candidate, Config, Discovery, NotReachableError
+from aiolibkv import Candidate, Config, Discovery, NotReachableError, StoreError
 from aiolibkv.backends.memory.space import Space
+from aiolibkv.store import Call
 from aiolibkv.testing.scale import eventually
 from unit.faulty import FaultyDriver, FaultyStore
 
 pytestmark = pytest.mark.asyncio
+T = TypeVar("T")
 
 WATCHED_FOR = 0.5
 MOST = 12
@@ -18,17 +21,23 @@ MOST = 12
 
 
 class Breaking(FaultyDriver):
-    """Takes writes and grants, and breaks the connection."""
+    """Fails everything in one way, and leaves it open whether writes were applied if nothing refuses them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.breaks = False
+        self.failure: type[StoreError] | None = None
         self.broken = 0
 
+    async def _faulty(self, name: str, call: Call, work: Callable[[], Awaitable[T]], *, writes: bool = False) -> T:
+        if writes and self.failure is NotReachableError:
+            call.writing()
+            await self._reach()
+        return await super()._faulty(name, call, work, writes=writes)
+
     async def _reach(self) -> Space:
-        if self.breaks:
+        if self.failure is not None:
             self.broken += 1
-            raise NotReachableError("the connection broke")
+            raise self.failure("the connection broke")
         return await super()._reach()
 
 
@@ -38,14 +47,15 @@ async def _broken_meanwhile(driver: Breaking) -> int:
     return driver.broken - before
 
 
-async def test_nothing_floods_a_server_that_breaks_what_it_is_sent() -> None:
+@pytest.mark.parametrize("failure", [NotReachableError, StoreError])
+async def test_nothing_floods_a_server_that_breaks_what_it_is_sent(failure: type[StoreError]) -> None:
     async with FaultyStore([], Config(request_timeout=1), driver=Breaking) as store:
         driver = store.driver
         assert isinstance(driver, Breaking)
         await store.put("alive", b"", ttl=1.5, keep_alive=True)
         candidate = Candidate(store, "leader", node="a")
         async with Discovery(store, "services").register("web", "a", id="1", ttl=60), store.new_lock("held"):
-            driver.breaks = True
+            driver.failure = failure
             waiting: list[asyncio.Future[Any]] = [
                 asyncio.ensure_future(store.new_lock(f"lock/{number}").acquire()) for number in range(3)
             ]
@@ -53,10 +63,10 @@ async def test_nothing_floods_a_server_that_breaks_what_it_is_sent() -> None:
             assert 0 < await _broken_meanwhile(driver) <= MOST * (len(waiting) + 2)
             for task in waiting:
                 task.cancel()
-            await asyncio.wait(waiting)
+            await asyncio.gather(*waiting, return_exceptions=True)
         # What is given back is given back once the server takes it; until then, no faster.
         assert await _broken_meanwhile(driver) <= MOST * (len(waiting) + 2)
-        driver.breaks = False
+        driver.failure = None
         await eventually(lambda: _is_there(store, "alive"), within=10, message="it is alive again")
 
 

@@ -68,6 +68,7 @@ class EtcdServer(Member):
         self._version = version
         self.name: str = "n1"
         self._members: Sequence[EtcdServer] = (self,)
+        self._cluster_state = "new"
 
     async def ctl(self, *arguments: str, user: tuple[str, str] | None = None, within: float = 20.0) -> str:
         """Run etcdctl against this server.
@@ -136,15 +137,17 @@ class EtcdServer(Member):
         # A member that knows of no leader leaves the field out.
         return bool(status.get("leader") == status["header"]["member_id"])
 
-    def join(self, name: str, members: Sequence["EtcdServer"]) -> None:
+    def join(self, name: str, members: Sequence["EtcdServer"], *, running: bool = False) -> None:
         """Make the server, before its first start, one of the members of a cluster.
 
         Args:
             name: its name in the cluster.
             members: all members, itself among them; the first one sets up authentication.
+            running: whether the cluster runs, and was told of the new member.
         """
         self.name = name
         self._members = members
+        self._cluster_state = "existing" if running else "new"
 
     @property
     def peer_url(self) -> str:
@@ -170,7 +173,7 @@ class EtcdServer(Member):
             f"--listen-peer-urls={self.peer_url}",
             f"--initial-advertise-peer-urls={self.peer_url}",
             f"--initial-cluster={','.join(f'{member.name}={member.peer_url}' for member in self._members)}",
-            "--initial-cluster-state=new",
+            f"--initial-cluster-state={self._cluster_state}",
         ]
         if self._tls:
             command += [
