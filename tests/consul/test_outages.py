@@ -19,7 +19,7 @@ from aiolibkv import (
     Snapshot,
     Watch,
 )
-from aiolibkv.backends.consul import polls
+from aiolibkv.backends.consul import watching
 from aiolibkv.store import Lifetime, OwnCall
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
@@ -41,7 +41,7 @@ async def cluster() -> AsyncIterator[ConsulCluster]:
 @pytest.fixture
 def _old_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have queries as long as in polls that have lived for a while, so that their own end shows nothing."""
-    monkeypatch.setattr(polls, "_SHORTEST_WAIT", 10.0)
+    monkeypatch.setattr(watching, "_SHORTEST_WAIT", 10.0)
 
 
 class Observer:

@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import AccessDeniedError, KVPair, NotReachableError, RequestTimeoutError, Watch
-from aiolibkv.backends.consul import polls
+from aiolibkv.backends.consul import watching
 from aiolibkv.backends.consul.encoding import Answer, parse_tree
-from aiolibkv.backends.consul.polls import Poll, Polls
+from aiolibkv.backends.consul.watching import Poll, Polls
 from aiolibkv.store import Endpoint, Feed
 from aiolibkv.store.tasks import Tasks
 from aiolibkv.testing.proxy import FaultProxy
@@ -350,7 +350,7 @@ class TestPoll:
             decoded.append(answer)
             return await parse_tree(answer)
 
-        monkeypatch.setattr(polls, "parse_tree", decode)
+        monkeypatch.setattr(watching, "parse_tree", decode)
         script, tasks = Script(), Tasks()
         poll = Poll(script, tasks, "dir", tree=True, own=True, on_end=lambda _: None)  # type: ignore[arg-type]
         feed = Feed("dir", tree=True, name=lambda path: path)

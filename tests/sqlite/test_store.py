@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from aiolibkv import KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLostError, NotReachableError
-from aiolibkv.backends.sqlite import inotify, reader, signals, transaction
+from aiolibkv.backends.sqlite import inotify, reading, signals, transaction
 from aiolibkv.backends.sqlite.files import Files
 from aiolibkv.backends.sqlite.transaction import Transaction, token
 from aiolibkv.store import Call, Guard, Step
@@ -257,14 +257,14 @@ async def test_watches_of_the_same_tree_that_begin_together_share_their_reading(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_sqlite(database) as store, AsyncExitStack() as watching:
-        state, reads = reader.Reader.state, 0
+        state, reads = reading.Reader.state, 0
 
-        async def counted(self: reader.Reader, path: str, **how: Any) -> Any:
+        async def counted(self: reading.Reader, path: str, **how: Any) -> Any:
             nonlocal reads
             reads += 1
             return await state(self, path, **how)
 
-        monkeypatch.setattr(reader.Reader, "state", counted)
+        monkeypatch.setattr(reading.Reader, "state", counted)
         watches = [store.watch_tree("dir") for _ in range(100)]
         for watch in watches:
             watching.push_async_callback(watch.aclose)
@@ -379,7 +379,7 @@ async def test_a_list_is_one_snapshot_though_it_is_read_in_pages(database: Path)
 
 async def test_a_list_that_had_to_wait_shows_what_has_expired_no_more(database: Path) -> None:
     async with open_sqlite(database) as store, AsyncExitStack() as others:
-        for _ in range(reader._SNAPSHOTS):
+        for _ in range(reading._SNAPSHOTS):
             await others.enter_async_context(store.driver._current.reader._snapshot())
         large = await store.put("dir/large", bytes(10_000))
         await store.put("dir/short", b"", ttl=0.1)

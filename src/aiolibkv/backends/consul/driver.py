@@ -17,7 +17,6 @@ from aiolibkv.backends.consul.encoding import (
     start_of,
 )
 from aiolibkv.backends.consul.listing import Listings
-from aiolibkv.backends.consul.polls import Polls
 from aiolibkv.backends.consul.scope import Scope
 from aiolibkv.backends.consul.sessions import (
     LONGEST_TTL,
@@ -34,7 +33,8 @@ from aiolibkv.backends.consul.transactions import (
     Operation,
     guarding,
 )
-from aiolibkv.backends.consul.writes import Writer
+from aiolibkv.backends.consul.watching import Polls
+from aiolibkv.backends.consul.writing import Writer
 from aiolibkv.config import Config
 from aiolibkv.errors import (
     CallNotSupportedError,

@@ -8,11 +8,11 @@ from pathlib import Path
 from aiolibkv.backends.sqlite.clock import Clock
 from aiolibkv.backends.sqlite.files import Files, ReplacedError
 from aiolibkv.backends.sqlite.presence import Presence
-from aiolibkv.backends.sqlite.reader import Reader
+from aiolibkv.backends.sqlite.reading import Reader
 from aiolibkv.backends.sqlite.schema import Tables
 from aiolibkv.backends.sqlite.signals import Signals
 from aiolibkv.backends.sqlite.watching import Tail
-from aiolibkv.backends.sqlite.writer import Writer
+from aiolibkv.backends.sqlite.writing import Writer
 from aiolibkv.errors import StoreError
 from aiolibkv.store import Feed, Tasks
 

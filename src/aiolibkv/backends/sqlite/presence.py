@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from aiolibkv.backends.sqlite.files import Files
 from aiolibkv.backends.sqlite.locks import LockFile
-from aiolibkv.backends.sqlite.reader import Reader
+from aiolibkv.backends.sqlite.reading import Reader
 from aiolibkv.backends.sqlite.signals import Signals
 from aiolibkv.backends.sqlite.watching import Wakeup
 from aiolibkv.errors import StoreError

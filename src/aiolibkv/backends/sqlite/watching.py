@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from aiolibkv.backends.sqlite.reader import CompactedError, Logged, Reader, State
+from aiolibkv.backends.sqlite.reading import CompactedError, Logged, Reader, State
 from aiolibkv.backends.sqlite.signals import Signals
 from aiolibkv.errors import StoreError
 from aiolibkv.store import Feed, Followers, Tasks

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from aiolibkv.backends.zookeeper.committing import Committer
 from aiolibkv.backends.zookeeper.connection import Connection
+from aiolibkv.backends.zookeeper.credentials import User, acl, credentials
 from aiolibkv.backends.zookeeper.epochs import Epochs
 from aiolibkv.backends.zookeeper.failures import NoNodeError
 from aiolibkv.backends.zookeeper.leases import Lifespans, SharedSession, ZooKeeperLease
@@ -17,7 +18,6 @@ from aiolibkv.backends.zookeeper.locking import Locker
 from aiolibkv.backends.zookeeper.operations import CREATOR, exists, get
 from aiolibkv.backends.zookeeper.sasl import Sasl
 from aiolibkv.backends.zookeeper.scanning import read_children, read_many, read_page
-from aiolibkv.backends.zookeeper.security import User, acl, credentials
 from aiolibkv.backends.zookeeper.session import Reach, SessionLostError, ZooKeeperSession
 from aiolibkv.backends.zookeeper.tree import Reader, is_servers_own, pair, znode
 from aiolibkv.backends.zookeeper.watching import Watching
