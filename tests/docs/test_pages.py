@@ -83,6 +83,8 @@ def test_links_within_the_repository(page: str) -> None:
             continue
         place = (ROOT / page).parent / target if target else ROOT / page
         assert place.exists(), link
+        # What is built of docs/ has only what is in there.
+        assert not page.startswith("docs/") or place.resolve().is_relative_to(DOCS), link
         if anchor:
             assert anchor in anchors(place.resolve().relative_to(ROOT)), link
 
