@@ -43,7 +43,8 @@ tar -xzf "$work"/dist/*.tar.gz -C "$work/sdist" --strip-components 1
 rm -r "$work/sdist/src"
 
 # What spawns many processes, or compares speeds, is not another one with another Python.
-[ "$#" -gt 0 ] || set -- tests/memory tests/sqlite --ignore tests/sqlite/test_conformance_two_processes.py \
+[ "$#" -gt 0 ] || set -- tests/memory tests/sqlite tests/loops/test_eager_tasks.py \
+    --ignore tests/sqlite/test_conformance_two_processes.py \
     --ignore tests/sqlite/test_processes.py --ignore tests/sqlite/test_speed.py
 checked=
 for version in 3.11 3.12 3.13 3.14; do

@@ -129,6 +129,24 @@ async def test_background_tasks_have_the_context_of_entering() -> None:
     assert seen == {"follow": "entering", "renew": "entering"}
 
 
+async def test_background_tasks_begin_after_who_starts_them_goes_on() -> None:
+    """Whatever the loop's task factory: an eager one, of Python 3.12, would have them begin in the middle of it."""
+    loop = asyncio.get_running_loop()
+
+    def refuse(_: object, work: Any, **__: object) -> Any:
+        work.close()
+        raise AssertionError(f"the factory is asked for {work}")
+
+    loop.set_task_factory(refuse)
+    try:
+        async with FaultyStore() as store:
+            await store.put("kept", b"", keep_alive=True)
+            async with store.new_lock("lock"), store.watch("kept") as watch:
+                await anext(watch)
+    finally:
+        loop.set_task_factory(None)
+
+
 # -- keys kept alive ---------------------------------------------------------------------------------------------------
 
 

@@ -297,3 +297,17 @@ async def test_a_list_in_pages_ends_when_the_store_is_closed() -> None:
         assert reading.done()
         with pytest.raises(StoreClosedError):
             reading.result()
+
+
+async def test_a_call_that_has_ended_is_not_extended() -> None:
+    """As by a reading that goes on for a moment behind its caller: the time would end somebody else's work."""
+
+    class Late(FaultyDriver):
+        async def get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
+            asyncio.get_running_loop().call_soon(call.extend)
+            return None
+
+    async with FaultyStore(config=Config(request_timeout=0.05), driver=Late) as store:
+        with pytest.raises(KeyNotFoundError):
+            await store.get("key")
+        await asyncio.sleep(0.2)

@@ -17,7 +17,7 @@ from aiolibkv.store.backoff import growing_pauses
 from aiolibkv.store.driver import Driver, OwnCall
 from aiolibkv.store.outages import Outages
 from aiolibkv.store.paths import Paths
-from aiolibkv.store.tasks import Tasks, prepare, wait_shielded
+from aiolibkv.store.tasks import Tasks, prepare, start, wait_shielded
 from aiolibkv.store.tls import refuses_certificate
 
 T = TypeVar("T")
@@ -225,7 +225,7 @@ class Calls:
         except BaseException as error:
             self.outages.ended(self)
             try:
-                await wait_shielded(self._loop.create_task(self._disconnect()))
+                await wait_shielded(start(self._disconnect()))
             finally:
                 self._is_entered = False
             if isinstance(error, StoreError):
@@ -300,7 +300,7 @@ class Calls:
             assert self._deadlines is not None, "entered"
             self._deadlines.expire_all()
             end()
-            self._closing = asyncio.get_running_loop().create_task(self._shut_down(shut_down))
+            self._closing = start(self._shut_down(shut_down))
         await wait_shielded(self._closing)
 
     async def _shut_down(self, shut_down: Callable[[], Awaitable[None]]) -> None:

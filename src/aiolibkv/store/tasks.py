@@ -22,6 +22,15 @@ _CANCELLING_TIME = 0.1
 _log = logging.getLogger("aiolibkv")
 
 
+def start(work: Coroutine[Any, Any, T], context: Context | None = None) -> asyncio.Task[T]:
+    """Run a coroutine as a task that begins after who starts it goes on.
+
+    The loop's task factory is not asked: an eager one would have the task begin in the middle of who starts it, before
+    it is known there, and where its context may be entered already.
+    """
+    return asyncio.Task(work, loop=asyncio.get_running_loop(), context=context)
+
+
 class Tasks:
     """Tasks that run until they end or are closed; whoever has this object owns them."""
 
@@ -36,7 +45,7 @@ class Tasks:
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine as a task of this owner; what it raises is logged."""
-        return self.adopt(asyncio.get_running_loop().create_task(work, context=self._context()))
+        return self.adopt(start(work, self._context()))
 
     def adopt(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
         """Own a task that runs already."""
