@@ -1,4 +1,4 @@
-"""The Consul store: each call as a transaction of the server."""
+"""The Consul driver: each call as requests and transactions of the server."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class ConsulDriver(Driver[ConsulLease]):
     )
 
     def __init__(self, endpoints: Sequence[str] = (), config: Config | None = None) -> None:
-        """Make a store.
+        """Make a driver.
 
         Args:
             endpoints: "host:port" of agents of one datacenter, the port is 8500 when not given; or
@@ -213,10 +213,9 @@ class ConsulDriver(Driver[ConsulLease]):
         """Delete a tree in one transaction; see Driver.
 
         At the store's root, where the reserved subtree is to stay, it takes two requests. The first reads the
-        names directly below the root. The transaction then deletes all that begins like one of them, by the
-        shortest beginnings that leave the reserved subtree out: mostly one character each. It takes effect at
-        one instant, and includes keys created since under the same first characters; others count as created
-        afterwards.
+        names directly below the root. The transaction then deletes by prefixes: the shortest ones that cover these
+        names and not the reserved subtree, mostly of one character each. It takes effect at one instant. Keys that
+        were created meanwhile are deleted too if they have one of the prefixes; others count as created afterwards.
         """
         if directory == self.config.prefix:
             return Removed(await self._delete_root(call, guard), exists=False)
@@ -244,14 +243,14 @@ class ConsulDriver(Driver[ConsulLease]):
     async def _delete_units(
         self, call: Call, start: str, units: Sequence[tuple[str, bool]], guard: Guard | None
     ) -> int:
-        """Delete keys, or all that begins in a certain way, in one transaction; return how many there were.
+        """Delete single keys and whole prefixes in one transaction; return how many keys there were.
 
         Args:
             call: told of the write.
-            start: what all of them begin with. By it they are read, to be counted, unless it is empty: the server
-                takes no empty key.
-            units: what is deleted, and whether it is all that begins so.
-            guard: as for ``_delete_tree``.
+            start: a prefix of all of them, by which they are read to be counted. If it is empty, each is read by
+                itself, since the server takes no empty key.
+            units: what is deleted; True for all keys with that prefix, False for the one key.
+            guard: as for ``delete_tree``.
         """
         operations = guarding(guard)
         if units:
@@ -286,8 +285,8 @@ class ConsulDriver(Driver[ConsulLease]):
 
 
 def _modes(*, consistent: bool) -> Sequence[str]:
-    """Return the query parameters of reads of which the first that finds something counts.
+    """Return the query parameters of the reads to make, one after the other until one finds the key.
 
-    A server that was just started has not read all of its log yet, and does not find what it has.
+    A stale read may miss what exists: a server that was just started has not read all of its log yet.
     """
     return [read_mode(consistent=mode) for mode in ([True] if consistent else [False, True])]

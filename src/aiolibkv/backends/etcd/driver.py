@@ -1,4 +1,4 @@
-"""The etcd store: every call is one transaction of the server's."""
+"""The etcd driver: each call as one request or transaction of the server."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _PORT = 2379
 _MAX_VALUE_BYTES = 1024 * 1024
 """etcd takes requests of 1.5 MiB unless told otherwise."""
 _MAX_COMMIT_BYTES = _MAX_VALUE_BYTES + 64 * 1024
-"""With this, and each key twice more in its conditions, a request is still below what etcd takes."""
+"""A commit of this size, with each key twice more in its conditions, is still below what etcd takes."""
 _MAX_OPERATIONS = 127
 """etcd takes 128 conditions and 128 writes; a guard is a condition."""
 _SHORTEST_TTL = 2
@@ -98,7 +98,7 @@ class EtcdLease(Lease):
 
 
 class _Granting(OwnCall):
-    """Notes on a lease what becomes of a request to begin it."""
+    """Notes on a lease whether the request to grant it was sent, and whether it was refused."""
 
     def __init__(self, lease: EtcdLease) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class EtcdDriver(Driver[EtcdLease]):
     )
 
     def __init__(self, endpoints: Sequence[str] = (), config: Config | None = None) -> None:
-        """Make a store.
+        """Make a driver.
 
         Args:
             endpoints: "host:port" of one or more members; the port is 2379 when not given.

@@ -1,4 +1,4 @@
-"""The memory driver: every call is one step of the space, after giving way to other tasks once."""
+"""The memory driver: each call is one step of the space, after other tasks had a chance to run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from aiolibkv.types import Capabilities, KVPair
 _MAX_VALUE_BYTES = 1024 * 1024
 _MAX_OPERATIONS = 1000
 _READS_AT_ONCE = 64
-"""Reads without a wait, after which one gives way to other tasks."""
+"""How many reads are made without waiting before one lets other tasks run."""
 
 
 @types.coroutine
@@ -44,8 +44,8 @@ def _give_way() -> Generator[None]:
 class MemoryDriver(Driver[Lease]):
     """A store in memory: private, or shared by name between the stores of one event loop.
 
-    Every write gives way to other tasks before it takes effect, as a server would make it wait; a cancelled one has
-    therefore not been applied.
+    Every write lets other tasks run before it takes effect, as with a server. One that is cancelled meanwhile was not
+    applied.
     """
 
     name: ClassVar[str] = "memory"

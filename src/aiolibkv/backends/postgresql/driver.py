@@ -1,4 +1,4 @@
-"""The PostgreSQL driver: what a store's calls are in the database."""
+"""The PostgreSQL driver: each call as a statement for the database."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _MAX_VALUE_BYTES = 4 * 1024 * 1024
 _MAX_OPERATIONS = 1000
 _MAX_COMMIT_BYTES = 8 * 1024 * 1024
 _LONGEST_TTL = 100.0 * 365 * 86400
-"""A time of the server's is at most some 290 000 years from now; this is enough."""
+"""Seconds; the times of PostgreSQL reach much further."""
 
 _CANNOT_BE_SENT = re.compile("[\0\ud800-\udfff]")
-"""What ends a text in the protocol, where another parameter would begin, and what UTF-8 has no bytes for."""
+"""NUL, which ends a text in the protocol, and surrogates, which UTF-8 cannot encode."""
 
 _THERE = Statement(
     """SELECT (to_regnamespace($1) IS NOT NULL)::integer::bigint,
@@ -60,7 +60,7 @@ _THERE = Statement(
 
 @dataclass(eq=False)
 class PostgresLease(Lease):
-    """A lease; one that is renewed has a row of its own, the other is the expiry of its key.
+    """A lease. One that is renewed has a row of its own; the other is the expiry in its key's row.
 
     Attributes:
         id: of the row.
@@ -238,7 +238,7 @@ class PostgresDriver(Driver[PostgresLease]):
             await self._writer.write(call, [Instruction(Kind.END, number=lease.id)])
 
     async def _begin(self, link: Link) -> None:
-        """Have a new connection ready, and what is missing in the database created."""
+        """Prepare a new connection, and create what is missing in the database."""
         if not self._is_checked:
             await self._check(link)
         await self._writer.prepare(link)

@@ -1,4 +1,4 @@
-"""The SQLite store: writes in the writer's thread, reads and watches in the event loop."""
+"""The SQLite driver: writes run in a thread of their own, reads and watches in the event loop."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ T = TypeVar("T")
 _DURABILITIES = ("full", "normal")
 _SESSION_BITS = 62
 _PART = 0.9
-"""Of connection_timeout, after which the reason is told that the database cannot be opened."""
+"""The part of connection_timeout after which opening gives up, so that the error tells the reason."""
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
@@ -69,11 +69,11 @@ _LONGEST_PAUSE = 1.0
 
 @dataclass(eq=False)
 class SqliteLease(Lease):
-    """A lease; one with a session has a row of its own, which is renewed, without one it is the key's expiry."""
+    """A lease. With a session it has a row of its own, which is renewed; else it is the expiry in its key's row."""
 
     session: int | None = None
     database: Database | None = None
-    """The opening of the files in which the session was begun: in another one it is not what it was."""
+    """The database as it was open when the session was begun; once it was opened again, the session is lost."""
 
 
 class SqliteDriver(Driver[SqliteLease]):
@@ -109,7 +109,7 @@ class SqliteDriver(Driver[SqliteLease]):
     )
 
     def __init__(self, endpoints: Sequence[str] = (), config: Config | None = None) -> None:
-        """Make a store.
+        """Make a driver.
 
         Args:
             endpoints: one, the path of the database; a relative one is below the current directory of this moment.
@@ -246,7 +246,7 @@ class SqliteDriver(Driver[SqliteLease]):
             await self._current.writer.write(call, lambda transaction: transaction.end_session(session))
 
     async def _in_time(self, work: Callable[[Call], Awaitable[T]]) -> T:
-        """Do something of the store's own within request_timeout."""
+        """Await work that no call asked for, for at most request_timeout."""
         try:
             async with asyncio.timeout(self.config.request_timeout):
                 return await work(OwnCall())
@@ -288,7 +288,7 @@ class SqliteDriver(Driver[SqliteLease]):
             self._tasks.start(self._reopen(database.owner_name))
 
     async def _reopen(self, former: str) -> None:
-        """Open the database again, with whatever files there are now."""
+        """Open the database again, with the files that are there now."""
         pause = _FIRST_PAUSE
         while True:
             await self._close_databases(self._reason)
@@ -313,7 +313,7 @@ class SqliteDriver(Driver[SqliteLease]):
 
 
 def _lifetime(lease: SqliteLease | None, database: Database) -> tuple[float | None, int | None]:
-    """Return the ttl of keys under a lease or else their session."""
+    """Return the ttl of the keys under a lease, or else their session."""
     if lease is None:
         return None, None
     if lease.session is None:

@@ -1,4 +1,4 @@
-"""The ZooKeeper store: reads, and what it keeps of connections and lifetimes; the writes are in ``writing``."""
+"""The ZooKeeper driver: it hands each call to the part that carries it out."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ _MAX_VALUE_BYTES = 1_000_000
 """A request of more than 1 MB (jute.maxbuffer) has the server drop the connection; this leaves room for the rest."""
 _MAX_OPERATIONS = 100
 _MAX_COMMIT_BYTES = 850_000
-"""What is sent for a hundred keys of 512 bytes, each up to three times, fits into the same 1 MB beside this."""
+"""With a hundred keys of 512 bytes, each sent up to three times, a commit of this size fits into the same 1 MB."""
 _TICK = 2.0
-"""Seconds. Clients are not told the server's; this is what ZooKeeper's sample configuration says."""
+"""Seconds, as in ZooKeeper's sample configuration; clients are not told the server's own."""
 _SHORTEST_SESSION = 2 * _TICK
 _SESSION_TIMEOUT = 10.0
 _MARKING_TIME = 0.2
-"""Seconds at close for the node that says who the user is."""
+"""Seconds that close waits for the node that tells who the user is."""
 
 _log = logging.getLogger("aiolibkv")
 
@@ -82,7 +82,7 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
     """Whether to try what ZooKeeper knows since 3.6: recursive watches that stay, and reads in bundles."""
 
     def __init__(self, endpoints: Sequence[str] = (), config: Config | None = None) -> None:
-        """Make a store.
+        """Make a driver.
 
         Args:
             endpoints: "host:port" of one or more servers; the port is 2181 when not given.
@@ -333,7 +333,7 @@ class ZooKeeperDriver(Driver[ZooKeeperLease]):
         await lease.shared.watching.follow(connection, feed)
 
     def _created(self, connection: Connection) -> None:
-        """Take note that something was written, which may be the user's own."""
+        """After a write, leave the node that tells who the user is, if it is not there yet."""
         if self._user is not None and self._acl == CREATOR and self._user.wants_mark():
             self._marking.start(self._user.leave_mark(connection))
 
