@@ -59,6 +59,17 @@ async def test_round_trips(proxied: PostgresStore, proxy: FaultProxy) -> None:
     assert await _cost(proxy, lambda: store.put("alive", b"", keep_alive=True)) == 1
 
 
+async def test_a_statement_is_sent_once_on_each_connection(direct: PostgresStore) -> None:
+    """Later calls name it, so that the server has a plan at hand."""
+    await direct.put("dir/key", b"")
+    for _ in range(20):
+        await direct.list("dir")
+    uses = "SELECT max(generic_plans + custom_plans) FROM pg_prepared_statements WHERE statement LIKE '%LIMIT $4%'"
+    assert direct.driver._connections is not None
+    async with direct.driver._connections.borrow() as link:
+        assert await link.connection.fetchval(uses) >= 10
+
+
 async def test_what_has_gathered_is_one_transaction(direct: PostgresStore, server: PostgresServer) -> None:
     """One of them being refused, or cancelled, is nothing to the others."""
 

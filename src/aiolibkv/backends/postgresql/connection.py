@@ -14,6 +14,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
@@ -89,6 +90,7 @@ class Link:
         self._connections = connections
         self._silent_at: int | None = None
         self._prepared: dict[Statement, Any] = {}
+        self._numbers = count()
 
     @property
     def is_good(self) -> bool:
@@ -131,7 +133,9 @@ class Link:
                 await self._prepare(statement)
 
     async def _prepare(self, statement: Statement) -> Any:
-        prepared = self._prepared[statement] = await self.connection.prepare(statement.text)
+        # Without a name the server would be sent the text, and make a plan, at each use.
+        name = f"aiolibkv_{next(self._numbers)}"
+        prepared = self._prepared[statement] = await self.connection.prepare(statement.text, name=name)
         return prepared
 
     async def listen(self, channel: str, notified: Callable[[str], None]) -> None:

@@ -170,7 +170,7 @@ class Reader:
         rows = await link.rows(self._page, first, end, directory, limit + 1)
         exists = bool(rows) and rows[-1][0] == directory
         pairs = [KVPair(*row) for row in (rows[:-1] if exists else rows)]
-        is_full = len(pairs) > limit or sum(len(pair.value) for pair in pairs) >= _PAGE_BYTES
+        is_full = len(pairs) > limit or sum([len(pair.value) for pair in pairs]) >= _PAGE_BYTES
         return Page(pairs[:limit], is_full, exists)
 
 
