@@ -9,15 +9,17 @@ from aiolibkv.testing.servers import EtcdServer
 from faults.impostors import Front, between
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _SETTINGS = 0, 1, 4
+_DATA, _HEADERS, _RESET, _SETTINGS = 0, 1, 3, 4
 _END_OF_HEADERS_AND_STREAM = 5
 _MESSAGE_PREFIX = 5
 INVALID_ARGUMENT = 3
 RESOURCE_EXHAUSTED = 8
 UNAVAILABLE = 14
 
-Answer = Callable[[bytes], bytes]
-"""Gives the headers that answer a request, from its message."""
+_CANCEL = (8).to_bytes(4, "big")
+
+Answer = Callable[[bytes], bytes | None]
+"""Gives the headers that answer a request, from its message; None ends its stream without."""
 
 
 def status(code: int, text: str) -> bytes:
@@ -34,8 +36,17 @@ def web_status(code: int) -> bytes:
 
 def refusing(code: int, text: str) -> Answer:
     """Refuse all requests like an etcd server that does so for one reason, but knows the empty request."""
+    return _knowing_etcd(status(code, text))
+
+
+def resetting() -> Answer:
+    """End the streams of all requests but the empty one."""
+    return _knowing_etcd(None)
+
+
+def _knowing_etcd(answer: bytes | None) -> Answer:
     known = status(INVALID_ARGUMENT, "etcdserver: key is not provided")
-    return lambda message: status(code, text) if message else known
+    return lambda message: answer if message else known
 
 
 @contextlib.asynccontextmanager
@@ -55,7 +66,10 @@ async def front(answer: Answer) -> AsyncIterator[str]:
             if head[3] == _DATA and payload:
                 stream = int.from_bytes(head[5:], "big")
                 headers = answer(payload[_MESSAGE_PREFIX:])
-                writer.write(_frame(_HEADERS, _END_OF_HEADERS_AND_STREAM, stream, headers))
+                if headers is None:
+                    writer.write(_frame(_RESET, 0, stream, _CANCEL))
+                else:
+                    writer.write(_frame(_HEADERS, _END_OF_HEADERS_AND_STREAM, stream, headers))
 
     async with Front(serve) as listening:
         yield listening.endpoint

@@ -505,6 +505,32 @@ async def test_a_watch_outlives_its_token_and_others_can_be_added(auth_server: E
         assert not first.is_stale
 
 
+async def test_authentication_is_switched_on_and_off_under_open_stores() -> None:
+    async with (
+        EtcdServer() as own,
+        EtcdStore([own.endpoint], user("root", "secret")) as store,
+        EtcdStore([own.endpoint]) as nobody,
+        store.watch("key") as watch,
+        store.new_lock("lock", ttl=4) as held,
+    ):
+        await anext(watch)
+        await own.ctl("user", "add", "root:secret")
+        await own.ctl("user", "grant-role", "root", "root")
+        for is_on in (True, False, True):
+            await own.ctl("auth", "enable" if is_on else "disable", user=None if is_on else ("root", "secret"))
+            pairs = await asyncio.gather(*(store.put("key", b"%d" % number, guard=held) for number in range(10)))
+            async with asyncio.timeout(scaled(5)):
+                while await anext(watch) != max(pairs, key=lambda pair: pair.last_index):
+                    pass
+            assert await anext(store.watch("key")) == await store.get("key")
+            if is_on:
+                with pytest.raises(AccessDeniedError):
+                    await nobody.get("key")
+            else:
+                await nobody.get("key")
+        assert held.is_held
+
+
 async def _until_refused(server: EtcdServer, token: str | None) -> None:
     """Wait until a token has expired, which using it would prevent."""
     await asyncio.sleep(2.5)

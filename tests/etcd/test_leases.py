@@ -48,7 +48,7 @@ async def test_a_lease_that_was_refused_for_certain_is_not_revoked() -> None:
     asked = []
     refuse = refusing(RESOURCE_EXHAUSTED, "etcdserver: too many requests")
 
-    def answer(message: bytes) -> bytes:
+    def answer(message: bytes) -> bytes | None:
         asked.append(message)
         return refuse(message)
 

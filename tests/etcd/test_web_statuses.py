@@ -14,7 +14,7 @@ from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers import EtcdServer
 from aiolibkv.testing.servers.reverse_proxies import Nginx
-from etcd.fronts import UNAVAILABLE, front, refusing
+from etcd.fronts import UNAVAILABLE, Answer, front, refusing, resetting
 from stores import EtcdStore
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
@@ -132,9 +132,12 @@ async def test_an_endpoint_behind_which_there_is_nobody_is_left(server: EtcdServ
             assert await anext(watch) == pair
 
 
-async def test_an_endpoint_that_answers_nothing_but_questions_is_left(server: EtcdServer) -> None:
+@pytest.mark.parametrize(
+    "answer", [refusing(UNAVAILABLE, "no healthy upstream"), resetting()], ids=["unavailable", "reset"]
+)
+async def test_an_endpoint_that_answers_nothing_but_questions_is_left(server: EtcdServer, answer: Answer) -> None:
     async with (
-        front(refusing(UNAVAILABLE, "no healthy upstream")) as proxy,
+        front(answer) as proxy,
         EtcdStore([proxy, server.endpoint], Config(request_timeout=scaled(5))) as store,
     ):
         assert not await store.exists("left/too")

@@ -115,7 +115,7 @@ _CODES: dict[str, _Kind] = {
     f"{HTTP}503": _DOUBTFUL,
     f"{HTTP}504": _DOUBTFUL,
     # nginx and HAProxy end a watch on which nothing was said for about a minute; other calls go on.
-    RESET: _UNANSWERED,
+    RESET: _DOUBTFUL,
     TOO_LARGE: _Kind(AnswerTooLargeError, refused=False, breaks=False),
     # Not etcd, but another service that speaks gRPC.
     "UNIMPLEMENTED": _ELSEWHERE,
