@@ -92,14 +92,18 @@ class Discovery:
         Raises:
             TypeError: something is not a str, or metadata not a mapping of str to str.
             InvalidKeyError: the service or the id cannot be a segment of a key.
+            ValueError: the ttl is not a finite number above 0.
         """
-        instance = Instance(service, uuid4().hex if id is None else id, address, dict(metadata or {}))
-        key = f"{self._directory(service)}/{_segment(instance.id)}"
+        chosen = uuid4().hex if id is None else id
+        key = f"{self._directory(service)}/{_segment(chosen)}"
         if not isinstance(address, str):
             raise TypeError(f"an address is a str, not {type(address).__name__}")
-        if not all(isinstance(text, str) for item in instance.metadata.items() for text in item):
+        data = {} if metadata is None else metadata
+        if not isinstance(data, Mapping) or not all(isinstance(text, str) for item in data.items() for text in item):
             raise TypeError("metadata is a mapping of str to str")
-        return Registration(self._store, key, instance, ttl)
+        # As a Lock does, it refuses at once a ttl that cannot be.
+        self._store.new_lock(key, ttl=ttl)
+        return Registration(self._store, key, Instance(service, chosen, address, dict(data)), ttl)
 
     async def instances(self, service: str) -> Sequence[Instance]:
         """Read the instances of a service, sorted by id; none is no error.

@@ -15,6 +15,7 @@ from aiolibkv.coordination.holding import WhileHeld
 from aiolibkv.coordination.view import View
 from aiolibkv.errors import CannotLockError, LockLostError, StoreError
 from aiolibkv.iteration import ClosableIterator
+from aiolibkv.keys import normalize_key
 from aiolibkv.protocol import AsyncStore, HeldLock, Watch
 from aiolibkv.types import KVPair
 
@@ -43,7 +44,13 @@ class Candidate:
             key: the lock's key; its value is the leader's name.
             node: this node's name.
             ttl: seconds after which another node may lead when this one died.
+
+        Raises:
+            TypeError: the node is no str.
+            InvalidKeyError, ValueError: the key, or the ttl, cannot be.
         """
+        if not isinstance(node, str):
+            raise TypeError(f"a node is a str, not {type(node).__name__}")
         self.node = node
         self._key = key
         self._lock = store.new_lock(key, value=node.encode(), ttl=ttl)
@@ -54,6 +61,10 @@ class Candidate:
         self._waits: set[asyncio.Timeout] = set()
         self._has_resigned = False
         self._is_stopped = False
+
+    def __repr__(self) -> str:
+        state = "stopped" if self._is_stopped else "leading" if self.is_leader else "not leading"
+        return f"<Candidate {self.node!r} for {self._key!r}, {state}>"
 
     @property
     def is_leader(self) -> bool:
@@ -397,9 +408,12 @@ class Follower:
         Args:
             store: where the election is.
             key: the lock's key.
+
+        Raises:
+            InvalidKeyError: the key cannot be.
         """
         self._store = store
-        self._key = key
+        self._key = normalize_key(key)
         self.leader: str | None = None
 
     def follow_election(self) -> Watch[str | None]:

@@ -61,6 +61,10 @@ class PlaceLock(ABC):
             is_current: whether the pairs are of one moment since this was asked for.
         """
 
+    def __repr__(self) -> str:
+        state = "waiting" if self._is_waiting else "not held" if self._held is None else repr(self._held)
+        return f"<{type(self).__name__.strip('_')} {self._name!r}, {state}>"
+
     async def acquire(self) -> HeldLock:
         """Take a place in the line and wait until it is admitted, through outages; see ``Lock.acquire``.
 

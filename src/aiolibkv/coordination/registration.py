@@ -93,6 +93,9 @@ class Registration:
         self._attempts = Attempts(store, key, f"the registration {key!r}", ttl)
         self._is_entered = False
 
+    def __repr__(self) -> str:
+        return f"<Registration {self.key!r}, {'entered' if self._is_entered else 'not entered'}>"
+
     async def __aenter__(self) -> Self:
         """Register the instance; when that fails, and may have come to pass, it is removed as on leaving.
 

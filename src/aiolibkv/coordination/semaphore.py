@@ -34,6 +34,7 @@ class Semaphore(PlaceLock):
 
         Raises:
             ValueError: there is less than one permit, or the ttl cannot be.
+            TypeError: the number is no int.
         """
         self._permits = _checked(permits)
         self._is_agreed = False
@@ -100,6 +101,8 @@ class Semaphore(PlaceLock):
 
 
 def _checked(permits: int) -> int:
+    if isinstance(permits, bool) or not isinstance(permits, int):
+        raise TypeError(f"permits is an int, not {type(permits).__name__}")
     if permits < 1:
         raise ValueError(f"permits is at least 1, not {permits}")
     return permits

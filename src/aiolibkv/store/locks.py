@@ -223,6 +223,9 @@ class StoreHeldLock:
         """Seconds after the last renewal within which a dead holder's lock is free."""
         return self._session.lease.ttl + self._session.lease.overshoot
 
+    def __repr__(self) -> str:
+        return f"<HeldLock {self.key!r}, {'held' if self.is_held else 'not held'}, token {self.fencing_token}>"
+
     @property
     def is_held(self) -> bool:
         """Tell whether the lock is still held, by the holder's own clock; in any thread."""
@@ -337,6 +340,10 @@ class StoreLock:
         self._was_held = False
         self._body: tuple[asyncio.Task[object], int] | None = None
         self._is_body_cancelled = False
+
+    def __repr__(self) -> str:
+        state = "free" if self._held is None else "held" if self._held.is_held else "lost"
+        return f"<Lock {self._calls.paths.name(self._path)!r}, {'waiting' if self._is_waiting else state}>"
 
     async def acquire(self) -> StoreHeldLock:
         """Wait until the lock is held, through outages and as long as the key exists; see ``aiolibkv.Lock``."""
