@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
 
 @pytest.mark.parametrize("fault", ["lost answer", "lost request", StoreError("no space")])
-async def test_a_claim_whose_answer_is_lost(fault: str | StoreError) -> None:
-    """It is found again by its mark, or made again: the slot begins, and once."""
+async def test_a_claim_whose_answer_is_lost(fault: str | StoreError, caplog: pytest.LogCaptureFixture) -> None:
+    """It is found again by its mark, or made again: the slot begins, and once. A refusal is logged."""
     seen: list[datetime] = []
 
     async def work(slot: datetime, held: HeldLock) -> None:
@@ -33,6 +33,7 @@ async def test_a_claim_whose_answer_is_lost(fault: str | StoreError) -> None:
         with pytest.raises(ZeroDivisionError):
             await PeriodicJob(store, "job", every=0.05).run(work)
     assert seen == sorted(set(seen))
+    assert any("no space" in message for message in caplog.messages) is isinstance(fault, StoreError)
 
 
 async def test_the_latest_slot_after_a_long_pause() -> None:

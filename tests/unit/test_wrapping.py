@@ -8,7 +8,16 @@ from typing import Any, ClassVar, TypeVar
 
 import pytest
 
-from aiolibkv import AsyncStore, Config, KVPair, Put
+from aiolibkv import (
+    AsyncStore,
+    Check,
+    Config,
+    InvalidKeyError,
+    KVPair,
+    PreviousNotSpecifiedError,
+    Put,
+    ValueTooLargeError,
+)
 from aiolibkv.backends.memory import MemoryDriver
 from aiolibkv.events import Connected, Disconnected, Event
 from aiolibkv.store import Call, Driver, Store, WrappedDriver
@@ -105,3 +114,36 @@ async def test_what_a_call_asks_of_its_driver(name: str) -> None:
         driver.asked.clear()
         await use(store, pair)
         assert driver.asked == expected
+
+
+_LARGE = bytes(MemoryDriver.capabilities.max_value_bytes + 1)
+_MANY = [Put(f"many/{number}", b"") for number in range(MemoryDriver.capabilities.max_operations + 1)]
+_HEAVY = [Put(f"heavy/{number}", _LARGE[1:]) for number in range(17)]
+
+_REFUSED: dict[str, tuple[Use, type[Exception]]] = {
+    "a bad key": (lambda store, _: store.put("a//b", b""), InvalidKeyError),
+    "a bad key to read": (lambda store, _: store.get(".."), InvalidKeyError),
+    "a bad directory": (lambda store, _: store.delete_tree("a//b"), InvalidKeyError),
+    "a large value": (lambda store, _: store.put("key", _LARGE), ValueTooLargeError),
+    "a large value of a commit": (lambda store, _: store.commit(Put("key", _LARGE)), ValueTooLargeError),
+    "many bytes": (lambda store, _: store.commit(*_HEAVY), ValueTooLargeError),
+    "many operations": (lambda store, _: store.commit(*_MANY), ValueError),
+    "no operations": (lambda store, _: store.commit(), ValueError),
+    "a key twice": (lambda store, _: store.commit(Put("key", b""), Check("/key")), ValueError),
+    "a str": (lambda store, _: store.put("key", "text"), TypeError),  # type: ignore[arg-type]
+    "a bad ttl": (lambda store, _: store.put("key", b"", ttl=0), ValueError),
+    "another key's pair": (lambda store, pair: store.atomic_put("key", b"", pair), ValueError),
+    "no pair": (lambda store, _: store.atomic_delete("key", None), PreviousNotSpecifiedError),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", _REFUSED)
+async def test_what_is_refused_before_anything_is_asked(name: str) -> None:
+    use, error = _REFUSED[name]
+    driver = Counted(MemoryDriver())
+    async with Store(driver) as store:
+        pair = await store.put("dir/key", b"")
+        driver.asked.clear()
+        with pytest.raises(error):
+            await use(store, pair)
+        assert driver.asked == []

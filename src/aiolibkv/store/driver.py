@@ -260,7 +260,14 @@ L = TypeVar("L", bound=Lease)
 
 
 class Driver(ABC, Generic[L]):
-    """A backend. ``L`` is its Lease."""
+    """A backend. ``L`` is its Lease.
+
+    Attributes:
+        config: the settings.
+        endpoints: the servers, as the user gave them.
+        hidden: the path below which the library keeps its own keys.
+        observer: set by the library; see ``connected``.
+    """
 
     name: ClassVar[str]
     """The backend's name, in errors and logs."""
@@ -305,7 +312,7 @@ class Driver(ABC, Generic[L]):
 
     @abstractmethod
     async def connect(self) -> None:
-        """Connect to a server; try each endpoint once.
+        """Connect to a server; try each endpoint once. Call ``self.connected`` then, and after each reconnection.
 
         After NotReachableError the library calls ``disconnect``, waits and calls this again, until connection_timeout
         is over. Any other error ends the entering of the store at once: AccessDeniedError, or ValueError for settings
@@ -526,7 +533,7 @@ class Driver(ABC, Generic[L]):
             self.observer.connected(endpoint)
 
     def disconnected(self, endpoint: str, reason: str) -> None:
-        """Tell the library that a connection has ended, and why; without secrets."""
+        """Tell the library that a connection told by ``connected`` has ended, and why; without secrets."""
         if self.observer is not None:
             self.observer.disconnected(endpoint, reason)
 
