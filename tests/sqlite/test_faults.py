@@ -115,7 +115,9 @@ async def test_a_database_of_another_application(database: Path) -> None:
 
 
 async def test_a_path_that_cannot_be_a_database(database: Path) -> None:
-    await fails_to_open(database / "below.db", "does not exist")
+    missing = database.parent / "none"
+    await fails_to_open(missing / "below" / "store.db", f"the directory {missing} does not exist")
+    await fails_to_open(database / "below.db", f"the directory {database} does not exist")
     database.mkdir()
     await fails_to_open(database, "is a directory")
 

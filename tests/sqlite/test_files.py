@@ -184,6 +184,24 @@ async def test_an_index_of_a_lost_history_never_comes_again(database: Path) -> N
             await store.atomic_put("key", b"", lost)
 
 
+async def test_an_index_never_comes_again_though_all_files_are_restored_in_place(database: Path) -> None:
+    """Those of the library as well, as by ``cp -a backup/. .``, while a store has the database open."""
+    backup = database.with_name("backup")
+    async with open_sqlite(database) as store:
+        await store.put("key", b"1")
+        copy(database, backup)
+        shutil.copytree(f"{database}-shared", f"{backup}-shared")
+        lost = await store.put("key", b"2")
+        copy(backup, database)
+        for file in Path(f"{backup}-shared").iterdir():
+            shutil.copyfile(file, f"{database}-shared/{file.name}")
+        assert (await store.get("key")).value == b"1"
+        again = await store.put("key", b"3")
+        assert again.last_index > lost.last_index
+        with pytest.raises(KeyModifiedError):
+            await store.atomic_put("key", b"", lost)
+
+
 async def test_another_applications_database_in_place_of_this_one(
     database: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -71,9 +71,17 @@ def _of_system(error: BaseException) -> StoreError:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return StoreError("the disk is full")
         if error.errno == errno.ENOENT:
-            return StoreError(f"{error.filename or 'a file beside the database'} does not exist")
+            return StoreError(f"{_missing(error.filename)} does not exist")
         return StoreError(f"the files beside the database failed: {error}")
     return StoreError(f"the write failed: {error!r}")
+
+
+def _missing(name: str | None) -> str:
+    """Say what is missing of a file's path: the file, or the directory in which all the others would be."""
+    if name is None:
+        return "a file beside the database"
+    directories = [directory for directory in Path(name).parents if not directory.exists()]
+    return f"the directory {directories[-1]}" if directories else name
 
 
 def _free(path: Path) -> int:

@@ -41,7 +41,7 @@ class Transaction:
     def __init__(self, connection: sqlite3.Connection, tables: Tables) -> None:
         self._connection = connection
         self._now = 0.0
-        self._rev = 0
+        self._rev = self._seen = 0
         self._began_at = 0
         self._rows = 0
         self._logged_rows = 0
@@ -97,8 +97,11 @@ class Transaction:
         self._now = now
         self._rev, is_due = execute(self._head, (now, now)).fetchone()
         self._began_at, self._rows = self._rev, 0
-        if (lost := lost_rev(self._rev)) is not None:
-            self._begin_history(lost)
+        lost = lost_rev(self._rev)
+        if lost is not None or self._rev < self._seen:
+            self._begin_history(max(lost or 0, self._seen))
+        else:
+            self._seen = self._rev
         if is_due:
             for (path,) in execute(self._due_keys, (now,)).fetchall():
                 self._erase_key(path)
@@ -125,6 +128,7 @@ class Transaction:
             self._logged_bytes = 0
             self._shorten_log(self._rev_at(KEPT_BYTES))
         self._connection.execute("COMMIT")
+        self._seen = self._rev
 
     def roll_back(self) -> None:
         """Undo everything since ``begin``, unless SQLite did already."""
