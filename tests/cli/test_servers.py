@@ -180,7 +180,7 @@ def test_what_is_too_large_is_left_out(servers: Servers, tmp_path: Path) -> None
     told = ended.err.splitlines()
     assert "a value has at most 524288 bytes" in told[0]
     assert told[1:] == [
-        "aiolibkv: keys that are equal: 1; written or deleted for that: 1",
+        "aiolibkv: equal keys: 1; changes made: 1",
         "aiolibkv: keys that the destination cannot have: 1",
     ]
     assert destination.values() == {"small": b"x"}

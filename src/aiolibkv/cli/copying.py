@@ -83,7 +83,7 @@ def cp_command(
                     await output.item("", {"keys": copy.keys, "written": copy.written, "refused": len(copy.refused)})
                 elif not settings.is_quiet:
                     equal = copy.keys - len(copy.refused)
-                    tell(f"keys that are equal: {equal}; written or deleted for that: {copy.written}")
+                    tell(f"equal keys: {equal}; changes made: {copy.written}")
 
             if follow:
                 await copy.follow(complete)
