@@ -43,7 +43,7 @@ class Block(NamedTuple):
 
 def pages() -> Sequence[Path]:
     """Return all pages, from the root of the repository."""
-    found = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
+    found = [*ROOT.glob("*.md"), ROOT / "examples" / "README.md", *DOCS.rglob("*.md")]
     return sorted(page.relative_to(ROOT) for page in found)
 
 

@@ -89,6 +89,11 @@ def test_links_within_the_repository(page: str) -> None:
             assert anchor in anchors(place.resolve().relative_to(ROOT)), link
 
 
+def test_every_example_is_named() -> None:
+    told = set(links(Path("examples/README.md")))
+    assert told == {path.name for path in (ROOT / "examples").glob("*.py")}
+
+
 def test_every_page_is_reached_from_the_front() -> None:
     front = {(DOCS / link.partition("#")[0]).resolve() for link in links(Path("docs/index.md"))}
     assert set(DOCS.glob("**/*.md")) - front - {DOCS / "index.md"} == set()
