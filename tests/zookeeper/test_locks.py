@@ -233,7 +233,7 @@ async def test_a_session_that_was_just_asked_for_is_ended(server: ZooKeeperServe
         async def are_ended() -> bool:
             return not await sessions() - before
 
-        await eventually(are_ended, within=3, message="no session is left")
+        await eventually(are_ended, within=10, message="no session is left")
 
 
 @pytest.mark.asyncio

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from aiolibkv import KeyExistsError, KVPair
+from aiolibkv import KeyExistsError, KVPair, Put
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually
 from aiolibkv.testing.servers import ZooKeeperServer
@@ -117,6 +117,33 @@ async def test_calls_on_a_directory(proxied: Proxied, kind: type[OneShotStore] |
         assert (await _cost(proxy, lambda: store.list("deep")))[0] == 3
         assert (await _cost(proxy, lambda: store.delete_tree("flat")))[0] == 3
         assert (await _cost(proxy, lambda: store.delete_tree("deep")))[0] == 4
+
+
+@pytest.mark.asyncio
+async def test_a_directory_that_was_flat_is_read_by_half_the_requests(proxied: Proxied, make: MakeStore) -> None:
+    """What has come below meanwhile is seen all the same, for a round trip more, once."""
+    proxy, make_proxied = proxied
+    keys = [f"dir/{number}" for number in range(30)]
+    async with make() as other, make_proxied() as store:
+        await other.commit(*(Put(key, b"") for key in keys))
+
+        async def read() -> tuple[int, int]:
+            with proxy.counting() as counts:
+                assert [pair.key for pair in await store.list("dir")] == sorted(keys)
+            return counts.requests, counts.round_trips
+
+        assert await read() == (63, 2)
+        assert await read() == (33, 2)
+        for below in ("dir/7/below", "dir/7/below/deep", "dir/9/below"):
+            keys.append(below)
+            await other.put(below, b"")
+            levels = max(key.count("/") for key in keys)
+            assert (await read())[1] <= 1 + levels + 1
+            assert (await read())[1] == 1 + levels
+        await other.delete("dir/7")
+        keys.remove("dir/7")
+        assert (await read())[1] == 4
+        assert await store.delete_tree("dir") == len(keys)
 
 
 @pytest.mark.asyncio

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from aiolibkv.backends.zookeeper.connection import Answer, Connection
 from aiolibkv.backends.zookeeper.failures import NoNodeError, UnknownOperationError
@@ -18,6 +20,9 @@ from aiolibkv.errors import NotReachableError, StoreError
 from aiolibkv.store import Feed
 from aiolibkv.types import KVPair
 
+_CATCHING_UP = 0.1
+"""Seconds for which what was told meanwhile is read as well, before what has been read by then is handed on."""
+
 
 class _Interest:
     """What one watch has been told and has not read yet."""
@@ -26,6 +31,7 @@ class _Interest:
         self.feed = feed
         self.connection = connection
         self.watched: set[str] = set()
+        self.concerns: Callable[[str], bool] = lambda _: True
         self.is_gone = False
         self._changed: set[str] = set()
         self._wakeup: asyncio.Future[None] | None = None
@@ -35,11 +41,12 @@ class _Interest:
         self.connection.when_closed.discard(self._wake)
 
     def tell(self, path: str) -> None:
-        self._changed.add(path)
-        self._wake()
+        if self.concerns(path):
+            self._changed.add(path)
+            self._wake()
 
-    async def changed(self) -> set[str]:
-        """Wait for changes and return the paths of all."""
+    async def wait(self) -> None:
+        """Wait until a change has been told."""
         while not self._changed:
             self.connection.check_open()
             self._wakeup = asyncio.get_running_loop().create_future()
@@ -47,6 +54,14 @@ class _Interest:
                 await self._wakeup
             finally:
                 self._wakeup = None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether a change has been told that was not taken yet."""
+        return bool(self._changed)
+
+    def take(self) -> set[str]:
+        """Return the paths of the changes that have been told."""
         changed, self._changed = self._changed, set()
         return changed
 
@@ -104,40 +119,42 @@ class Watching:
 
     async def _follow_persistently(self, interest: _Interest) -> None:
         feed, connection = interest.feed, interest.connection
+        if feed.tree:
+            interest.concerns = lambda path: path != feed.path and not self._reader.is_hidden(feed.path, path)
         self._hold(interest, feed.path)
         # Each watch asks, though one is enough for all of a path, to be told itself when the server does not know how.
         await connection.ask(add_watch(znode(feed.path)))
+        state: dict[str, KVPair | None]
         if feed.tree:
             tree = await self._reader.read_tree(connection, feed.path, consistent=True)
-            feed.reset(tree.pairs(), tree.zxid)
+            state, index = {found.key: found for found in tree.pairs()}, tree.zxid
         else:
-            found, zxid = await self._read_key(connection, feed.path)
-            feed.reset([] if found is None else [found], zxid)
+            found, index = await self._read_key(connection, feed.path)
+            state = {feed.path: found}
+        index = await _catch_up(interest, state, index, partial(self._read_told, interest, state))
+        feed.reset([found for found in state.values() if found is not None], index)
         while True:
-            changed = await interest.changed()
-            if feed.tree:
-                changed = {path for path in changed if not self._reader.is_hidden(feed.path, path)}
-                changed.discard(feed.path)
-            await self._apply(interest, changed)
+            await interest.wait()
+            changes: dict[str, KVPair | None] = {}
+            index = await _catch_up(interest, changes, index, partial(self._read_told, interest, changes))
+            feed.apply(changes.items(), index)
 
     async def _read_key(self, connection: Connection, path: str) -> tuple[KVPair | None, int]:
         results = await connection.ask_all([get(znode(path))], consistent=True)
         return _pair_of(path, results.values[0]), results.zxid
 
-    async def _apply(self, interest: _Interest, changed: set[str]) -> None:
-        changes: list[tuple[str, KVPair | None]] = []
+    async def _read_told(self, interest: _Interest, changes: dict[str, KVPair | None], told: set[str]) -> int:
+        """Read what has changed; returns the last transaction that the server knew."""
         index = 0
-        if len(changed) == 1:
-            (path,) = changed
-            found, index = await self._read_changed(interest.connection, path)
-            interest.feed.apply([(path, found)], index)
-            return
-        reads = self._reader.read_nodes(interest.connection, sorted(changed), with_children=False)
+        if len(told) == 1:
+            (path,) = told
+            changes[path], index = await self._read_changed(interest.connection, path)
+            return index
+        reads = self._reader.read_nodes(interest.connection, sorted(told), with_children=False)
         async for path, node, _, zxid in reads:
-            changes.append((path, _pair_of(path, node)))
+            changes[path] = _pair_of(path, node)
             index = zxid
-        if changes:
-            interest.feed.apply(changes, index)
+        return index
 
     async def _read_changed(self, connection: Connection, path: str) -> tuple[KVPair | None, int]:
         """Read a key that has changed, once for all that watch it."""
@@ -162,21 +179,34 @@ class Watching:
 
     async def _follow_renewing(self, interest: _Interest) -> None:
         feed, connection = interest.feed, interest.connection
+        interest.concerns = lambda path: feed.tree or path == feed.path
         await connection.ask(sync())
         children: dict[str, set[str]] = {}
         index = 0
         is_first = True
-        changed = {feed.path}
+        interest.tell(feed.path)
         while True:
+            await interest.wait()
             changes: dict[str, KVPair | None] = {}
-            while changed:
-                changed, index = await self._renew(interest, changed, children, changes)
+            index = await _catch_up(interest, changes, index, partial(self._renew_told, interest, children, changes))
             if is_first:
                 feed.reset([found for found in changes.values() if found is not None], index)
             else:
-                feed.apply(list(changes.items()), index)
+                feed.apply(changes.items(), index)
             is_first = False
-            changed = {path for path in await interest.changed() if path == feed.path or feed.tree}
+
+    async def _renew_told(
+        self,
+        interest: _Interest,
+        children: dict[str, set[str]],
+        changes: dict[str, KVPair | None],
+        told: set[str],
+    ) -> int:
+        """Read what has changed, and what is new below; returns the last transaction that the server knew."""
+        index = 0
+        while told:
+            told, index = await self._renew(interest, told, children, changes)
+        return index
 
     async def _renew(
         self,
@@ -294,7 +324,7 @@ class LeaseWatching:
             is_left = found is not None and node.stat.owner != connection.welcome.session
             feed.reset([] if found is None else [found], results.zxid)
             if found is not None:
-                await interest.changed()
+                await interest.wait()
             is_left = False
             if interest.is_gone:
                 feed.reset([], connection.zxid)
@@ -305,6 +335,39 @@ class LeaseWatching:
                 del self._interests[path]
                 if is_left:
                     _forget_watch(connection, path)
+
+
+async def _catch_up(
+    interest: _Interest,
+    pairs: Mapping[str, KVPair | None],
+    index: int,
+    read: Callable[[set[str]], Awaitable[int]],
+) -> int:
+    """Read what an interest has been told, until nothing more was told meanwhile.
+
+    A server tells of a change before it answers that it knows it. So all that it knows when it answers has been read as
+    soon as nothing else has been told; until then, only what it knew when it was asked.
+
+    Args:
+        interest: whose changes.
+        pairs: where they are read to.
+        index: the last transaction that the server knew, if nothing has been told.
+        read: reads changes, and returns the last transaction that the server knew then.
+
+    Returns:
+        The transaction up to which everything has been read; when the changes come faster than they can be read, that
+        of the newest pair may be a later one.
+    """
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + _CATCHING_UP
+    while True:
+        known = interest.connection.zxid
+        told = interest.take()
+        if not told:
+            return index
+        index = await read(told)
+        if clock() >= deadline and interest.is_told:
+            return max(known, *(pair.last_index for pair in pairs.values() if pair is not None), 0)
 
 
 def _forget_watch(connection: Connection, path: str) -> None:

@@ -1,0 +1,80 @@
+"""What the index of a snapshot says: everything up to it is in there."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aiolibkv.testing.proxy import FaultProxy
+from aiolibkv.testing.scale import eventually, scaled
+from aiolibkv.testing.servers import ZooKeeperServer
+from stores import ZooKeeperStore
+from zookeeper.conftest import MakeStore, OneShotStore, make_store
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", [ZooKeeperStore, OneShotStore])
+async def test_what_changes_while_a_change_is_read(
+    server: ZooKeeperServer, make: MakeStore, prefix: str, kind: type[ZooKeeperStore]
+) -> None:
+    """The server knows the second one when it answers for the first one."""
+    async with (
+        FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
+        make() as other,
+        make_store([proxy.endpoint], prefix=prefix, kind=kind) as store,
+    ):
+        await other.put("dir/first", b"")
+        await other.put("dir/second", b"")
+        watch = store.watch_tree("dir")
+        assert len(await anext(watch)) == 2
+        proxy.blackhole(to_client=False)
+        with proxy.counting() as counts:
+            await other.put("dir/first", b"new")
+            await eventually(lambda: counts.requests, within=5, message="it is told, and read")
+        with proxy.counting() as counts:
+            second = await other.put("dir/second", b"new")
+            await eventually(lambda: counts.answered_bytes, within=5, message="it is told")
+        proxy.heal()
+        async with asyncio.timeout(scaled(10)):
+            async for snapshot in watch:
+                if snapshot.last_index >= second.last_index:
+                    break
+        assert snapshot["dir/second"] == second
+        await watch.aclose()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", [ZooKeeperStore, OneShotStore])
+async def test_what_changes_while_a_watch_begins(
+    server: ZooKeeperServer, make: MakeStore, prefix: str, kind: type[ZooKeeperStore]
+) -> None:
+    """The names below the directory are read already, what they stand for is not yet."""
+    held = asyncio.Event()
+    async with (
+        FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
+        make() as other,
+        make_store([proxy.endpoint], prefix=prefix, kind=kind) as store,
+    ):
+        await other.put("dir/first", b"")
+        watch = store.watch_tree("dir")
+
+        def hold(request: bytes) -> bool:
+            if b"/dir/first" in request:
+                proxy.blackhole(to_client=False)
+                held.set()
+            return False
+
+        proxy.cut_answers(matching=hold)
+        beginning = asyncio.ensure_future(anext(watch))
+        async with asyncio.timeout(scaled(5)):
+            await held.wait()
+        with proxy.counting() as counts:
+            second = await other.put("dir/second", b"")
+            await eventually(lambda: counts.answered_bytes, within=5, message="it is told")
+        proxy.heal()
+        snapshot = await beginning
+        while snapshot.last_index < second.last_index:
+            snapshot = await anext(watch)
+        assert snapshot["dir/second"] == second
+        await watch.aclose()
