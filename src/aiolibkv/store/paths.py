@@ -59,6 +59,13 @@ class Paths:
         name = path[len(self._start) :]
         return name if is_key(name) else None
 
+    def all_visible(self, paths: Sequence[str]) -> Sequence[str]:
+        """Return the keys of those paths that users see."""
+        if self.are_plain(paths):
+            at = len(self._start)
+            return [path[at:] for path in paths]
+        return [name for path in paths if (name := self.visible(path)) is not None]
+
     def are_plain(self, paths: Sequence[str]) -> bool:
         """Tell whether users see all of these paths, without looking at each, which costs most of a long list.
 

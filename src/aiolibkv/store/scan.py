@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiolibkv.errors import KeyNotFoundError
 from aiolibkv.iteration import ClosableIterator
 from aiolibkv.store.driver import Page
+from aiolibkv.store.parts import in_parts
 from aiolibkv.types import KVPair
 
 
@@ -17,14 +18,14 @@ class StoreScan(ClosableIterator):
     def __init__(
         self,
         read: Callable[[str], Awaitable[Page]],
-        visible: Callable[[KVPair], KVPair | None],
+        visible: Callable[[Sequence[KVPair]], Sequence[KVPair]],
         missing: Callable[[], KeyNotFoundError | None],
     ) -> None:
         """Make a scan; nothing is read.
 
         Args:
             read: reads the page after a path.
-            visible: gives a pair its key in place of its path; None for one that users do not see.
+            visible: gives pairs their keys in place of their paths, and leaves out those that users do not see.
             missing: makes the error for a directory that does not exist; None for the root.
         """
         self._read = read
@@ -42,7 +43,8 @@ class StoreScan(ClosableIterator):
         self._iterating = True
         try:
             while not self._pairs and self._more:
-                self._take(await self._read(self._after))
+                page = await self._read(self._after)
+                self._take(page, await in_parts(self._visible, page.pairs))
         finally:
             self._iterating = False
         if not self._pairs:
@@ -54,10 +56,9 @@ class StoreScan(ClosableIterator):
         self._more = False
         self._pairs.clear()
 
-    def _take(self, page: Page) -> None:
+    def _take(self, page: Page, pairs: Sequence[KVPair]) -> None:
         if page.pairs:
             self._after = page.pairs[-1].key
-        pairs = [named for pair in page.pairs if (named := self._visible(pair)) is not None]
         self._pairs.extend(pairs)
         self._is_empty = self._is_empty and not pairs
         self._more = page.more

@@ -23,6 +23,7 @@ from aiolibkv.store.driver import UNSEEN, Condition, Driver, Guard, Lifetime, Pa
 from aiolibkv.store.leases import Sessions
 from aiolibkv.store.lifetimes import Lifetimes
 from aiolibkv.store.locks import Locks, StoreHeldLock, StoreLock
+from aiolibkv.store.parts import in_parts
 from aiolibkv.store.scan import StoreScan
 from aiolibkv.store.telling import tell_calls
 from aiolibkv.store.watches import Watches
@@ -86,7 +87,7 @@ class Store(Generic[D]):
         """Read every pair strictly below a directory; see AsyncStore."""
         path = self._directory(directory)
         listing = await self._calls.run(partial(self.driver.list, directory=path, consistent=consistent), path)
-        pairs = self._visible_pairs(listing.pairs)
+        pairs = await in_parts(self._visible_pairs, listing.pairs)
         self._check_found(path, is_empty=not pairs, exists=listing.exists)
         return pairs
 
@@ -94,8 +95,7 @@ class Store(Generic[D]):
         """Read every key strictly below a directory; see AsyncStore."""
         path = self._directory(directory)
         paths, exists = await self._calls.run(partial(self.driver.keys, directory=path, consistent=consistent), path)
-        visible = self._paths.visible
-        keys = [name for path in paths if (name := visible(path)) is not None]
+        keys = await in_parts(self._paths.all_visible, paths)
         self._check_found(path, is_empty=not keys, exists=exists)
         return keys
 
@@ -106,7 +106,12 @@ class Store(Generic[D]):
             partial(self.driver.children, directory=path, consistent=consistent), path
         )
         start = f"{path}/" if path else ""
-        children = [name for name in names if self._paths.visible(start + name.removesuffix("/")) is not None]
+        visible = self._paths.visible
+
+        def select(part: Sequence[str]) -> Sequence[str]:
+            return [name for name in part if visible(start + name.removesuffix("/")) is not None]
+
+        children = await in_parts(select, names)
         self._check_found(path, is_empty=not children, exists=exists)
         return children
 
@@ -133,7 +138,7 @@ class Store(Generic[D]):
         async def read(after: str) -> Page:
             return await self._calls.run(partial(self.driver.page, directory=path, after=after, limit=page), path)
 
-        return StoreScan(read, self._visible_pair, lambda: self._not_found(path))
+        return StoreScan(read, self._visible_pairs, lambda: self._not_found(path))
 
     # -- writes ----------------------------------------------------------------------------------------------------
 

@@ -205,7 +205,7 @@ class EtcdDriver(Driver[EtcdLease]):
 
     async def children(self, call: Call, directory: str, *, consistent: bool) -> Names:
         names, revision = await self._reader.children(directory, consistent=consistent, page_read=call.extend)
-        return Names(sorted(names), not names and await self._is_key(directory, revision, consistent=consistent))
+        return Names(names, not names and await self._is_key(directory, revision, consistent=consistent))
 
     async def page(self, call: Call, directory: str, after: str, limit: int) -> Page:
         pairs, more = await self._reader.page(directory, after, limit, page_read=call.extend)

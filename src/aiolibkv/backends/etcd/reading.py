@@ -195,7 +195,7 @@ class Reader:
 
     async def children(
         self, directory: str, *, consistent: bool, page_read: Callable[[], None]
-    ) -> tuple[set[str], int]:
+    ) -> tuple[list[str], int]:
         """Find the names one level below a directory at one revision, past most of what is below them.
 
         Args:
@@ -211,16 +211,17 @@ class Reader:
         """
         first, end = self._keyspace.below(directory)
         request = Range(first, end, _FIRST_KEYS, serializable=not consistent, keys_only=True)
-        names: set[str] = set()
+        # In their order: they come in that of their keys.
+        names: dict[str, None] = {}
         least = _KEYS_PER_CHILD // 2
         while True:
             page = await self._read_page(request)
             request.revision = request.revision or page.header.revision
             known = len(names)
             paths = self._keyspace.paths(page.keys)
-            names.update(children_of((path for path in paths if path is not None), directory))
+            names.update(dict.fromkeys(children_of((path for path in paths if path is not None), directory)))
             if not page.more or not page.keys:
-                return names, request.revision
+                return list(names), request.revision
             page_read()
             request.key = self._next_child(directory, page.keys[-1])
             # Each time the server counts all that follows: of many children it is soon cheaper to read more of that.
