@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from aiolibkv import AccessDeniedError, NotReachableError
+from aiolibkv import AccessDeniedError, Config, NotReachableError
 from aiolibkv.backends.postgresql.connection import Link
 from aiolibkv.backends.postgresql.statements import Statement
 from aiolibkv.testing.conformance.suite import follow, next_of
@@ -100,6 +100,30 @@ async def test_a_role_that_only_reads(make: Make, server: PostgresServer) -> Non
             assert not store._sessions._revocations._running
             await writer.put("key", b"2", ttl=1)
             await follow(tree, lambda snapshot: not snapshot)
+
+
+async def test_variables_of_libpq(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They say who the user is where nothing else does, and nothing more."""
+    meant_for_others = {
+        "PGHOST": "/nowhere",
+        "PGPORT": "1",
+        "PGSERVICE": "nowhere",
+        "PGSSLMODE": "verify-full",
+        "PGSSLNEGOTIATION": "direct",
+        "PGTARGETSESSIONATTRS": "standby",
+        "PGKRBSRVNAME": "nobody",
+        "PGGSSLIB": "nothing",
+        "PGOPTIONS": "-c statement_timeout=1",
+    }
+    username, password = server.user
+    named = {"PGUSER": username, "PGPASSWORD": password, "PGDATABASE": server.database}
+    for name, value in (meant_for_others | named).items():
+        monkeypatch.setenv(name, value)
+    async with PostgresStore([server.endpoint], Config(prefix="named")) as store:
+        await store.put("key", b"")
+    config = Config(username="nobody", password="of-nobody", options={"database": server.database})
+    with pytest.raises(AccessDeniedError, match='user "nobody"'):
+        await PostgresStore([server.endpoint], config).open()
 
 
 async def test_an_idle_connection_is_in_no_transaction(make: Make, server: PostgresServer) -> None:

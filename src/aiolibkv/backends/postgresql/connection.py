@@ -448,7 +448,11 @@ class Connections:
             timeout=config.connection_timeout,
             statement_cache_size=0,
             server_settings={"application_name": "aiolibkv"},
+            # What is not given would be taken from the environment, whoever it was meant for.
             target_session_attrs="any",
+            direct_tls=False,
+            krbsrvname="postgres",
+            gsslib="gssapi",
         )
 
     async def _greet(self, connection: Any, endpoint: Endpoint, address: Address) -> Server:
