@@ -75,6 +75,12 @@ async def test_tables_that_are_lost_are_created_again(
     assert any("were lost and are created again" in record.message for record in caplog.records)
 
 
+async def test_tables_that_are_emptied_but_for_the_state(make: Make, server: PostgresServer) -> None:
+    options = {"table": "half"}
+    async with make(options=options) as store, make(options=options) as other, _used(store, other):
+        await server.sql("TRUNCATE half, half_log, half_leases")
+
+
 async def test_what_is_not_lost_stays(make: Make, server: PostgresServer) -> None:
     """Keys do, when leases are lost, or what is known of the log."""
     options = {"table": "partly"}
@@ -134,7 +140,7 @@ async def test_a_database_that_is_restored(make: Make, server: PostgresServer) -
 
 
 async def test_a_disk_that_is_restored(make: Make) -> None:
-    """A snapshot of it has the same timeline, and its row of the revision was written by the transaction it names."""
+    """A snapshot of it has the same timeline, and its row of the state was written by the transaction it names."""
     async with PostgresServer() as server, make(server.endpoint) as store, make(server.endpoint) as other:
         kept = await store.put("kept", b"1")
         early = await store.new_lock("early", ttl=30).acquire()
@@ -164,7 +170,7 @@ async def test_a_disk_that_is_restored(make: Make) -> None:
 
 
 async def test_a_copy_of_the_database_takes_its_place(make: Make, server: PostgresServer) -> None:
-    """Its row of the revision was not written again, and the timeline is the same."""
+    """Its row of the state was not written again, and the timeline is the same."""
 
     async def administrate(*statements: str) -> None:
         for statement in statements:

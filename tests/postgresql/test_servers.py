@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
 
-from aiolibkv import LockLostError, StoreError
+from aiolibkv import LockLostError, StoreError, update
 from aiolibkv.testing.conformance.suite import follow, next_of
 from aiolibkv.testing.scale import eventually
 from aiolibkv.testing.servers import PgBouncer, PostgresServer, ServerMissingError
@@ -55,6 +56,42 @@ async def test_through_a_pooler_in_transaction_mode(server: PostgresServer, make
             await asyncio.gather(*(store.close() for store in stores))
 
 
+async def test_a_pooler_in_statement_mode(server: PostgresServer, make: Make) -> None:
+    async with PgBouncer(server, settings={"pool_mode": "statement"}) as pooler:
+        with pytest.raises(StoreError, match="needs pool_mode = transaction"):
+            await make(pooler.endpoint).open()
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+async def test_a_database_of_another_encoding(server: PostgresServer, make: Make, encoding: str) -> None:
+    name = encoding.lower()
+    await server.sql(f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0", database="postgres")
+    with pytest.raises(StoreError, match=f"encoding is {encoding}; a store needs UTF8"):
+        await make(options={"database": name}).open()
+
+
+async def test_a_role_that_is_serializable(make: Make) -> None:
+    """Its stores see what was written while they waited for each other, and need not begin again."""
+    async with PostgresServer() as server, PgBouncer(server) as pooler:
+        await server.sql("ALTER ROLE app SET default_transaction_isolation = 'serializable'")
+        for endpoint in (server.endpoint, pooler.endpoint):
+            async with AsyncExitStack() as stack:
+                stores = [await stack.enter_async_context(make(endpoint)) for _ in range(4)]
+                await asyncio.gather(*(update(store, "sum", _more) for store in stores for _ in range(5)))
+                assert (await stores[0].get("sum")).value == b"x" * 20
+                pairs = await asyncio.gather(*(store.put(f"{n}", b"") for n in range(20) for store in stores))
+                assert len({pair.last_index for pair in pairs}) == 80
+                await stores[0].delete("sum")
+        # The statistics are complete when the connections are closed.
+        rollbacks = "SELECT xact_rollback FROM pg_stat_database WHERE datname = 'app'"
+        await pooler.kill()
+        assert await server.sql(rollbacks, database="postgres") == "0\n"
+
+
+def _more(value: bytes | None) -> bytes:
+    return (value or b"") + b"x"
+
+
 async def test_a_standby_takes_over(primary: PostgresServer, make: Make) -> None:
     """What it lost is not mistaken for what comes after: neither by a watch, nor by a guard, nor by a comparison."""
     username, password = primary.user
@@ -87,7 +124,7 @@ async def test_a_standby_takes_over(primary: PostgresServer, make: Make) -> None
 
 async def _has(server: PostgresServer, index: int) -> bool:
     try:
-        return int(await server.sql("SELECT rev FROM aiolibkv_state")) >= index
+        return int(await server.sql("SELECT max(rev) FROM aiolibkv_log")) >= index
     except Exception:  # noqa: BLE001 - the table is not there yet
         return False
 

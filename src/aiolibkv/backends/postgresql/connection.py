@@ -53,10 +53,11 @@ _HELLO = Statement(
     (pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on')::integer::bigint,
     current_setting('server_encoding'), current_setting('synchronous_standby_names'),
     current_setting('synchronous_commit'),
-    CASE pg_backend_pid() WHEN $1 THEN set_config('default_transaction_isolation', 'read committed', false) END""",
+    CASE pg_backend_pid() WHEN $1 THEN set_config('default_transaction_isolation', 'read committed', false)
+    ELSE current_setting('default_transaction_isolation') END""",
     "iitttt",
 )
-"""Of a server, in a session that is the store's own also what those who wait for a lock would fail with."""
+"""What a server is; in a session that is the store's own, transactions are what writes need."""
 
 
 _FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
@@ -71,12 +72,14 @@ class Server(NamedTuple):
         address: the same, looked up.
         is_pooled: whether somebody stands between who gives each transaction another connection.
         is_replicated: whether a commit waits for a standby.
+        isolation: of transactions that do not say which.
     """
 
     endpoint: Endpoint
     address: Address
     is_pooled: bool
     is_replicated: bool
+    isolation: str
 
 
 class Link:
@@ -108,7 +111,8 @@ class Link:
         try:
             with self._failures_told():
                 if self.server.is_pooled:
-                    return await _copy(self.connection, statement, arguments)
+                    async with self._read_committed():
+                        return await _copy(self.connection, statement, arguments)
                 prepared = self._prepared.get(statement) or await self._prepare(statement)
                 rows: Sequence[Any] = await prepared.fetch(*arguments)
                 return rows
@@ -162,6 +166,15 @@ class Link:
         """Have all statements of a block see the same instant."""
         with self._failures_told():
             async with self.connection.transaction(isolation="repeatable_read", readonly=True):
+                yield
+
+    @asynccontextmanager
+    async def _read_committed(self) -> AsyncIterator[None]:
+        """Have the statement of a block see what was committed before it got its locks."""
+        if self.server.isolation == "read committed" or self.connection.is_in_transaction():
+            yield
+        else:
+            async with self.connection.transaction(isolation="read_committed"):
                 yield
 
     @contextmanager
@@ -457,16 +470,20 @@ class Connections:
 
     async def _greet(self, connection: Any, endpoint: Endpoint, address: Address) -> Server:
         own = connection.get_server_pid()
-        ((pid, is_read_only, encoding, standbys, waits, _),) = await _copy(connection, _HELLO, (own,))
+        ((pid, is_read_only, encoding, standbys, waits, isolation),) = await _copy(connection, _HELLO, (own,))
         if is_read_only:
             raise NotReachableError("the server takes no writes")
         if encoding != "UTF8":
             raise StoreError(f"the database's encoding is {encoding}; a store needs UTF8")
+        if is_pooled := pid != own:
+            async with connection.transaction():
+                pass  # Not every pooler lets one begin.
         return Server(
             endpoint,
             address,
-            is_pooled=pid != own,
+            is_pooled=is_pooled,
             is_replicated=bool(standbys) and waits != "local",
+            isolation=isolation,
         )
 
     async def _try(self, server: Server) -> None:

@@ -20,6 +20,9 @@ OUTDATED = frozenset({"0A000", "26000"})
 TOO_MANY = "53300"
 """SQLSTATE of one connection too many."""
 
+_STATEMENT_MODE = "statement pooling"
+"""In what PgBouncer says before it ends a connection on which a transaction begins, where there are none."""
+
 _DENIED = frozenset({"28000", "28P01", "42501"})
 _AGAIN = {
     READ_ONLY: "the server takes no writes",
@@ -54,7 +57,10 @@ def meaning(error: BaseException) -> StoreError:
 
     What may heal by itself, or at another server, is a NotReachableError.
     """
-    failure = _of_server(error) if isinstance(error, asyncpg.PostgresError) else _of_connection(error)
+    if _STATEMENT_MODE in str(error):
+        failure = StoreError("the pooler has no transactions; a store needs pool_mode = transaction, or session")
+    else:
+        failure = _of_server(error) if isinstance(error, asyncpg.PostgresError) else _of_connection(error)
     failure.__cause__ = error
     return failure
 

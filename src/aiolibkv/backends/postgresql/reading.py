@@ -50,7 +50,7 @@ class Reader:
             f"SELECT p.key, p.value, p.rev FROM {pairs} AS p WHERE p.key = ANY ($1::text[]) AND {live}", "tbi"
         )
         self._state = Statement(
-            f"SELECT s.rev AS index, {tables.remaining()}, p.key, p.value, p.rev FROM {tables.state} AS s"
+            f"SELECT {tables.revision()} AS index, {tables.remaining()}, p.key, p.value, p.rev FROM {tables.state} AS s"
             f" LEFT JOIN {pairs} AS p ON p.key >= $1 AND p.key < $2 AND {live} ORDER BY p.key",
             "iftbi",
         )

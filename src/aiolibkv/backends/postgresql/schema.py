@@ -1,7 +1,9 @@
 """The tables and functions of a store in a database.
 
-All writes go through one function, which locks the one row with the revision until its transaction is on disk. So
-revisions become visible in their order, and the log has no gaps: what follows a revision is all that came after it.
+All writes go through one function, which locks the one row of the state until its transaction is on disk. So revisions
+become visible in their order, and the log has no gaps: what follows a revision is all that came after it. The log's
+last row has the revision: a row that each write changes would leave versions behind that all later writes have to pass,
+as long as any transaction of the server is open.
 
 A history ends when the tables are created anew or restored from a backup, and when a server starts or takes over,
 since it may have lost writes. The next one begins at the microseconds since 1970 by the server's clock, which are more
@@ -73,9 +75,10 @@ class Identifiers:
         log: a row for each key changed: rev, key, value (NULL: deleted), at.
         leases: id, ttl, expires. A key with a lease goes with it. ``expires`` has no index, so that a renewal changes
             the row where it is.
-        state: the one row: rev, floor (the log is whole above it), bytes (of values in the log), origin (when the
-            server that wrote it was started, and the database's directory), xid (of the transaction that wrote it,
-            which is another one in a row that was restored), swept.
+        state: the one row, written when the log is trimmed: rev (of then, above which the log has rows), floor (the log
+            is whole above it), bytes (of values in the log up to rev), origin (when the server that wrote it was
+            started, and the database's directory), xid (of the transaction that wrote it, which is another one in a
+            row that was restored), swept.
         writers: for each store its last batch and what became of it.
         apply: the function that writes.
         resolve: the function that tells what became of a batch, or keeps it from being carried out.
@@ -127,6 +130,10 @@ class Identifiers:
             f"({row}.expires IS NULL OR {row}.expires > statement_timestamp()) AND ({row}.lease IS NULL OR EXISTS"
             f" (SELECT FROM {self.leases} AS l WHERE l.id = {row}.lease AND l.expires > statement_timestamp()))"
         )
+
+    def revision(self, row: str = "s") -> str:
+        """Return the revision that there is, as an expression over a row of the state."""
+        return f"greatest({row}.rev, (SELECT max(rev) FROM {self.log}))"
 
     def remaining(self) -> str:
         """Return the seconds until the next key or lease is over, as an expression."""
@@ -218,15 +225,17 @@ CREATE TABLE IF NOT EXISTS $leases (
 ) WITH (fillfactor = 20);
 
 CREATE TABLE IF NOT EXISTS $writers (
-    id bigint PRIMARY KEY, batch bigint NOT NULL, outcome bigint[], at timestamptz NOT NULL
-) WITH (fillfactor = 20);
+    id bigint, batch bigint, outcome bigint[], at timestamptz NOT NULL, PRIMARY KEY (id, batch)
+);
 
 CREATE TABLE IF NOT EXISTS $state (
     id integer PRIMARY KEY CHECK (id = 1), version integer NOT NULL, rev bigint NOT NULL, floor bigint NOT NULL,
     bytes bigint NOT NULL, origin text NOT NULL, xid bigint NOT NULL, swept timestamptz NOT NULL
 ) WITH (fillfactor = 10);
-INSERT INTO $state SELECT 1, $version, now, now, 0, '', txid_current() % 4294967296, '-infinity'
-    FROM (SELECT $clock AS now) AS begun ON CONFLICT DO NOTHING;
+WITH begun AS (
+    INSERT INTO $state SELECT 1, $version, now, now, 0, '', txid_current() % 4294967296, '-infinity'
+        FROM (SELECT $clock AS now) AS begin ON CONFLICT DO NOTHING RETURNING rev
+) INSERT INTO $log (rev, key) SELECT rev, '' FROM begun;
 
 -- Ends a lease if it is over, and deletes its keys; returns the new revision. One renewed meanwhile stays.
 CREATE OR REPLACE FUNCTION $expire(_lease bigint, _now timestamptz, _rev bigint) RETURNS bigint
@@ -241,8 +250,8 @@ BEGIN
     RETURN CASE WHEN FOUND THEN _rev + 1 ELSE _rev END;
 END $$body$$;
 
--- Deletes what has expired, and what is too old in the log; the row of the state is locked.
-CREATE OR REPLACE FUNCTION $sweep(_state $state, _now timestamptz) RETURNS $state
+-- Deletes what has expired, and what is too old in the log, and writes the state. Its row is locked, and has _rev.
+CREATE OR REPLACE FUNCTION $sweep(_state $state, _rev bigint, _now timestamptz) RETURNS $state
 LANGUAGE plpgsql AS $$body$$
 DECLARE
     _lease bigint;
@@ -258,6 +267,7 @@ BEGIN
     GET DIAGNOSTICS _count = ROW_COUNT;
     _state.rev := _state.rev + _count;
 
+    _state.bytes := _state.bytes + (SELECT coalesce(sum(octet_length(value)), 0) FROM $log WHERE rev > _rev);
     _floor := greatest(
         _state.rev - $kept_revisions,
         coalesce(
@@ -270,15 +280,21 @@ BEGIN
             ) AS sized WHERE size >= _state.bytes - $kept_bytes ORDER BY rev LIMIT 1
         ) END
     );
+    -- The last row stays: it has the revision.
     _floor := least(
-        _floor, (SELECT max(rev) FROM (SELECT rev FROM $log ORDER BY rev LIMIT $trimmed_at_once) AS oldest)
+        _floor, (SELECT max(rev) - 1 FROM $log),
+        (SELECT max(rev) FROM (SELECT rev FROM $log ORDER BY rev LIMIT $trimmed_at_once) AS oldest)
     );
     WITH gone AS (DELETE FROM $log WHERE rev <= _floor RETURNING value)
         SELECT coalesce(sum(octet_length(value)), 0) INTO _count FROM gone;
     _state.floor := greatest(_state.floor, _floor);
     _state.bytes := _state.bytes - _count;
-    DELETE FROM $writers WHERE at < _now - interval '1 day';
+    IF date_trunc('hour', _now) <> date_trunc('hour', _state.swept) THEN
+        DELETE FROM $writers WHERE at < _now - interval '1 day';
+    END IF;
     _state.swept := _now;
+    UPDATE $state SET rev = _state.rev, floor = _state.floor, bytes = _state.bytes, origin = _state.origin,
+        swept = _state.swept, xid = txid_current() % 4294967296;
     RETURN _state;
 END $$body$$;
 
@@ -291,6 +307,9 @@ CREATE OR REPLACE FUNCTION $apply(
 LANGUAGE plpgsql AS $$body$$
 DECLARE
     _state $state;
+    _swept_rev bigint;
+    _last bigint;
+    _is_lost boolean;
     _written_by bigint;
     _now timestamptz;
     _origin text;
@@ -313,6 +332,10 @@ BEGIN
     IF current_setting('synchronous_commit') = 'off' THEN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'what was written while this transaction waited would not be seen'
+            USING ERRCODE = 'feature_not_supported';
+    END IF;
     SELECT * INTO STRICT _state FROM $state FOR UPDATE;
     -- The name of the table's file without its number, which changes when it is rewritten, is the database.
     SELECT xmin::text::bigint, (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint
@@ -321,10 +344,14 @@ BEGIN
         RETURN NULL;
     END IF;
     _now := clock_timestamp();
+    _swept_rev := _state.rev;
+    _last := (SELECT max(rev) FROM $log);
+    _state.rev := greatest(_state.rev, _last);
     _begun := _state.rev;
+    _is_lost := _written_by <> _state.xid OR _origin <> _state.origin AND _state.origin <> '' OR _last IS NULL;
 
     -- What was lost is not to be mistaken for what comes now.
-    IF _written_by <> _state.xid OR _origin <> _state.origin AND _state.origin <> '' THEN
+    IF _is_lost THEN
         _state.rev := CASE WHEN $clock > _state.rev THEN $clock ELSE _state.rev + $revisions_lost END;
         _state.floor := _state.rev;
     END IF;
@@ -333,8 +360,8 @@ BEGIN
         UPDATE $leases SET expires = _now + ttl;
         _state.origin := _origin;
     END IF;
-    IF _operations = '{}' OR _state.swept NOT BETWEEN _now - interval '1 second' AND _now THEN
-        _state := $sweep(_state, _now);
+    IF _is_lost OR _operations = '{}' OR _state.swept NOT BETWEEN _now - interval '1 second' AND _now THEN
+        _state := $sweep(_state, _swept_rev, _now);
     END IF;
 
     FOR _step IN
@@ -399,7 +426,6 @@ BEGIN
                 ON CONFLICT (key) DO UPDATE SET rev = excluded.rev, expires = excluded.expires,
                     lease = excluded.lease, value = excluded.value;
             INSERT INTO $log (rev, key, value) VALUES (_own, _step.path, _step.value);
-            _state.bytes := _state.bytes + octet_length(_step.value);
             _paths_told := _paths_told || _step.path;
         ELSIF _step.kind = $DELETE THEN
             _own := coalesce(_own, _state.rev + 1);
@@ -442,11 +468,11 @@ BEGIN
     END IF;
     _revs_told := _revs_told + CASE WHEN _own IS NULL THEN 0 ELSE 1 END;
 
-    UPDATE $state AS s SET rev = _state.rev, floor = _state.floor, bytes = _state.bytes, origin = _state.origin,
-        swept = _state.swept, xid = txid_current() % 4294967296 WHERE s IS DISTINCT FROM _state;
     IF _state.rev > _begun OR _written THEN
-        INSERT INTO $writers AS w VALUES (_writer, _batch, _outcome, _now)
-            ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, outcome = excluded.outcome, at = excluded.at;
+        INSERT INTO $writers VALUES (_writer, _batch, _outcome, _now);
+        DELETE FROM $writers WHERE id = _writer AND batch = (
+            SELECT batch FROM $writers WHERE id = _writer AND batch < _batch ORDER BY batch DESC LIMIT 1
+        );
     END IF;
     -- A session that listens and never ends its transaction fills the queue; then nobody could commit.
     IF _state.rev > _begun AND pg_notification_queue_usage() < 0.5 THEN
@@ -470,9 +496,7 @@ BEGIN
     PERFORM FROM $state FOR UPDATE;
     SELECT outcome INTO _outcome FROM $writers WHERE id = _writer AND batch = _batch;
     IF NOT FOUND THEN
-        INSERT INTO $writers AS w VALUES (_writer, _batch, NULL, clock_timestamp())
-            ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, outcome = NULL, at = excluded.at
-            WHERE w.batch < excluded.batch;
+        INSERT INTO $writers VALUES (_writer, _batch, NULL, clock_timestamp());
     END IF;
     RETURN _outcome;
 END $$body$$;

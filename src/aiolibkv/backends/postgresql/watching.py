@@ -82,8 +82,8 @@ class Tail:
         self._sweep = sweep
         self._channel = names.channel
         self._log = Statement(
-            f"SELECT s.rev AS index, s.floor, {names.remaining()}, l.rev, l.key, l.value FROM {names.state} AS s"
-            " LEFT JOIN LATERAL (SELECT rev, key, value, sum(octet_length(value))"
+            f"SELECT {names.revision()} AS index, s.floor, {names.remaining()}, l.rev, l.key, l.value"
+            f" FROM {names.state} AS s LEFT JOIN LATERAL (SELECT rev, key, value, sum(octet_length(value))"
             " OVER (ORDER BY rev RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before"
             f" FROM (SELECT rev, key, value FROM {names.log} WHERE rev > $1 ORDER BY rev"
             f" FETCH FIRST {_ROWS} ROWS WITH TIES) AS next) AS l ON coalesce(l.before, 0) < {_BYTES} ORDER BY l.rev",
