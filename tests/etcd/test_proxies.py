@@ -180,3 +180,29 @@ async def test_calls_outlast_watches_that_are_silent_and_connections_that_have_h
         async with asyncio.timeout(scaled(5)):
             assert await anext(watch) == pair
         await store.delete_tree("open")
+
+
+async def test_watches_that_a_proxy_drops_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does when the server restarts, and forgets its tokens."""
+    monkeypatch.setattr("aiolibkv.backends.etcd.watching._PROXYS_SILENCE", 0.5)
+    async with (
+        EtcdServer(auth=("root", "secret")) as own,
+        EtcdGrpcProxy([own.endpoint]) as between,
+    ):
+        await eventually(partial(_serves, between.endpoint), within=10, message="the proxy serves")
+        async with (
+            EtcdStore([between.endpoint], ROOT) as store,
+            EtcdStore([own.endpoint], ROOT) as direct,
+            store.watch("open/key") as watch,
+            store.watch_tree("open") as tree,
+        ):
+            await see(await direct.put("open/key", b"0"), [watch], [tree])
+            # Not each time.
+            for value in (b"1", b"2"):
+                await own.kill()
+                await own.start()
+                await see(await direct.put("open/key", value), [watch], [tree])
+            await direct.delete("open/key")
+            async with asyncio.timeout(scaled(10)):
+                assert await anext(watch) is None
+                assert len(await anext(tree)) == 0

@@ -138,7 +138,7 @@ class Connection:
                     if meaning.refused:
                         write.settled()
                     meaning.error.maybe_applied = write.maybe_applied
-                if not meaning.token or renewed or not self._has_user:
+                if not meaning.token or renewed or not self.has_user:
                     raise meaning.error from failure
                 renewed = True
                 await self._renew_token(token)
@@ -255,7 +255,8 @@ class Connection:
         return None if self._link is None else str(self._link.endpoint)
 
     @property
-    def _has_user(self) -> bool:
+    def has_user(self) -> bool:
+        """Whether requests are a user's, by a token."""
         return self._config.username is not None
 
     def _metadata(self, token: str | None, *, needs_leader: bool) -> list[tuple[str, str]]:
@@ -313,7 +314,7 @@ class Connection:
         """See that the server answers, and who we are to it."""
         try:
             await _knock(link)
-            if self._has_user and self.token is None:
+            if self.has_user and self.token is None:
                 await self._authenticate(link)
         except RpcFailedError as failure:
             # Who answers by HTTP alone has not shown that there is an etcd.

@@ -6,7 +6,9 @@ restored from a backup, or replaced, and counts the same revisions again for oth
 difference, as it does when that revision was compacted or is not reached yet, and the present state is read.
 
 Each watch is created under a number of ours. ``etcd grpc-proxy`` gives numbers of its own, and answers in another order
-than it was asked: on a stream where another number comes back, watches are created one at a time.
+than it was asked: on a stream where another number comes back, watches are created one at a time. When the server
+behind it restarts and forgets the tokens, it drops the watches of users without a word: there a watch that is silent
+for a while reads the present state and begins again.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ _ENDING_TIME = 0.3
 """Seconds for the streams to end by themselves."""
 _FIRST_ID = 1 << 32
 """Numbers of watches begin here, where none of a server's own choice is."""
+_PROXYS_SILENCE = 5.0
+"""Seconds; see above."""
 _REFUSALS = 3
 """How often a watch is refused, though reading the same keys is not, until that is no matter of an old token."""
 
@@ -76,14 +80,19 @@ class Watching:
             StoreError: the server refuses the watch.
         """
         refusals = 0
+        await self._read(feed)
         while True:
-            await self._read(feed)
             stream = await self._usable_stream()
             watched = stream.add(feed)
             try:
-                outcome = await watched.outcome
+                is_over = await self._is_over(stream, watched)
             finally:
                 stream.release(watched)
+            if not is_over:
+                if await self._has_missed(feed):
+                    stream.retire()
+                continue
+            outcome = watched.outcome.result()
             if isinstance(outcome, AccessDeniedError):
                 # The read above was allowed: the token with which the stream was opened is too old.
                 stream.retire()
@@ -92,6 +101,7 @@ class Watching:
                     raise outcome
             elif outcome is not None:
                 raise outcome
+            await self._read(feed)
 
     async def close(self) -> None:
         """End the streams; whoever follows was cancelled before."""
@@ -107,6 +117,24 @@ class Watching:
             except RevisionGoneError:
                 found = await read(feed.path)
         feed.reset(found.pairs, found.revision)
+
+    async def _is_over(self, stream: _WatchStream, watched: _Watched) -> bool:
+        """Wait for the end of a watch; False when it is silent and a proxy may have dropped it without a word."""
+        while not watched.outcome.done():
+            may_be_dropped = self._connection.has_user and not stream.keeps_numbers
+            known = watched.feed.index
+            await asyncio.wait({watched.outcome}, timeout=_PROXYS_SILENCE if may_be_dropped else None)
+            if not (watched.outcome.done() or stream.keeps_numbers) and watched.feed.index == known:
+                return False
+        return True
+
+    async def _has_missed(self, feed: Feed) -> bool:
+        """Read the present state; tell whether there are changes that nobody has told."""
+        known = feed.index
+        async with self._reading:
+            found = await (self._reader.tree if feed.tree else self._reader.key)(feed.path)
+        feed.reset(found.pairs, found.revision)
+        return any(pair.last_index > known for pair in found.pairs)
 
     async def _usable_stream(self) -> _WatchStream:
         async with self._opening:
@@ -157,6 +185,7 @@ class _WatchStream:
 
     Attributes:
         usable: whether more watches can be added.
+        keeps_numbers: whether the server has shown to keep the numbers that it is given, as a proxy does not.
     """
 
     def __init__(
@@ -177,7 +206,7 @@ class _WatchStream:
         self._stream = stream
         self._live: set[_Watched] = set()
         self._numbers = count(_FIRST_ID)
-        self._keeps_numbers = False
+        self.keeps_numbers = False
         self._to_create: deque[_Watched] = deque()
         self._creating: dict[int, _Creating] = {}
         self._created: dict[int, _Watched] = {}
@@ -206,7 +235,7 @@ class _WatchStream:
     def retire(self) -> None:
         """Add no more watches, because the token is too old. A proxy would go on to use it for those that there are."""
         self.usable = False
-        if not self._keeps_numbers:
+        if not self.keeps_numbers:
             self.fail("the token of the watches has expired")
 
     def fail(self, reason: str) -> None:
@@ -221,7 +250,7 @@ class _WatchStream:
 
     def _create(self) -> None:
         """Create what waits for it: one watch until the server has shown that it keeps our numbers, then all."""
-        while self._to_create and (self._keeps_numbers or not self._creating):
+        while self._to_create and (self.keeps_numbers or not self._creating):
             watched = self._to_create.popleft()
             if watched.released:
                 continue
@@ -277,7 +306,7 @@ class _WatchStream:
         if answer.created:
             if not self._creating:
                 raise MalformedError("a watch was created that nobody asked for")
-            self._keeps_numbers = self._keeps_numbers or answer.watch_id in self._creating
+            self.keeps_numbers = self.keeps_numbers or answer.watch_id in self._creating
             # A refusal has no number; they come in the order of what was asked.
             number = answer.watch_id if answer.watch_id in self._creating else next(iter(self._creating))
             created = self._creating.pop(number)
