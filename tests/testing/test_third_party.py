@@ -120,6 +120,7 @@ class Distant(Driver[Session]):
     """The driver: each request takes its time both ways, and what was sent is carried out whoever waits."""
 
     name = "distant"
+    make_server: ClassVar[type[Server]] = Server
     capabilities = Capabilities(
         distributed=True,
         durable=False,
@@ -139,7 +140,7 @@ class Distant(Driver[Session]):
 
     async def connect(self) -> None:
         await asyncio.sleep(0)
-        self._server = Server.of_name.setdefault(self.endpoints[0], Server())
+        self._server = Server.of_name.setdefault(self.endpoints[0], self.make_server())
         self._server.users += 1
         self.connected(self.endpoints[0])
 
