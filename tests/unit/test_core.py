@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
 import traceback
+import weakref
 from typing import Any
 
 import pytest
@@ -129,6 +131,37 @@ async def test_background_tasks_have_the_context_of_entering() -> None:
     assert seen == {"follow": "entering", "renew": "entering"}
 
 
+async def test_no_request_is_kept_by_what_it_began() -> None:
+    """Neither by a task, its callbacks nor a timer, as long as they may run."""
+
+    class Request:
+        pass
+
+    request: contextvars.ContextVar[Request] = contextvars.ContextVar("request")
+    began: list[object] = []
+
+    async def answer(store: FaultyStore, what: str) -> weakref.ref[Request]:
+        request.set(Request())
+        if what == "put":
+            await store.put("key", b"", ttl=60)
+        elif what == "keep alive":
+            await store.put("kept", b"", keep_alive=True)
+        elif what == "lock":
+            began.append(await store.new_lock("lock").acquire())
+        else:
+            began.append(watch := store.watch("key"))
+            await anext(watch)
+        return weakref.ref(request.get())
+
+    async with FaultyStore() as store:
+        for what in ("put", "keep alive", "lock", "watch"):
+            seen = await asyncio.create_task(answer(store, what))
+            await asyncio.sleep(0)
+            gc.collect()
+            assert seen() is None, what
+        began.clear()
+
+
 async def test_background_tasks_begin_after_who_starts_them_goes_on() -> None:
     """Whatever the loop's task factory: an eager one, of Python 3.12, would have them begin in the middle of it."""
     loop = asyncio.get_running_loop()
@@ -171,11 +204,11 @@ async def test_a_lease_that_nothing_is_under_ends() -> None:
 
 async def test_refreshing_a_key_does_not_let_the_space_grow() -> None:
     async with FaultyStore() as store:
-        for _ in range(200):
+        for _ in range(1000):
             await store.put("key", b"", ttl=60)
         await store.put("kept", b"", ttl=1, keep_alive=True)
         await eventually(lambda: store.calls.count("renew") > 2, within=5, message="it is renewed")
-        assert len(store.space._agenda) < 250
+        assert len(store.space._agenda) < 100
 
 
 async def test_a_short_ttl_that_is_kept_alive_is_no_storm() -> None:

@@ -103,6 +103,8 @@ class Deadlines:
         self._clock = self._loop.time
         self._calls: dict[Call, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        # An empty one: a timer has no use for the context of the call that sets it, and would keep it.
+        self._context = contextvars.Context()
 
     def begin(self) -> Call:
         """Begin a call of the current task."""
@@ -112,7 +114,7 @@ class Deadlines:
         call = Call(self, task, when)
         self._calls[call] = None
         if self._timer is None:
-            self._timer = self._loop.call_at(when, self._expire_due)
+            self._timer = self._loop.call_at(when, self._expire_due, context=self._context)
         return call
 
     def extend(self, call: Call) -> None:
@@ -142,7 +144,7 @@ class Deadlines:
         now = self._clock()
         for call in tuple(self._calls):
             if call.when > now:
-                self._timer = self._loop.call_at(call.when, self._expire_due)
+                self._timer = self._loop.call_at(call.when, self._expire_due, context=self._context)
                 return
             del self._calls[call]
             call.expire()
@@ -158,6 +160,7 @@ class Calls:
         outages: what waits for the server, for the log.
         is_closed: whether the store was closed, or is being closed.
         listener: is given the events; None when nobody listens.
+        context: the context variables with which the store was entered, for all that goes on behind calls.
     """
 
     def __init__(self, driver: Driver[Any]) -> None:
@@ -169,7 +172,7 @@ class Calls:
         )
         self.listener: Callable[[Event], object] | None = self.config.listener
         self.is_closed: bool = False
-        self._context: contextvars.Context | None = None
+        self.context: contextvars.Context | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_running: Callable[[], bool] = bool
         self._thread = 0
@@ -217,7 +220,7 @@ class Calls:
         self._loop, self._forks, self._is_entered = self._running_loop(), _Forks.number, True
         self._is_running, self._thread = self._loop.is_running, get_ident()
         prepare()
-        self._context = contextvars.copy_context()
+        self.context = contextvars.copy_context()
         self._deadlines = Deadlines(self.config.request_timeout)
         limit = self.config.connection_timeout
         try:
@@ -417,12 +420,12 @@ class Calls:
 
     def new_tasks(self) -> Tasks:
         """Return an owner of tasks; they run in the context variables with which the store was entered."""
-        return Tasks(lambda: self._context)
+        return Tasks(lambda: self.context)
 
     def call_later(self, delay: float, callback: Callable[..., object], *arguments: object) -> asyncio.TimerHandle:
         """Call something after delay seconds, in the context variables with which the store was entered."""
         assert self._loop is not None, "open"
-        return self._loop.call_later(delay, callback, *arguments, context=self._context)
+        return self._loop.call_later(delay, callback, *arguments, context=self.context)
 
     def located(self, error: StoreError, path: str | None = None) -> StoreError:
         """Fill in where an error happened, as far as it is not known yet, and return it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextvars import Context
 from dataclasses import dataclass, field
 
 from aiolibkv.errors import NotReachableError, RequestTimeoutError, StoreError
@@ -77,6 +78,8 @@ class Outages:
         self._patience = longest_call + TOLD_AFTER
         self._outages: dict[str, _Outage] = {}
         self._reason_of: dict[object, str] = {}
+        # An empty one: a timer would keep that of the call that sets it, for some time also when it was cancelled.
+        self._context = Context()
 
     @property
     def are_any(self) -> bool:
@@ -185,7 +188,7 @@ class Outages:
             outage.timer.cancel()
         when = outage.since + TOLD_AFTER if outage.waiting else outage.noted + self._patience
         if not outage.waiting or outage.told_since is None:
-            outage.timer = asyncio.get_running_loop().call_at(when, self._look, reason)
+            outage.timer = asyncio.get_running_loop().call_at(when, self._look, reason, context=self._context)
 
     def _look(self, reason: str) -> None:
         outage = self._outages[reason]

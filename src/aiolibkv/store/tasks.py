@@ -45,12 +45,10 @@ class Tasks:
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine as a task of this owner; what it raises is logged."""
-        return self.adopt(start(work, self._context()))
-
-    def adopt(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
-        """Own a task that runs already."""
+        context = self._context()
+        task = start(work, context)
         self._running.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._ended, context=context)
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:

@@ -71,7 +71,7 @@ class Watches:
         self._feeds.add(feed)
         task = self._tasks.start(_Following(self._calls, feed, follow).run())
         # Not in the task itself: one that is cancelled before its first step never runs.
-        task.add_done_callback(lambda _: self._discard(feed))
+        task.add_done_callback(lambda _: self._discard(feed), context=self._calls.context)
         return task
 
     def _discard(self, feed: Feed) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from heapq import heappop, heappush
+from contextvars import Context
+from heapq import heapify, heappop, heappush
 from weakref import WeakKeyDictionary
 
 from sortedcontainers import SortedDict
@@ -16,6 +17,9 @@ from aiolibkv.errors import KeyExistsError, KeyModifiedError, KeyNotFoundError, 
 from aiolibkv.keys import below as bounds
 from aiolibkv.store import Feed, Followers, Guard, Lease, LeaseLostError, Removal, Step, Write
 from aiolibkv.types import KVPair
+
+_LEFT_IN_AGENDA = 50
+"""Entries of leases that were revoked before their time, at least, for which the agenda is made anew."""
 
 
 class Space:
@@ -30,6 +34,8 @@ class Space:
         self._paths_of: dict[Lease, set[str]] = {}
         self._agenda: list[tuple[float, int, Lease]] = []
         self._alarm: asyncio.TimerHandle | None = None
+        # An empty one: the alarm would keep that of the call that sets it.
+        self._context = Context()
         self._feeds: Followers[Feed] = Followers()
 
     def get(self, path: str) -> KVPair | None:
@@ -211,6 +217,9 @@ class Space:
 
     def _schedule(self, lease: Lease, end: float) -> None:
         heappush(self._agenda, (end, id(lease), lease))
+        if len(self._agenda) > 2 * len(self._ends) + _LEFT_IN_AGENDA:
+            self._agenda = [(end, id(lease), lease) for lease, end in self._ends.items()]
+            heapify(self._agenda)
         if self._agenda[0][2] is lease:
             self._set_alarm()
 
@@ -230,7 +239,7 @@ class Space:
     def _set_alarm(self) -> None:
         self.close()
         if self._agenda:
-            self._alarm = asyncio.get_running_loop().call_at(self._agenda[0][0], self._ring)
+            self._alarm = asyncio.get_running_loop().call_at(self._agenda[0][0], self._ring, context=self._context)
 
     def _ring(self) -> None:
         self._expire()
