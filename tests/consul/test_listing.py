@@ -7,7 +7,8 @@ from base64 import b64encode
 import pytest
 
 from aiolibkv import AccessDeniedError, Config, Delete, KeyNotFoundError, KVPair, Put
-from aiolibkv.backends.consul.encoding import Answer, parse_tree
+from aiolibkv.backends.consul.encoding import Answer
+from aiolibkv.backends.consul.trees import parse_tree
 from aiolibkv.store import Endpoint, OwnCall
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.servers import ConsulServer

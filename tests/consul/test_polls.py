@@ -10,7 +10,8 @@ import pytest_asyncio
 
 from aiolibkv import AccessDeniedError, KVPair, NotReachableError, RequestTimeoutError, Watch
 from aiolibkv.backends.consul import watching
-from aiolibkv.backends.consul.encoding import Answer, parse_tree
+from aiolibkv.backends.consul.encoding import Answer
+from aiolibkv.backends.consul.trees import parse_tree
 from aiolibkv.backends.consul.watching import Poll, Polls
 from aiolibkv.store import Endpoint, Feed
 from aiolibkv.store.tasks import Tasks

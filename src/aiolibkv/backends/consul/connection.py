@@ -1,25 +1,25 @@
 """HTTP requests to Consul's servers.
 
-One client session with one pool serves calls and polls alike, since a session cannot have two pools. The pool
-itself has no limit, so nobody ever waits in it (its queue is not fair: with 500 tasks on aiohttp 3.14 the
-slowest were five times slower than with a FIFO in front); calls are limited here, polls by whoever makes
-them.
+One pool serves calls and polls alike. It has no limit, so nobody ever waits in it (its queue is not fair: with 500
+tasks on aiohttp 3.14 the slowest were five times slower than with a FIFO in front); calls are limited here, polls by
+whoever makes them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from http import HTTPStatus
+from types import TracebackType
 from typing import NamedTuple
 from urllib.parse import unquote
 
 import aiohttp
 from yarl import URL
 
-from aiolibkv.backends.consul.connector import Attempt, Connector, UnconnectedError, attempt_under_way
+from aiolibkv.backends.consul.connector import Attempt, Connector, Request, UnconnectedError
 from aiolibkv.backends.consul.credentials import TokenSource, user_headers
 from aiolibkv.backends.consul.encoding import (
     Answer,
@@ -46,7 +46,6 @@ CALLS_AT_ONCE = 32
 _SHARE_OF_ONE_OF_SEVERAL = 0.3
 """Of request_timeout, after which one of several servers that has not answered counts as mute, at first."""
 
-_MOST_TIMEOUTS = 16
 _INDEX = "X-Consul-Index"
 
 LARGEST_ANSWER = 128 * 1024 * 1024
@@ -58,10 +57,6 @@ _READ = frozenset({HTTPStatus.OK, HTTPStatus.NOT_FOUND})
 
 class MuteError(NotReachableError):
     """The server took the request and said nothing for so long."""
-
-
-class _LostError(Exception):
-    """The connection broke; no error after which aiohttp would send the request again."""
 
 
 class _Request(NamedTuple):
@@ -83,28 +78,6 @@ class _Request(NamedTuple):
     def has_index(self, status: int) -> bool:
         """Tell whether an answer of this status tells an index, as all reads of keys do, found or not."""
         return status in _READ and self.method == "GET" and self.target.startswith("kv/")
-
-
-class _PlainRequest(aiohttp.ClientRequest):
-    """A request without what aiohttp adds by itself, which takes longer to leave out than to send.
-
-    Consul compresses for those who accept it, which makes reads of 100 KB nearly three times slower.
-    """
-
-    def update_auto_headers(self, skip_auto_headers: object) -> None:
-        """Add nothing."""
-
-
-async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Keep aiohttp from sending a PUT or GET again when a reused connection broke before the answer.
-
-    It does so on its own after ClientOSError and ServerDisconnectedError (3.14); a write would be applied
-    twice.
-    """
-    try:
-        return await handler(request)
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise _LostError from error
 
 
 class Connection:
@@ -139,21 +112,13 @@ class Connection:
         tls = Tls(config)
         self._scheme = "http" if tls.context() is None else "https"
         self._bases: dict[Endpoint, str] = {}
-        self._timeouts: dict[float | None, aiohttp.ClientTimeout] = {}
         self.scope: Scope = Scope(config)
         self.timeout: float = config.request_timeout
         self.patience: float | None = config.request_timeout * _SHARE_OF_ONE_OF_SEVERAL if len(endpoints) > 1 else None
         self._connector = Connector(
             self._resolver, tls, config.connection_timeout, has_alternatives=self.patience is not None
         )
-        self._session = aiohttp.ClientSession(
-            connector=self._connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=user_headers(config),
-            middlewares=(_send_once,),
-            request_class=_PlainRequest,
-            trust_env=False,
-        )
+        self._user = user_headers(config)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -185,7 +150,7 @@ class Connection:
         if self._heard is not None:
             self.failed(self._heard, "the store is closed")
         self._resolver.close()
-        await self._session.close()
+        await self._connector.close()
 
     async def read(self, target: str) -> Answer:
         """Make a request that changes nothing by GET; see ``repeatable``."""
@@ -242,19 +207,16 @@ class Connection:
                 return failed
             raise MalformedError("there is a key at index 0")
 
-    @contextmanager
-    def understanding(self, answer: Answer) -> Iterator[None]:
+    def understanding(self, answer: Answer) -> AbstractContextManager[None]:
         """Move on from a server whose answer, read in the block, is not Consul's.
 
         Raises:
             NotReachableError: it is not.
         """
-        try:
-            yield
-        except MalformedError as error:
-            raise self._misunderstood(answer.endpoint, error) from error
+        return _Understanding(self, answer)
 
-    def _misunderstood(self, endpoint: Endpoint, error: MalformedError) -> NotReachableError:
+    def misunderstood(self, endpoint: Endpoint, error: MalformedError) -> NotReachableError:
+        """Move on from a server whose answer is not Consul's; return the error that says so."""
         failure = NotReachableError(f"the answer is not Consul's: {error}", endpoint=str(endpoint), maybe_applied=True)
         self.failed(endpoint, failure.message)
         return failure
@@ -336,28 +298,22 @@ class Connection:
     async def _send(self, request: _Request, headers: dict[str, str]) -> Answer:
         endpoint = self.endpoint
         attempt = Attempt(endpoint, request.on_sending)
-        attempt_under_way.set(attempt)
+        url = URL(self._url(endpoint, request.target), encoded=True)
         try:
-            async with self._session.request(
-                request.method,
-                URL(self._url(endpoint, request.target), encoded=True),
-                data=request.body,
-                headers=headers,
-                allow_redirects=False,
-                timeout=self._patience(request.patience),
-            ) as response:
-                answer = Answer(response.status, response.headers.get(_INDEX), await _body_of(response), endpoint)
-                if request.has_index(answer.status):
-                    answer.check_index()
-                return answer
+            answer = await self._exchange(
+                Request(request.method, url, {**self._user, **headers}, request.body, attempt), request.patience
+            )
+            if request.has_index(answer.status):
+                answer.check_index()
+            return answer
         except MalformedError as error:
-            raise self._misunderstood(endpoint, error) from error
+            raise self.misunderstood(endpoint, error) from error
         except UnconnectedError as error:
             self.failed(endpoint, error.reason.message)
             error.reason.endpoint = str(endpoint)
             raise error.reason from error.__cause__
-        except (_LostError, aiohttp.ClientError, TimeoutError) as error:
-            cause = error.__cause__ if isinstance(error, _LostError) else error
+        except (aiohttp.ClientError, OSError) as error:
+            cause = error
         self._connector.broke()
         mute = attempt.sent and isinstance(cause, TimeoutError)
         reason = f"no answer within {request.patience:g} s" if mute else f"the connection failed: {cause}"
@@ -366,6 +322,17 @@ class Connection:
         failure = (MuteError if mute else NotReachableError)(reason, endpoint=str(endpoint), maybe_applied=attempt.sent)
         # An error about a response holds the request's headers, and so the token.
         raise failure from None if isinstance(cause, aiohttp.ClientResponseError) else cause
+
+    async def _exchange(self, request: Request, patience: float | None) -> Answer:
+        response = await self._connector.send(request, patience)
+        try:
+            body = await _body_of(response)
+        except BaseException:
+            response.close()
+            raise
+        if not response.closed:
+            response.release()
+        return Answer(response.status, response.headers.get(_INDEX), body, request.attempt.endpoint)
 
     def _url(self, endpoint: Endpoint, target: str) -> str:
         base = self._bases.get(endpoint)
@@ -376,13 +343,24 @@ class Connection:
         query = self.scope.node_query if target.startswith("catalog/") else self.scope.query
         return f"{base}{target}{query if '?' in target else query.replace('&', '?', 1)}" if query else base + target
 
-    def _patience(self, seconds: float | None) -> aiohttp.ClientTimeout:
-        timeout = self._timeouts.get(seconds)
-        if timeout is None:
-            timeout = aiohttp.ClientTimeout(total=None, sock_read=seconds)
-            if len(self._timeouts) < _MOST_TIMEOUTS:
-                self._timeouts[seconds] = timeout
-        return timeout
+
+class _Understanding:
+    """What ``Connection.understanding`` gives; each call needs one or two, so it is no generator."""
+
+    __slots__ = ("_answer", "_connection")
+
+    def __init__(self, connection: Connection, answer: Answer) -> None:
+        self._connection = connection
+        self._answer = answer
+
+    def __enter__(self) -> None:
+        """Begin to read the answer."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, MalformedError):
+            raise self._connection.misunderstood(self._answer.endpoint, error) from error
 
 
 async def _body_of(response: aiohttp.ClientResponse) -> bytes:

@@ -5,16 +5,16 @@ Formats were seen on Consul 1.8.7; an agent that was started with ``-dev`` inden
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
 from binascii import a2b_base64
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import ContextDecorator
 from dataclasses import dataclass
 from http import HTTPStatus
 from secrets import randbits
+from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -32,10 +32,6 @@ _FINE = frozenset({HTTPStatus.OK, HTTPStatus.NOT_FOUND})
 _SHOWN = 200
 _LONGEST_INDEX = len(str(2**64))
 _SESSION = re.compile(r"[0-9A-Za-z-]+")
-_SLICE = 256 * 1024
-"""Bytes decoded before other tasks have their turn; about 2 ms."""
-_BETWEEN_ITEMS = re.compile(rb'\}\s*,\s*(?=\{\s*"[A-Za-z])')
-"""What separates the objects of an array: inside a text no quote that is not escaped is followed by a letter."""
 
 
 @dataclass(slots=True)
@@ -100,13 +96,17 @@ class MalformedError(Exception):
     """An answer that is not Consul's."""
 
 
-@contextmanager
-def reading() -> Iterator[None]:
+class reading(ContextDecorator):  # noqa: N801 - it is used as a function
     """Make a MalformedError of whatever an answer of another shape leads to."""
-    try:
-        yield
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise MalformedError(f"{type(error).__name__}: {error}") from error
+
+    def __enter__(self) -> None:
+        """Begin to read."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, ValueError | LookupError | TypeError | AttributeError | RecursionError):
+            raise MalformedError(f"{type(error).__name__}: {error}") from error
 
 
 def new_nonce() -> int:
@@ -167,36 +167,6 @@ def _session(value: object) -> str:
 def parse_entries(answer: Answer) -> list[Entry]:
     """Return the keys of a read; none when it was answered by 404."""
     return [parse_entry(item) for item in json.loads(answer.body)] if answer.found else []
-
-
-async def parse_tree(answer: Answer) -> list[KVPair]:
-    """Return the pairs of a recursive read, in order; other tasks have their turn meanwhile.
-
-    A thread would not help: the decoder of JSON keeps the interpreter's lock. Keys that end in a slash, by
-    which Consul's own web pages keep empty folders, are no keys here.
-    """
-    if not answer.found:
-        return []
-    pairs: list[KVPair] = []
-    with reading():
-        for number, part in enumerate(_slices(answer.body)):
-            if number:
-                await asyncio.sleep(0)
-            found = [parse_pair(item) for item in json.loads(part)]
-            pairs += [pair for pair in found if not is_folder(pair.key)]
-    return pairs
-
-
-def _slices(body: bytes) -> Iterator[bytes]:
-    """Cut a JSON array of objects without objects in them into arrays that are decoded quickly."""
-    if len(body) <= _SLICE:
-        yield body
-        return
-    start = 0
-    while cut := _BETWEEN_ITEMS.search(body, start + _SLICE):
-        yield (b"[" if start else b"") + body[start : cut.start() + 1] + b"]"
-        start = cut.end()
-    yield (b"[" if start else b"") + body[start:]
 
 
 @reading()

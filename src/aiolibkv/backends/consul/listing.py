@@ -15,12 +15,12 @@ from aiolibkv.backends.consul.encoding import (
     is_folder,
     kv_target,
     parse_names,
-    parse_tree,
     read_mode,
     start_of,
 )
 from aiolibkv.backends.consul.failures import TxnFailedError
 from aiolibkv.backends.consul.transactions import MAX_TXN_OPERATIONS, Operation, Transaction, checking
+from aiolibkv.backends.consul.trees import parse_tree
 from aiolibkv.errors import AccessDeniedError
 from aiolibkv.store import Listing, Names, Page
 from aiolibkv.types import KVPair

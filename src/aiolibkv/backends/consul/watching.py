@@ -19,7 +19,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 
 from aiolibkv.backends.consul.connection import Connection, MuteError
-from aiolibkv.backends.consul.encoding import duration, kv_target, parse_tree, start_of
+from aiolibkv.backends.consul.encoding import duration, kv_target, start_of
+from aiolibkv.backends.consul.trees import parse_tree
 from aiolibkv.config import Config
 from aiolibkv.errors import AccessDeniedError, NotReachableError, RequestTimeoutError, StoreError
 from aiolibkv.store import Endpoint, Feed
