@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiolibkv import Config, NotReachableError, StoreError, open_store
+from aiolibkv import Config, KeyNotFoundError, NotReachableError, StoreError, open_store
 from aiolibkv.backends.consul.connection import Connection
 from aiolibkv.backends.consul.scope import Scope
 from aiolibkv.events import Connected, Disconnected
@@ -235,6 +235,9 @@ async def test_which_server_is_heard_is_told(make: Make, server: ConsulServer, p
 
     async with make(proxy.endpoint, server.endpoint, listener=note) as store:
         await store.put("key", b"")
+        with pytest.raises(KeyNotFoundError) as caught:
+            await store.get("missing")
+        assert caught.value.endpoint == proxy.endpoint
         proxy.refuse()
         proxy.reset()
         for _ in range(3):

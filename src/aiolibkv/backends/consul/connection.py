@@ -84,6 +84,7 @@ class Connection:
     """The way to the servers; one of them is in use until it fails.
 
     Attributes:
+        heard: the server that answered last; None after a failure.
         leader: who leads the servers, as last heard by whoever listens to them.
         scope: what is added to each request.
         timeout: seconds for a call.
@@ -105,7 +106,7 @@ class Connection:
         self.leader: str | None = None
         self._endpoints = endpoints
         self._observer = observer
-        self._heard: Endpoint | None = None
+        self.heard: Endpoint | None = None
         self._token = TokenSource(config.token)
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
         self._resolver = Resolver()
@@ -133,22 +134,22 @@ class Connection:
     def failed(self, endpoint: Endpoint, reason: str) -> None:
         """Move on from a server, and tell why."""
         self._endpoints.failed(endpoint)
-        if endpoint == self._heard:
-            self._heard = None
+        if endpoint == self.heard:
+            self.heard = None
             self._observer.disconnected(str(endpoint), reason)
 
     def _hear(self, endpoint: Endpoint) -> None:
         """Take note that a server answered as Consul does."""
-        if endpoint != self._heard and endpoint == self.endpoint:
-            if self._heard is not None:
-                self._observer.disconnected(str(self._heard), f"{endpoint} is used instead")
-            self._heard = endpoint
+        if endpoint != self.heard and endpoint == self.endpoint:
+            if self.heard is not None:
+                self._observer.disconnected(str(self.heard), f"{endpoint} is used instead")
+            self.heard = endpoint
             self._observer.connected(str(endpoint))
 
     async def close(self) -> None:
         """Drop all connections."""
-        if self._heard is not None:
-            self.failed(self._heard, "the store is closed")
+        if self.heard is not None:
+            self.failed(self.heard, "the store is closed")
         self._resolver.close()
         await self._connector.close()
 

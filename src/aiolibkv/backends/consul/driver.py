@@ -113,6 +113,10 @@ class ConsulDriver(Driver[ConsulLease]):
 
     # -- the connection --------------------------------------------------------------------------------------
 
+    def hosts(self) -> str:
+        heard = None if self._opened is None else self._opened.heard
+        return super().hosts() if heard is None else str(heard)
+
     async def connect(self) -> None:
         self._opened = Connection(self.config, self._servers, self)
         self._sessions = Sessions(self._opened, self._tasks)

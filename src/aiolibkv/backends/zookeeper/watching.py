@@ -367,7 +367,7 @@ async def _catch_up(
             return index
         index = await read(told)
         if clock() >= deadline and interest.is_told:
-            return max(known, *(pair.last_index for pair in pairs.values() if pair is not None), 0)
+            return max([known, *(pair.last_index for pair in pairs.values() if pair is not None)])
 
 
 def _forget_watch(connection: Connection, path: str) -> None:
