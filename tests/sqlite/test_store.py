@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from aiolibkv import KeyExistsError, KeyModifiedError, KeyNotFoundError, LockLos
 from aiolibkv.backends.sqlite import inotify, reading, signals, transaction
 from aiolibkv.backends.sqlite.files import Files
 from aiolibkv.backends.sqlite.transaction import Transaction, token
-from aiolibkv.store import Call, Guard, Step
+from aiolibkv.store import Call, Guard
 from aiolibkv.testing.scale import eventually, scaled
 from sqlite.workers import open_sqlite
 
@@ -125,15 +125,15 @@ async def test_a_step_that_fails_leaves_those_committed_with_it_alone(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unlike a refusal, a failure rolls the transaction back; the others are carried out again."""
-    carry_out = Transaction.carry_out
+    put = Transaction.put
 
-    def failing(self: Transaction, steps: Sequence[Step], **conditions: Any) -> Sequence[int]:
-        indexes = carry_out(self, steps, **conditions)
-        if steps[0].path == "bad":
+    def failing(self: Transaction, path: str, *arguments: Any, **conditions: Any) -> int:
+        index = put(self, path, *arguments, **conditions)
+        if path == "bad":
             raise sqlite3.OperationalError("made to fail")
-        return indexes
+        return index
 
-    monkeypatch.setattr(Transaction, "carry_out", failing)
+    monkeypatch.setattr(Transaction, "put", failing)
     async with open_sqlite(database) as store:
         results = await asyncio.gather(*(store.put(key, b"") for key in ("a", "bad", "b")), return_exceptions=True)
         assert "made to fail" in str(results[1])

@@ -172,9 +172,27 @@ class SqliteDriver(Driver[SqliteLease]):
     ) -> Sequence[int]:
         database = self._current
         ttl, session = _lifetime(lease, database)
-        size = sum(len(step.value) for step in steps if isinstance(step, Write))
+        size = sum([len(step.value) for step in steps if isinstance(step, Write)])
         return await database.writer.write(
             call, lambda transaction: transaction.carry_out(steps, ttl=ttl, session=session, guard=guard), size
+        )
+
+    async def put(
+        self,
+        call: Call,
+        path: str,
+        value: bytes,
+        *,
+        expected: int | None,
+        lease: SqliteLease | None,
+        guard: Guard | None,
+    ) -> int:
+        database = self._current
+        ttl, session = _lifetime(lease, database)
+        return await database.writer.write(
+            call,
+            lambda transaction: transaction.put(path, value, expected, ttl=ttl, session=session, guard=guard),
+            len(value),
         )
 
     async def acquire(self, call: Call, path: str, value: bytes, lease: SqliteLease, *, line: str | None) -> Acquired:
@@ -184,7 +202,7 @@ class SqliteDriver(Driver[SqliteLease]):
         def acquire(transaction: Transaction) -> Acquired:
             if line is not None and transaction.has_keys_below(line):
                 raise KeyExistsError(key=line)
-            index = transaction.carry_out([Write(path, value, 0)], ttl=ttl, session=session)[0]
+            index = transaction.put(path, value, 0, ttl=ttl, session=session, guard=None)
             return Acquired(index, token(index, session))
 
         return await database.writer.write(call, acquire, len(value))

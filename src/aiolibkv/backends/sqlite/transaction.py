@@ -40,6 +40,8 @@ class Transaction:
 
     def __init__(self, connection: sqlite3.Connection, tables: Tables) -> None:
         self._connection = connection
+        # A cursor that is used again: the statements of each write leave nothing open.
+        self._execute = connection.cursor().execute
         self._now = 0.0
         self._rev = self._seen = 0
         self._began_at = 0
@@ -154,29 +156,46 @@ class Transaction:
         self._check(guard)
         for step in steps:
             self._check_step(step)
-        execute = self._connection.execute
-        if session is not None and execute(self._session, (session, self._now)).fetchone() is None:
-            raise LeaseLostError
+        self._check_session(session)
         expires = None if ttl is None else self._now + ttl
         rev = self._rev
-        last = rev + sum(not isinstance(step, Condition) for step in steps)
+        last = rev + len([step for step in steps if not isinstance(step, Condition)])
         indexes = []
         for step in steps:
             if isinstance(step, Write):
                 rev += 1
-                execute(self._write, (step.path, rev, expires, session, step.value))
-                execute(self._append, (rev, last, step.path, step.value))
-                self._logged_bytes += len(step.value)
+                self._set(step.path, step.value, rev, last, expires, session)
                 indexes.append(rev)
                 continue
             if isinstance(step, Removal):
                 rev += 1
-                execute(self._erase, (step.path,))
-                execute(self._append, (rev, last, step.path, None))
+                self._execute(self._erase, (step.path,))
+                self._execute(self._append, (rev, last, step.path, None))
             indexes.append(0)
         self._rows += last - self._rev
         self._rev = last
         return indexes
+
+    def put(
+        self,
+        path: str,
+        value: bytes,
+        expected: int | None,
+        *,
+        ttl: float | None,
+        session: int | None,
+        guard: Guard | None,
+    ) -> int:
+        """Carry out one Write, as ``carry_out`` would, and return its index."""
+        self._check(guard)
+        if expected is not None:
+            self._check_step(Write(path, value, expected))
+        self._check_session(session)
+        rev = self._rev + 1
+        self._set(path, value, rev, rev, None if ttl is None else self._now + ttl, session)
+        self._rows += 1
+        self._rev = rev
+        return rev
 
     def has_keys_below(self, directory: str) -> bool:
         """Tell whether there are keys below a directory."""
@@ -231,6 +250,10 @@ class Transaction:
             if row is None or token(*row) != guard.token:
                 raise LockLostError
 
+    def _check_session(self, session: int | None) -> None:
+        if session is not None and self._execute(self._session, (session, self._now)).fetchone() is None:
+            raise LeaseLostError
+
     def _check_step(self, step: Step) -> None:
         expected = step.expected
         if expected is None and isinstance(step, Write):
@@ -258,6 +281,11 @@ class Transaction:
         self._rows += 1
         self._connection.execute(self._drop_log)
         self._connection.execute(self._append, (self._rev, self._rev, "", None))
+
+    def _set(self, path: str, value: bytes, rev: int, last: int, expires: float | None, session: int | None) -> None:
+        self._execute(self._write, (path, rev, expires, session, value))
+        self._execute(self._append, (rev, last, path, value))
+        self._logged_bytes += len(value)
 
     def _erase_key(self, path: str) -> None:
         self._rev += 1
