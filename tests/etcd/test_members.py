@@ -27,19 +27,18 @@ async def test_a_learner_is_promoted_and_a_member_is_removed_under_load() -> Non
         stack.push_async_callback(second.close)
         await first.ctl("member", "add", "n2", "--learner", f"--peer-urls={second.peer_url}")
         second.join("n2", [first, second], running=True)
-        # It is ready when it has been promoted.
-        starting = asyncio.ensure_future(second.start())
         direct = await stack.enter_async_context(EtcdStore([first.endpoint]))
-        async with EtcdStore([second.endpoint, first.endpoint], Config(connection_timeout=scaled(5))) as store:
-            pair = await store.put("key", b"by a store that left the learner")
-            patient = EtcdStore([second.endpoint], Config(connection_timeout=scaled(20)))
-            entering = asyncio.ensure_future(patient.open())
-            number = await _number_of("n2", first)
-            await eventually(partial(_promoted, number, first), within=20, message="the learner is promoted")
-            await starting
-            await entering
-            assert await patient.get("key") == pair
-            await patient.close()
+        patient = EtcdStore([second.endpoint], Config(connection_timeout=scaled(20)))
+        stack.push_async_callback(patient.close)
+        async with asyncio.TaskGroup() as group:
+            # Both end when it has been promoted.
+            group.create_task(second.start())
+            group.create_task(patient.open())
+            async with EtcdStore([second.endpoint, first.endpoint], Config(connection_timeout=scaled(5))) as store:
+                pair = await store.put("key", b"by a store that left the learner")
+                number = await _number_of("n2", first)
+                await eventually(partial(_promoted, number, first), within=20, message="the learner is promoted")
+        assert await patient.get("key") == pair
         async with EtcdStore([second.endpoint, first.endpoint]) as store, store.watch("key") as watch:
             assert store.driver.hosts() == second.endpoint
             assert await anext(watch) == pair
