@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 from weakref import WeakSet
@@ -82,7 +82,7 @@ class Namespace:
     ) -> KVPair:
         """Write a value, whatever was there; see AsyncStore."""
         outer, held = self._outer(key), _unwrapped(guard)
-        async with self._inside(outer):
+        async with self._inside(outer, guard):
             with self._writing(outer):
                 pair = await self._store.put(outer, value, ttl=ttl, keep_alive=keep_alive, guard=held)
         return self._written(pair, keep_alive=keep_alive)
@@ -99,7 +99,7 @@ class Namespace:
     ) -> KVPair:
         """Write a value if the key is as in previous; see AsyncStore."""
         outer, before, held = self._outer(key), self._outer_pair(previous), _unwrapped(guard)
-        async with self._inside(outer):
+        async with self._inside(outer, guard):
             with self._writing(outer):
                 pair = await self._store.atomic_put(outer, value, before, ttl=ttl, keep_alive=keep_alive, guard=held)
         return self._written(pair, keep_alive=keep_alive)
@@ -119,14 +119,14 @@ class Namespace:
     async def delete(self, key: str, *, guard: HeldLock | None = None) -> None:
         """Delete a key; see AsyncStore."""
         outer = self._outer(key)
-        async with self._inside(outer):
+        async with self._inside(outer, guard):
             await self._store.delete(outer, guard=_unwrapped(guard))
         self._kept_alive.pop(outer, None)
 
     async def atomic_delete(self, key: str, previous: KVPair, *, guard: HeldLock | None = None) -> None:
         """Delete a key if it is as in previous; see AsyncStore."""
         outer, before = self._outer(key), self._outer_pair(previous)
-        async with self._inside(outer):
+        async with self._inside(outer, guard):
             await self._store.atomic_delete(outer, before, guard=_unwrapped(guard))  # type: ignore[arg-type] # is checked there
         self._kept_alive.pop(outer, None)
 
@@ -170,7 +170,7 @@ class Namespace:
         and CallNotSupportedError for more than max_operations keys.
         """
         outer, held = self._outer_directory(directory), _unwrapped(guard)
-        async with self._inside(outer):
+        async with self._inside(outer, guard):
             number = await (
                 self._delete_root(held) if outer == self._root else self._store.delete_tree(outer, guard=held)
             )
@@ -192,7 +192,7 @@ class Namespace:
     async def commit(self, *operations: Operation, guard: HeldLock | None = None) -> Sequence[KVPair | None]:
         """Carry out several writes and conditions, all or nothing; see AsyncStore."""
         outer = [self._outer_operation(operation) for operation in operations]
-        async with self._inside():
+        async with self._inside(guard=guard):
             with self._writing(*(each.key for each in outer if not isinstance(each, Check))):
                 pairs = await self._store.commit(*outer, guard=_unwrapped(guard))
         for operation in outer:
@@ -207,16 +207,22 @@ class Namespace:
     def watch(self, key: str) -> Watch[KVPair | None]:
         """Watch a key; see AsyncStore."""
         outer = self._outer(key)
-        return _Watch(self, self._store.watch(outer), lambda pair: (pair and self._inner_pair(pair),))
+        with self._inner_errors():
+            watch = self._store.watch(outer)
+        return _Watch(self, watch, lambda pair: (pair and self._inner_pair(pair),))
 
     def watch_tree(self, directory: str) -> Watch[Snapshot]:
         """Watch what list would give; see AsyncStore."""
         outer = self._outer_directory(directory)
-        return _Watch(self, self._store.watch_tree(outer), _Snapshots(self).next)
+        with self._inner_errors():
+            watch = self._store.watch_tree(outer)
+        return _Watch(self, watch, _Snapshots(self).next)
 
     def new_lock(self, key: str, *, value: Bytes = b"", ttl: float = 15.0) -> Lock:
         """Make a lock on a key; see AsyncStore."""
-        return _Lock(self, self._store.new_lock(self._outer(key), value=value, ttl=ttl))
+        outer = self._outer(key)
+        with self._inner_errors():
+            return _Lock(self, self._store.new_lock(outer, value=value, ttl=ttl))
 
     # -- open and closed -------------------------------------------------------------------------------------------
 
@@ -346,9 +352,21 @@ class Namespace:
                 raise
             return nothing
 
+    @contextmanager
+    def _inner_errors(self, guard: HeldLock | None = None) -> Iterator[None]:
+        """Have errors of the store name keys without the directory, and a guard as its holder does."""
+        try:
+            yield
+        except StoreError as error:
+            if guard is not None and isinstance(error, LockLostError):
+                error.key = guard.key
+            elif error.key is not None:
+                error.key = self._inner(error.key)
+            raise
+
     @asynccontextmanager
-    async def _inside(self, outer: str | None = None) -> AsyncIterator[None]:
-        """Do something of the store's, until the namespace is closed; errors are without the directory."""
+    async def _inside(self, outer: str | None = None, guard: HeldLock | None = None) -> AsyncIterator[None]:
+        """Do something of the store's, until the namespace is closed; see ``_inner_errors``."""
         self._check_home()
         key = None if outer is None else self._inner(outer)
         if self._is_closed:
@@ -358,12 +376,11 @@ class Namespace:
             async with timeout:
                 self._pending.add(timeout)
                 try:
-                    yield
+                    with self._inner_errors(guard):
+                        yield
                 finally:
                     self._pending.discard(timeout)
-        except StoreError as error:
-            if error.key is not None:
-                error.key = self._inner(error.key)
+        except StoreError:
             raise
         except TimeoutError as error:
             if not timeout.expired():
@@ -412,15 +429,12 @@ class _Watch(ClosableIterator, Generic[T]):
                 raise namespace._closed()
             namespace._watches.add(self)  # type: ignore[arg-type] # of one of two kinds
             try:
-                for item in self._item(await anext(self._watch)):
-                    return item
+                with namespace._inner_errors():
+                    for item in self._item(await anext(self._watch)):
+                        return item
             except StopAsyncIteration:
                 if namespace._is_closed:
                     raise namespace._closed() from None
-                raise
-            except StoreError as error:
-                if error.key is not None:
-                    error.key = namespace._inner(error.key)
                 raise
 
     async def __aenter__(self) -> Self:
@@ -514,10 +528,8 @@ class _Lock:
         if self._is_given_up:
             return
         self._namespace._held.discard(self)
-        try:
+        with self._namespace._inner_errors():
             await self._lock.release()
-        except StoreError as error:
-            raise self._inner(error) from error.__cause__
 
     async def give_up(self) -> None:
         """Free the lock because the namespace is closed."""
@@ -536,19 +548,12 @@ class _Lock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         self._namespace._held.discard(self)
-        try:
+        with self._namespace._inner_errors():
             return await self._lock.__aexit__(kind, error, trace)
-        except LockLostError as lost:
-            raise self._inner(lost) from lost.__cause__
 
     def _taken(self, held: HeldLock) -> HeldLock:
         self._namespace._held.add(self)
         return _HeldLock(held, self._namespace._inner(held.key))
-
-    def _inner(self, error: StoreError) -> StoreError:
-        if error.key is not None:
-            error.key = self._namespace._inner(error.key)
-        return error
 
 
 async def _wait_shielded(task: asyncio.Task[None]) -> None:

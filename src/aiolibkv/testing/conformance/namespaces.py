@@ -17,6 +17,7 @@ from aiolibkv import (
     Put,
     Snapshot,
     StoreClosedError,
+    ValueTooLargeError,
     Watch,
 )
 from aiolibkv.testing.conformance.closing import CALLS
@@ -71,6 +72,18 @@ class Namespaces(Suite):
         assert caught.value.key == "lock"
         for lock in (locks[0], locks[2]):
             await lock.release()
+
+    async def test_errors_of_a_namespace_name_keys_as_its_user_does(self, store: AsyncStore) -> None:
+        space, other = Namespace(store, "app/eu"), Namespace(store, "app/us")
+        with pytest.raises(ValueTooLargeError) as too_large:
+            space.new_lock("key", value=bytes(store.capabilities.max_value_bytes + 1))
+        assert too_large.value.key == "key"
+        held = await other.new_lock("lock", ttl=10).acquire()
+        await store.put("app/us/lock", b"foreign")
+        with pytest.raises(LockLostError) as lost:
+            await Namespace(space, "deep").put("key", b"", guard=held)
+        assert lost.value.key == held.key == "lock"
+        await other.delete("lock")
 
     async def test_entering_and_leaving_a_namespace_leaves_its_store_open(self, store: AsyncStore) -> None:
         async with Namespace(store, "app/eu") as eu, Namespace(eu, "inner") as inner:
