@@ -81,6 +81,18 @@ async def test_tables_that_are_emptied_but_for_the_state(make: Make, server: Pos
         await server.sql("TRUNCATE half, half_log, half_leases")
 
 
+async def test_an_emptied_log_is_one_new_history(make: Make, server: PostgresServer) -> None:
+    """Also when nothing is written at first."""
+    async with make(options={"table": "still"}) as store:
+        await store.put("key", b"")
+        await server.sql("TRUNCATE still, still_log")
+        revisions = []
+        for _ in range(2):
+            await store.driver._writer.sweep()
+            revisions.append(await server.sql("SELECT rev FROM still_state"))
+        assert revisions[0] == revisions[1]
+
+
 async def test_what_is_not_lost_stays(make: Make, server: PostgresServer) -> None:
     """Keys do, when leases are lost, or what is known of the log."""
     options = {"table": "partly"}

@@ -354,6 +354,9 @@ BEGIN
     IF _is_lost THEN
         _state.rev := CASE WHEN $clock > _state.rev THEN $clock ELSE _state.rev + $revisions_lost END;
         _state.floor := _state.rev;
+        IF _last IS NULL THEN
+            INSERT INTO $log (rev, key) VALUES (_state.rev, '');
+        END IF;
     END IF;
     IF _origin <> _state.origin THEN
         -- Renewals may be lost, too.
