@@ -32,13 +32,13 @@ def outages_are_told_again_and_again(patch: pytest.MonkeyPatch) -> None:
 def ends_of_outages_are_not_told(patch: pytest.MonkeyPatch) -> None:
     """Nobody hears that an outage is over."""
     patch.setattr(Outages, "healed", Outages.ended)
-    patch.setattr(Outages, "answered", lambda self: None)
+    patch.setattr(Outages, "call_answered", lambda self: None)
 
 
 @mutant(Suite)
 def who_begins_again_is_in_another_outage(patch: pytest.MonkeyPatch) -> None:
     """An outage ends with the first call that fails."""
-    patch.setattr(Outages, "met", lambda self, error, since: None)
+    patch.setattr(Outages, "call_failed", lambda self, error, since: None)
 
     def note(self: _Outage, error: object, since: float) -> None:
         self.error = error or self.error  # type: ignore[assignment]
