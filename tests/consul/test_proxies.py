@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 
@@ -10,7 +11,7 @@ from aiolibkv.events import Disconnected, Event, WatchStale
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ConsulServer
-from aiolibkv.testing.servers.reverse_proxies import Nginx
+from aiolibkv.testing.servers.reverse_proxies import Haproxy, Nginx, ReverseProxy
 from consul.conftest import Make
 from consul.recording import recorded
 from faults.impostors import Front, between
@@ -19,13 +20,14 @@ from stores import ConsulStore
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
 
+@pytest.mark.parametrize("proxy", [partial(Nginx, read_timeout=1.2), partial(Haproxy, idle_timeout=1.2)])
 async def test_a_proxy_with_less_patience_than_a_blocking_query(
-    make: Make, server: ConsulServer, direct: ConsulStore, entering: AsyncExitStack
+    make: Make, server: ConsulServer, direct: ConsulStore, entering: AsyncExitStack, proxy: partial[ReverseProxy]
 ) -> None:
-    """Its 504 is no outage: neither of the watch nor of the server."""
+    """Its 504, or a closed connection, is no outage: neither of the watch nor of the server."""
     told: list[Event] = []
-    nginx = await entering.enter_async_context(Nginx([server.endpoint], read_timeout=1.2))
-    seeing = await entering.enter_async_context(FaultProxy(nginx.host, nginx.port, protocol="http1"))
+    impatient = await entering.enter_async_context(proxy([server.endpoint]))
+    seeing = await entering.enter_async_context(FaultProxy(impatient.host, impatient.port, protocol="http1"))
     store = await entering.enter_async_context(make(seeing.endpoint, listener=told.append))
 
     def reads() -> int:
