@@ -74,6 +74,7 @@ async def test_a_store_that_was_not_entered_says_what_to_write() -> None:
     async with store:
         assert repr(store) == "<Store memory, open>"
     assert repr(store) == "<Store memory, closed>"
+    assert repr(FaultyStore(["name"], Config(prefix="app"))) == "<Store memory name, prefix 'app', not open>"
 
 
 async def test_a_store_outside_of_asyncio_says_so() -> None:
