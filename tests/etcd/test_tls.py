@@ -67,6 +67,12 @@ async def test_a_server_of_another_authority(
     assert time.monotonic() - began < scaled(3)
 
 
+async def test_no_tls_to_a_server_that_wants_it(tls_server: EtcdServer) -> None:
+    with pytest.raises(NotReachableError, match="perhaps it wants TLS"):
+        async with EtcdStore([tls_server.endpoint], Config(connection_timeout=0.5)):
+            pass
+
+
 async def test_tls_to_a_server_without(certificates: Certificates) -> None:
     async with EtcdServer() as server:
         with pytest.raises(NotReachableError):

@@ -316,9 +316,11 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Take that the socket is closed."""
         reason = "the server closed the connection" if exc is None else f"the connection broke: {described(exc)}"
-        if self._secure and not self.greeted.done():
+        if not self.greeted.done() and self._secure:
             # With TLS 1.3 a client learns only after its handshake that its certificate was not accepted.
             reason = f"the TLS handshake failed, or a client certificate: {reason}"
+        elif not self.greeted.done():
+            reason += " before it said anything; perhaps it wants TLS (the setting tls=True)"
         self.cause = exc
         self._end(reason)
         self._transport = None
