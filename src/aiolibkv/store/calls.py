@@ -220,7 +220,7 @@ class Calls:
         self._loop, self._forks, self._is_entered = self._running_loop(), _Forks.number, True
         self._is_running, self._thread = self._loop.is_running, get_ident()
         prepare()
-        self.context = contextvars.copy_context()
+        self.context = self.outages.context = contextvars.copy_context()
         self._deadlines = Deadlines(self.config.request_timeout)
         limit = self.config.connection_timeout
         try:

@@ -65,6 +65,9 @@ class Outages:
 
     All that cannot reach a server are in one outage; of refusals, each text is an outage of its own. A call that gives
     up and is made again belongs to the same outage, until some call is answered or none was made for a while.
+
+    Attributes:
+        context: the context variables in which the log is told; those of whoever waits until it is set.
     """
 
     def __init__(self, place: Callable[[], str], longest_call: float) -> None:
@@ -78,8 +81,7 @@ class Outages:
         self._patience = longest_call + TOLD_AFTER
         self._outages: dict[str, _Outage] = {}
         self._reason_of: dict[object, str] = {}
-        # An empty one: a timer would keep that of the call that sets it, for some time also when it was cancelled.
-        self._context = Context()
+        self.context: Context | None = None
 
     @property
     def are_any(self) -> bool:
@@ -188,7 +190,7 @@ class Outages:
             outage.timer.cancel()
         when = outage.since + TOLD_AFTER if outage.waiting else outage.noted + self._patience
         if not outage.waiting or outage.told_since is None:
-            outage.timer = asyncio.get_running_loop().call_at(when, self._look, reason, context=self._context)
+            outage.timer = asyncio.get_running_loop().call_at(when, self._look, reason, context=self.context)
 
     def _look(self, reason: str) -> None:
         outage = self._outages[reason]
