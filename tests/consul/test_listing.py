@@ -8,7 +8,7 @@ import pytest
 
 from aiolibkv import AccessDeniedError, Config, Delete, KeyNotFoundError, KVPair, Put
 from aiolibkv.backends.consul.encoding import Answer
-from aiolibkv.backends.consul.trees import parse_tree
+from aiolibkv.backends.consul.trees import parse_names, parse_tree
 from aiolibkv.store import Endpoint, OwnCall
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.servers import ConsulServer
@@ -145,3 +145,18 @@ async def test_others_have_their_turn_while_a_large_tree_is_decoded(indent: int 
         turns += 1
     assert await decoding == pairs
     assert turns > len(answer.body) // 300_000
+
+
+@pytest.mark.parametrize("indent", [None, 4])
+async def test_others_have_their_turn_while_many_names_are_decoded(indent: int | None) -> None:
+    """Some names are like what stands between names, and wherever the answer may be cut there are such ones."""
+    for length in range(10):
+        sent = ["dir/", "dir/" + "b" * length, *["dir/a", ",", "\\", '"', "[", " "] * 12_000, "dir/folder/"]
+        answer = Answer(200, "30", json.dumps(sent, indent=indent).encode(), Endpoint("server", 8500))
+        decoding = asyncio.ensure_future(parse_names(answer, "", folders=length % 2 == 0))
+        turns = 0
+        while not decoding.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert await decoding == (sent if length % 2 == 0 else sent[1:-1])
+        assert turns > len(answer.body) // 300_000 > 0

@@ -12,7 +12,6 @@ from aiolibkv.backends.consul.encoding import (
     deletion_units,
     is_folder,
     kv_target,
-    parse_names,
     read_mode,
     start_of,
 )
@@ -33,6 +32,7 @@ from aiolibkv.backends.consul.transactions import (
     Operation,
     guarding,
 )
+from aiolibkv.backends.consul.trees import parse_names
 from aiolibkv.backends.consul.watching import Polls
 from aiolibkv.backends.consul.writing import Writer
 from aiolibkv.config import Config
@@ -235,7 +235,7 @@ class ConsulDriver(Driver[ConsulLease]):
             replaced = self._connection.tokens_replaced
             names = await self._connection.read(kv_target(start, "keys&separator=/&consistent"))
             with self._connection.understanding(names):
-                below = parse_names(names, start)
+                below = await parse_names(names, start, folders=True)
             units = [(start + unit, whole) for unit, whole in deletion_units(below, f"{RESERVED}/")]
             if units:
                 break

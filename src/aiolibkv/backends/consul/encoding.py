@@ -169,13 +169,6 @@ def parse_entries(answer: Answer) -> list[Entry]:
     return [parse_entry(item) for item in json.loads(answer.body)] if answer.found else []
 
 
-@reading()
-def parse_names(answer: Answer, start: str) -> list[str]:
-    """Return the first segments below a directory of a read of keys by separator."""
-    keys = json.loads(answer.body) if answer.found else []
-    return [text_of(key)[len(start) :] for key in keys if key != start]
-
-
 def is_folder(path: str) -> bool:
     """Tell whether a key is a marker by which others keep an empty folder."""
     return path.endswith("/")

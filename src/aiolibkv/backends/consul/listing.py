@@ -12,17 +12,16 @@ from typing import Any, TypeVar
 from aiolibkv.backends.consul.connection import Connection
 from aiolibkv.backends.consul.encoding import (
     Answer,
-    is_folder,
     kv_target,
-    parse_names,
     read_mode,
     start_of,
 )
 from aiolibkv.backends.consul.failures import TxnFailedError
 from aiolibkv.backends.consul.transactions import MAX_TXN_OPERATIONS, Operation, Transaction, checking
-from aiolibkv.backends.consul.trees import parse_tree
+from aiolibkv.backends.consul.trees import parse_names, parse_tree
 from aiolibkv.errors import AccessDeniedError
 from aiolibkv.store import Listing, Names, Page
+from aiolibkv.store.parts import in_parts
 from aiolibkv.types import KVPair
 
 T = TypeVar("T")
@@ -78,7 +77,7 @@ class Listings:
         """Return the paths of what is below a directory."""
         start = start_of(directory)
         names, exists = await self._names(directory, _ALL, consistent=consistent)
-        return Names([start + name for name in names], exists)
+        return Names(await in_parts(lambda part: [start + name for name in part], names), exists)
 
     async def children(self, directory: str, *, consistent: bool) -> Names:
         """Return the names one level below a directory.
@@ -151,8 +150,7 @@ class Listings:
             replaced = self._connection.tokens_replaced
             answer = await self._read(directory, form, consistent=consistent)
             with self._connection.understanding(answer):
-                found = parse_names(answer, start_of(directory))
-            names = found if form == _CHILDREN else [name for name in found if not is_folder(name)]
+                names = await parse_names(answer, start_of(directory), folders=form == _CHILDREN)
             if names:
                 return Names(names, exists=True)
             if not consistent:

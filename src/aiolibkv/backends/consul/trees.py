@@ -1,7 +1,7 @@
-"""The pairs of a recursive read of Consul's.
+"""What is below a directory of Consul's: pairs, or names; read in slices, between which other tasks run.
 
-What a server writes without indentation, with plain keys, is read by one regular expression, which takes two thirds of
-the time. Anything else is left to the decoder of JSON, which gives the same.
+Pairs that a server writes without indentation, with plain keys, are read by one regular expression, which takes less
+time. Anything else is left to the decoder of JSON, which gives the same.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import asyncio
 import json
 import re
 from binascii import a2b_base64
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import cast
 
-from aiolibkv.backends.consul.encoding import Answer, is_folder, parse_pair, reading
+from aiolibkv.backends.consul.encoding import Answer, is_folder, parse_pair, reading, text_of
 from aiolibkv.types import KVPair
 
 _SLICE = 256 * 1024
@@ -22,6 +22,8 @@ _SLICE = 256 * 1024
 
 _BETWEEN_ITEMS = re.compile(rb'\}\s*,\s*(?=\{\s*"[A-Za-z])')
 """What separates the objects of an array: inside a text no quote that is not escaped is followed by a letter."""
+_BETWEEN_TEXTS = re.compile(rb'(?<=[^\\,\[\s])"\s*,\s*(?=")')
+"""What separates most texts of an array: a quote that begins one stands behind a comma, a bracket or space."""
 
 _ITEM = re.compile(
     rb'\{"LockIndex":(?:0|[1-9]\d*+),"Key":"([^"]++)","Flags":(?:0|[1-9]\d*+),"Value":(?:null|"([^"]*+)")'
@@ -43,22 +45,40 @@ async def parse_tree(answer: Answer) -> list[KVPair]:
         return []
     pairs: list[KVPair] = []
     with reading():
-        for number, part in enumerate(_slices(answer.body)):
-            if number:
-                await asyncio.sleep(0)
+        async for part in _slices(answer.body, _BETWEEN_ITEMS):
             pairs += _read_plain(part) or _read(part)
     return pairs
 
 
-def _slices(body: bytes) -> Iterator[bytes]:
-    """Cut a JSON array of objects without objects in them into arrays that are decoded quickly."""
+async def parse_names(answer: Answer, start: str, *, folders: bool) -> list[str]:
+    """Return what follows a start in the keys of a read of keys, in order.
+
+    Args:
+        answer: of the server.
+        start: what all the keys begin with; one that is no longer is left out.
+        folders: whether those that end in a slash count.
+    """
+    if not answer.found:
+        return []
+    names: list[str] = []
+    at = len(start)
+    with reading():
+        async for part in _slices(answer.body, _BETWEEN_TEXTS):
+            found = [text_of(key)[at:] for key in json.loads(part) if key != start]
+            names += found if folders else [name for name in found if not is_folder(name)]
+    return names
+
+
+async def _slices(body: bytes, between: re.Pattern[bytes]) -> AsyncIterator[bytes]:
+    """Cut a JSON array into arrays that are decoded quickly, between two of its items."""
     if len(body) <= _SLICE:
         yield body
         return
     start = 0
-    while cut := _BETWEEN_ITEMS.search(body, start + _SLICE):
+    while cut := between.search(body, start + _SLICE):
         yield (b"[" if start else b"") + body[start : cut.start() + 1] + b"]"
         start = cut.end()
+        await asyncio.sleep(0)
     yield (b"[" if start else b"") + body[start:]
 
 
