@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 from binascii import a2b_base64
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from functools import partial
 from typing import cast
 
@@ -45,7 +45,9 @@ async def parse_tree(answer: Answer) -> list[KVPair]:
         return []
     pairs: list[KVPair] = []
     with reading():
-        async for part in _slices(answer.body, _BETWEEN_ITEMS):
+        for number, part in enumerate(_slices(answer.body, _BETWEEN_ITEMS)):
+            if number:
+                await asyncio.sleep(0)
             pairs += _read_plain(part) or _read(part)
     return pairs
 
@@ -63,13 +65,15 @@ async def parse_names(answer: Answer, start: str, *, folders: bool) -> list[str]
     names: list[str] = []
     at = len(start)
     with reading():
-        async for part in _slices(answer.body, _BETWEEN_TEXTS):
+        for number, part in enumerate(_slices(answer.body, _BETWEEN_TEXTS)):
+            if number:
+                await asyncio.sleep(0)
             found = [text_of(key)[at:] for key in json.loads(part) if key != start]
             names += found if folders else [name for name in found if not is_folder(name)]
     return names
 
 
-async def _slices(body: bytes, between: re.Pattern[bytes]) -> AsyncIterator[bytes]:
+def _slices(body: bytes, between: re.Pattern[bytes]) -> Iterator[bytes]:
     """Cut a JSON array into arrays that are decoded quickly, between two of its items."""
     if len(body) <= _SLICE:
         yield body
@@ -78,7 +82,6 @@ async def _slices(body: bytes, between: re.Pattern[bytes]) -> AsyncIterator[byte
     while cut := between.search(body, start + _SLICE):
         yield (b"[" if start else b"") + body[start : cut.start() + 1] + b"]"
         start = cut.end()
-        await asyncio.sleep(0)
     yield (b"[" if start else b"") + body[start:]
 
 
