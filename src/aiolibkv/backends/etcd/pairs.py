@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from aiolibkv.backends.etcd.table import read_varint
 
 
@@ -11,20 +9,8 @@ class UnusualError(Exception):
     """A message is not as etcd writes it."""
 
 
-class Columns(NamedTuple):
-    """What was read of some pairs.
-
-    Attributes:
-        keys: of each.
-        revisions: the mod_revision of each.
-        values: of each.
-        end: where what follows them begins.
-    """
-
-    keys: list[bytes]
-    revisions: list[int]
-    values: list[bytes]
-    end: int
+Columns = tuple[list[bytes], list[int], list[bytes], int]
+"""The keys of some pairs, the mod_revision of each, the values, and where what follows the pairs begins."""
 
 
 def read_pairs(data: bytes, at: int, end: int) -> Columns:
@@ -96,4 +82,4 @@ def read_pairs(data: bytes, at: int, end: int) -> Columns:
             raise UnusualError
         add_revision(revision)
         add_value(value)
-    return Columns(keys, revisions, values, at)
+    return keys, revisions, values, at
