@@ -1,4 +1,4 @@
-"""docs/guarantees.md names tests that exist."""
+"""docs/guarantees.md names tests that exist, and each promise once."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def test_every_test_that_is_named_exists() -> None:
             elif not any(f"def {word['test']}(" in file.read_text() for file in place.glob("*.py")):
                 missing.append(f"{place.name}: {word['test']}")
     assert not missing
+
+
+def test_every_promise_stands_once() -> None:
+    rows = re.findall(
+        r"^\| (?!promise |fault )([^|]+)\|[^|]+\|$", (ROOT / "docs/guarantees.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) > 100
+    assert sorted(set(rows)) == sorted(rows)
