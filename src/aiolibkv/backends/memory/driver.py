@@ -1,4 +1,4 @@
-"""The memory driver: each call is one step of the space, after other tasks had a chance to run."""
+"""The memory driver: each call is one step of the space; other tasks run before it, but for most gets."""
 
 from __future__ import annotations
 
