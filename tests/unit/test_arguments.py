@@ -35,7 +35,7 @@ async def test_arguments_that_cannot_be(make: Callable[[Any], object], kind: typ
 async def test_what_is_held_says_so() -> None:
     async with MemoryStore() as store:
         lock = store.new_lock("jobs/report")
-        assert repr(lock) == "<Lock 'jobs/report', free>"
+        assert repr(lock) == "<Lock 'jobs/report', not held>"
         async with lock as held:
             assert repr(lock) == "<Lock 'jobs/report', held>"
             assert repr(held) == f"<HeldLock 'jobs/report', held, token {held.fencing_token}>"

@@ -101,7 +101,7 @@ class Discovery:
         data = {} if metadata is None else metadata
         if not isinstance(data, Mapping) or not all(isinstance(text, str) for item in data.items() for text in item):
             raise TypeError("metadata is a mapping of str to str")
-        # As a Lock does, it refuses at once a ttl that cannot be.
+        # This Lock is not used: making it checks the ttl.
         self._store.new_lock(key, ttl=ttl)
         return Registration(self._store, key, Instance(service, chosen, address, dict(data)), ttl)
 

@@ -351,7 +351,7 @@ class Calls:
     async def run_while_closing(self, operation: Callable[[Call], Awaitable[T]]) -> T:
         """Carry out a call as ``run`` does, also while the store is being closed.
 
-        That it succeeds is no sign of a server: a lease that was never granted is given back without asking one.
+        Its success ends no outage in the log: a lease that was never granted is given back without asking a server.
         """
         deadlines = Deadlines(self.config.request_timeout)
         try:

@@ -342,7 +342,7 @@ class StoreLock:
         self._is_body_cancelled = False
 
     def __repr__(self) -> str:
-        state = "free" if self._held is None else "held" if self._held.is_held else "lost"
+        state = "not held" if self._held is None else "held" if self._held.is_held else "lost"
         return f"<Lock {self._calls.paths.name(self._path)!r}, {'waiting' if self._is_waiting else state}>"
 
     async def acquire(self) -> StoreHeldLock:
@@ -519,7 +519,7 @@ class StoreLock:
         return await retry(self._calls, attempt, waiter=self, only_outages=True)
 
     async def _is_behind_others(self) -> bool:
-        """Tell whether others go first: after this Lock was held, those in a line that ``acquire`` does not look at."""
+        """Tell whether waiters go first: this Lock was held before, and ``acquire`` does not look at the line."""
         calls, line = self._calls, self._line
         if not self._was_held or calls.driver.keeps_line:
             return False

@@ -67,7 +67,7 @@ class Outages:
     up and is made again belongs to the same outage, until some call is answered or none was made for a while.
 
     Attributes:
-        context: the context variables in which the log is told; those of whoever waits until it is set.
+        context: the context variables in which the log is written; until it is set, those of the code that waits.
     """
 
     def __init__(self, place: Callable[[], str], longest_call: float) -> None:

@@ -14,7 +14,7 @@ AT_ONCE = 2000
 
 
 async def in_parts(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> Sequence[R]:
-    """Return what work makes of a sequence, for which the parts of a long one are enough."""
+    """Apply work to a sequence, to a long one in parts; return what it returns, joined."""
     if len(items) <= AT_ONCE:
         return work(items)
     made: list[R] = []

@@ -48,7 +48,7 @@ class WrappedDriver(Driver[Any]):
         inner.observer = self
 
     async def request(self, name: str, call: Call, work: Callable[[], Awaitable[T]]) -> T:
-        """Carry out a request, which every method is that waits for the server and is no watch.
+        """Carry out a request; each method that asks the server, watches aside, comes through here.
 
         Args:
             name: the method, such as ``"put"``.
