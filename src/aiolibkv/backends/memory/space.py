@@ -60,12 +60,13 @@ class Space:
         """Return the names one level below a directory, without looking at all that is below them."""
         first, end = bounds(directory)
         names: set[str] = set()
-        start = first
-        while (path := next(self._pairs.irange(start, end or None, inclusive=(True, False)), None)) is not None:
+        paths = self.paths_below(directory)
+        while (path := next(paths, None)) is not None:
             name, slash, _ = path[len(first) :].partition("/")
             names.add(name + slash)
-            # "0" comes after "/": the first key past all that is below this child.
-            start = f"{first}{name}0" if slash else f"{path}\x00"
+            if slash:
+                # "0" comes after "/": the first key past all that is below this child.
+                paths = self._pairs.irange(f"{first}{name}0", end or None, inclusive=(True, False))
         return sorted(names)
 
     def commit(self, steps: Sequence[Step], lease: Lease | None, guard: Guard | None) -> list[int]:
