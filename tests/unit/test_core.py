@@ -16,6 +16,7 @@ from aiolibkv import (
     AccessDeniedError,
     Config,
     InvalidKeyError,
+    KeyModifiedError,
     LockLostError,
     NotReachableError,
     RequestTimeoutError,
@@ -444,3 +445,15 @@ async def test_a_store_without_waiters_does_not_pass_the_line_of_others() -> Non
         newcomers = [asyncio.create_task(hold(third, "newcomer")), asyncio.create_task(hold(first, "again"))]
         await asyncio.gather(waiting, *newcomers)
         assert order[0] == "waiting"
+
+
+async def test_a_refusal_ends_an_outage() -> None:
+    """The server is there, though nothing succeeds."""
+    async with FaultyStore() as store:
+        old = await store.put("key", b"1")
+        await store.put("key", b"2")
+        store.faults["put"].append("unsent")
+        with pytest.raises(KeyModifiedError):
+            await store.atomic_put("key", b"3", old)
+        assert not store.faults["put"]
+        assert not store._calls.outages.are_any

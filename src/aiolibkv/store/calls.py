@@ -11,7 +11,15 @@ from threading import get_ident
 from typing import Any, TypeVar
 
 from aiolibkv.config import Config
-from aiolibkv.errors import NotReachableError, RequestTimeoutError, StoreClosedError, StoreError
+from aiolibkv.errors import (
+    KeyExistsError,
+    KeyModifiedError,
+    KeyNotFoundError,
+    NotReachableError,
+    RequestTimeoutError,
+    StoreClosedError,
+    StoreError,
+)
 from aiolibkv.events import Connected, Disconnected, Event
 from aiolibkv.store.backoff import growing_pauses
 from aiolibkv.store.driver import Driver, OwnCall
@@ -24,6 +32,8 @@ T = TypeVar("T")
 
 _DISCONNECTING_TIME = 0.6
 _NOT_OPEN = "the store is not open: write 'async with store:' or 'await store.open()' first"
+
+_ANSWERS = KeyExistsError, KeyModifiedError, KeyNotFoundError  # only a server that is there can tell
 
 _log = logging.getLogger("aiolibkv")
 
@@ -374,8 +384,7 @@ class Calls:
             while True:
                 try:
                     result = await operation(call)
-                    if self.outages.are_any and deadlines is self._deadlines:
-                        self.outages.call_answered()
+                    self._note_answered(deadlines)
                     return result
                 except NotReachableError as error:
                     unreachable = error
@@ -389,6 +398,8 @@ class Calls:
             if not call.take_back():
                 raise
         except StoreError as error:
+            if isinstance(error, _ANSWERS):
+                self._note_answered(deadlines)
             error.maybe_applied = error.maybe_applied or call.maybe_applied
             self.located(error, path)
             raise
@@ -402,6 +413,10 @@ class Calls:
         self.located(failure, path)
         self._note_failed(failure, call)
         raise failure from failure.__cause__
+
+    def _note_answered(self, deadlines: Deadlines) -> None:
+        if self.outages.are_any and deadlines is self._deadlines:
+            self.outages.call_answered()
 
     def _note_failed(self, error: StoreError, call: Call) -> None:
         if not self.is_closed:
