@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiolibkv import Config, Discovery, Namespace, NotReachableError
+from aiolibkv import Config, Discovery, Namespace, NotReachableError, StoreClosedError
 from aiolibkv.coordination import namespace as module
 from aiolibkv.coordination.removal import _removals
 from aiolibkv.testing.scale import eventually, scaled
@@ -72,3 +72,13 @@ async def test_what_the_next_namespace_writes_is_not_removed(monkeypatch: pytest
             assert not _removals
             assert await part.exists("k")
         await eventually(lambda: _is_empty(store), within=5, message="it is removed with the next one")
+
+
+async def test_an_error_of_a_watch_names_the_key_each_time_it_is_asked() -> None:
+    async with FaultyStore() as store:
+        watch = Namespace(store, "a").watch("a/k")
+        await anext(watch)
+    for _ in range(2):
+        with pytest.raises(StoreClosedError) as closed:
+            await anext(watch)
+        assert closed.value.key == "a/k"

@@ -11,6 +11,7 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import Generic, NamedTuple, Self, TypeVar
 
 from aiolibkv.errors import StoreError
@@ -108,7 +109,8 @@ class Feed:
     def take(self) -> Snapshot | None:
         """Return the next state that differs from the last one returned, None when there is none yet."""
         if self._error is not None:
-            raise self._error.with_traceback(None)
+            # A copy: whoever it is raised to may fill it in.
+            raise copy(self._error).with_traceback(None) from self._error.__cause__
         while self._pending:
             state = self._pending.popleft()
             self._pending_bytes -= state.size
