@@ -44,7 +44,9 @@ class StoreScan(ClosableIterator):
         try:
             while not self._pairs and self._more:
                 page = await self._read(self._after)
-                self._take(page, await in_parts(self._visible, page.pairs))
+                pairs = await in_parts(self._visible, page.pairs)
+                if self._more:  # it was not closed meanwhile
+                    self._take(page, pairs)
         finally:
             self._iterating = False
         if not self._pairs:
@@ -52,7 +54,7 @@ class StoreScan(ClosableIterator):
         return self._pairs.popleft()
 
     async def aclose(self) -> None:
-        """End the scan; a later ``anext`` ends the iteration."""
+        """End the scan; a pending or later ``anext`` ends the iteration."""
         self._more = False
         self._pairs.clear()
 

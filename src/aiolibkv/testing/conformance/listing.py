@@ -158,6 +158,13 @@ class Listing(Suite):
         await scan.aclose()
         with pytest.raises(StopAsyncIteration):
             await anext(scan)
+        scan = store.scan("", page=1)
+        reading = asyncio.ensure_future(anext(scan))
+        await asyncio.sleep(0)
+        await scan.aclose()
+        for pending in (reading, anext(scan)):
+            with pytest.raises(StopAsyncIteration):
+                await pending
 
     async def test_prefixes(self, stores: Stores) -> None:
         inner, outer = await stores.open("sub"), await stores.open()
