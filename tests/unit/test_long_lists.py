@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from aiolibkv import Config, KVPair
+from aiolibkv import Config, KVPair, Namespace
 from aiolibkv.keys import RESERVED
+from aiolibkv.parts import AT_ONCE
 from aiolibkv.store import Call, Listing, Names, Page
-from aiolibkv.store.parts import AT_ONCE
 from unit.faulty import FaultyDriver, FaultyStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
@@ -61,3 +61,21 @@ async def test_others_have_their_turn_while_a_long_list_is_made(prefix: str, cal
         counting.cancel()
     assert found[call] == NAMES
     assert turns >= len(NAMES) // AT_ONCE
+
+
+@pytest.mark.parametrize("call", ["list", "keys"])
+async def test_others_have_their_turn_while_a_namespace_names_what_it_reads(call: str) -> None:
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with FaultyStore(["s"], driver=Large) as store:
+        counting = asyncio.create_task(count_turns())
+        found = await getattr(Namespace(store, "dir"), call)("")
+        counting.cancel()
+    assert [f"dir/{getattr(each, 'key', each)}" for each in found] == NAMES
+    assert turns >= 2 * len(NAMES) // AT_ONCE

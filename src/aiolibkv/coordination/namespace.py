@@ -23,11 +23,13 @@ from aiolibkv.errors import (
 )
 from aiolibkv.iteration import ClosableIterator
 from aiolibkv.keys import RESERVED, normalize_directory, normalize_key
+from aiolibkv.parts import in_parts
 from aiolibkv.protocol import AsyncStore, HeldLock, Lock, Scan, Watch
 from aiolibkv.types import Any_, Bytes, Capabilities, Check, Delete, KVPair, Operation, Put, Snapshot, updated
 
 T = TypeVar("T")
 
+_RESERVED_NAMES = frozenset({RESERVED, f"{RESERVED}/"})
 _CLOSING_TIME = 1.5
 """Seconds that close waits for the server."""
 
@@ -135,14 +137,14 @@ class Namespace:
         outer = self._outer_directory(directory)
         async with self._inside(outer):
             pairs = await self._of_root(outer, self._store.list(outer, consistent=consistent), [])
-            return [self._inner_pair(pair) for pair in pairs if self._is_visible(pair.key)]
+            return await in_parts(self._inner_pairs, pairs)
 
     async def keys(self, directory: str, *, consistent: bool = True) -> Sequence[str]:
         """Read every key strictly below a directory; see AsyncStore."""
         outer = self._outer_directory(directory)
         async with self._inside(outer):
             keys = await self._of_root(outer, self._store.keys(outer, consistent=consistent), [])
-            return [self._inner(key) for key in keys if self._is_visible(key)]
+            return await in_parts(self._inner_keys, keys)
 
     async def children(self, directory: str, *, consistent: bool = True) -> Sequence[str]:
         """Read the names one level below a directory; see AsyncStore."""
@@ -150,7 +152,7 @@ class Namespace:
         async with self._inside(outer):
             names = await self._of_root(outer, self._store.children(outer, consistent=consistent), [])
             if outer == self._root:
-                names = [name for name in names if name.removesuffix("/") != RESERVED]
+                names = [name for name in names if name not in _RESERVED_NAMES]
             return names
 
     async def get_many(self, keys: Iterable[str], *, consistent: bool = True) -> Mapping[str, KVPair]:
@@ -202,7 +204,9 @@ class Namespace:
 
     def scan(self, directory: str, *, page: int = 1000) -> Scan:
         """Read a directory in pages; see AsyncStore."""
-        return _Scan(self, self._outer_directory(directory), page)
+        outer = self._outer_directory(directory)
+        with self._inner_errors():
+            return _Scan(self, outer, page)
 
     def watch(self, key: str) -> Watch[KVPair | None]:
         """Watch a key; see AsyncStore."""
@@ -311,6 +315,12 @@ class Namespace:
 
     def _inner_pair(self, pair: KVPair) -> KVPair:
         return KVPair(self._inner(pair.key), pair.value, pair.last_index)
+
+    def _inner_pairs(self, pairs: Sequence[KVPair]) -> Sequence[KVPair]:
+        return [self._inner_pair(pair) for pair in pairs if self._is_visible(pair.key)]
+
+    def _inner_keys(self, keys: Sequence[str]) -> Sequence[str]:
+        return [self._inner(key) for key in keys if self._is_visible(key)]
 
     def _is_visible(self, key: str) -> bool:
         return self._inner(key).partition("/")[0] != RESERVED
@@ -483,6 +493,9 @@ class _HeldLock:
         self.key = key
         self.value = held.value
         self.fencing_token = held.fencing_token
+
+    def __repr__(self) -> str:
+        return f"<HeldLock {self.key!r}, {'held' if self.is_held else 'not held'}, token {self.fencing_token}>"
 
     @property
     def ttl(self) -> float:

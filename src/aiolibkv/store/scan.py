@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from aiolibkv.errors import KeyNotFoundError
 from aiolibkv.iteration import ClosableIterator
+from aiolibkv.parts import in_parts
 from aiolibkv.store.driver import Page
-from aiolibkv.store.parts import in_parts
 from aiolibkv.types import KVPair
 
 

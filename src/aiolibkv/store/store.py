@@ -17,13 +17,13 @@ from aiolibkv.errors import (
     ValueTooLargeError,
 )
 from aiolibkv.keys import normalize_key
+from aiolibkv.parts import in_parts
 from aiolibkv.protocol import HeldLock, Lock, Scan, Watch
 from aiolibkv.store.calls import Call, Calls
 from aiolibkv.store.driver import UNSEEN, Condition, Driver, Guard, Lifetime, Page, Removal, Step, Write
 from aiolibkv.store.leases import Sessions
 from aiolibkv.store.lifetimes import Lifetimes
 from aiolibkv.store.locks import Locks, StoreHeldLock, StoreLock
-from aiolibkv.store.parts import in_parts
 from aiolibkv.store.scan import StoreScan
 from aiolibkv.store.telling import tell_calls
 from aiolibkv.store.watches import Watches

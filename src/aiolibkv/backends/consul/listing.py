@@ -20,8 +20,8 @@ from aiolibkv.backends.consul.failures import TxnFailedError
 from aiolibkv.backends.consul.transactions import MAX_TXN_OPERATIONS, Operation, Transaction, checking
 from aiolibkv.backends.consul.trees import parse_names, parse_tree
 from aiolibkv.errors import AccessDeniedError
+from aiolibkv.parts import in_parts
 from aiolibkv.store import Listing, Names, Page
-from aiolibkv.store.parts import in_parts
 from aiolibkv.types import KVPair
 
 T = TypeVar("T")
