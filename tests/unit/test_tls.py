@@ -81,6 +81,10 @@ def test_the_systems_authorities_are_read_again(
     before = tls.context()
     assert len(authorities(before)) == 1
     assert tls.context() is before
+    certificates.ca.write_text("half of it")
+    assert tls.context() is before
+    certificates.ca.unlink()
+    assert tls.context() is before
     shutil.copy(fresh.ca, certificates.ca)
     assert authorities(tls.context()) != authorities(before)
 

@@ -39,6 +39,7 @@ class Tls:
         self._alpn = list(alpn)
         self._context: ssl.SSLContext | None = None
         self._signature: _Signature | None = None
+        self._authorities = 0
         self._is_outdated = False
 
     def context(self) -> ssl.SSLContext | None:
@@ -65,6 +66,10 @@ class Tls:
             if signature == self._signature:
                 return
             context = _make_context(self._config)
+            authorities = context.cert_store_stats()["x509_ca"]
+            if self._authorities and not authorities:
+                # The ssl module says nothing of a file of the system that it cannot use.
+                raise ValueError("the system's authorities cannot be read")
         except ValueError as error:
             if self._context is None:
                 raise
@@ -73,7 +78,8 @@ class Tls:
             self._is_outdated = True
             return
         self._offer(context)
-        self._context, self._signature, self._is_outdated = context, signature, False
+        self._context, self._signature, self._authorities = context, signature, authorities
+        self._is_outdated = False
 
     def _offer(self, context: ssl.SSLContext) -> None:
         if self._alpn:
