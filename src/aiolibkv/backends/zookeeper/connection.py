@@ -128,7 +128,6 @@ class Connection(asyncio.Protocol):
         self._pending: deque[tuple[int, int, asyncio.Future[Answer | None] | None]] = deque()
         self._gathered = bytearray()
         self._is_flushing = self._is_sync_gathered = False
-        self._is_sync_gathered = False
         self._backlog = bytearray()
         self._is_paused = False
         self._before_ping = 0
