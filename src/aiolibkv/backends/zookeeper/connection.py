@@ -125,9 +125,10 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._greeted: asyncio.Future[bytes | None] = loop.create_future()
         self._xid = 0
-        self._pending: deque[tuple[int, int, asyncio.Future[Answer | None] | None]] = deque()
+        self._pending: deque[tuple[int, int, asyncio.Future[Answer | None]]] = deque()
         self._gathered = bytearray()
-        self._is_flushing = self._is_sync_gathered = False
+        self._is_flushing = False
+        self._synced: asyncio.Future[Answer | None] | None = None
         self._backlog = bytearray()
         self._is_paused = False
         self._before_ping = 0
@@ -196,21 +197,20 @@ class Connection(asyncio.Protocol):
 
         Args:
             operations: what to send.
-            consistent: have the server catch up with the leader first. What leaves together catches up once.
+            consistent: have the server catch up with the leader first. What leaves together catches up once. Its future
+                comes before the others, is done before them, and is not to be awaited, since others may have it too.
 
         Raises:
             NotReachableError: the connection has ended; nothing was sent.
         """
         self.check_open()
         is_idle = not self._pending
-        if consistent and not self._is_sync_gathered:
-            self._is_sync_gathered = True
-            self._gather(sync(), None)
         futures = []
-        for operation in operations:
-            future: asyncio.Future[Answer | None] = self._loop.create_future()
-            self._gather(operation, future)
-            futures.append(future)
+        if consistent:
+            if self._synced is None:
+                self._synced = self._gather(sync())
+            futures.append(self._synced)
+        futures += [self._gather(operation) for operation in operations]
         if is_idle:
             self._flush()
         elif not self._is_flushing:
@@ -235,16 +235,20 @@ class Connection(asyncio.Protocol):
             NotReachableError: the connection ended before the answer.
             StoreError: the server refused.
         """
-        (future,) = self.send((operation,), consistent=consistent)
-        return self.read(operation, await future)
+        *synced, future = self.send((operation,), consistent=consistent)
+        answer = await future
+        _check_synced(synced)
+        return self.read(operation, answer)
 
     async def ask_all(self, operations: Sequence[Operation[Any]], *, consistent: bool = False) -> Results:
         """Carry out operations in one round trip; ``consistent`` as for ``send``.
 
         Raises:
             NotReachableError: the connection ended before the last answer.
+            StoreError: the server refused to catch up.
         """
         futures = self.send(operations, consistent=consistent)
+        synced, futures = futures[:consistent], futures[consistent:]
         values: list[Any] = []
         answer: Answer | None = None
         for operation, future in zip(operations, futures, strict=True):
@@ -255,6 +259,7 @@ class Connection(asyncio.Protocol):
                 raise
             except StoreError as error:
                 values.append(error)
+        _check_synced(synced)
         return Results(values, 0 if answer is None else answer.zxid)
 
     async def agree(self) -> None:
@@ -340,18 +345,20 @@ class Connection(asyncio.Protocol):
             self._hear()
         self._send_backlog()
 
-    def _gather(self, operation: Operation[Any], future: asyncio.Future[Answer | None] | None) -> None:
+    def _gather(self, operation: Operation[Any]) -> asyncio.Future[Answer | None]:
         self._xid = self._xid % _LAST_XID + 1
         request = operation.encode(self._xid)
         self._gathered += _LENGTH.pack(len(request)) + request
+        future: asyncio.Future[Answer | None] = self._loop.create_future()
         self._pending.append((self._xid, len(request), future))
+        return future
 
     def _write_frame(self, request: bytes) -> None:
         self._gathered += _LENGTH.pack(len(request)) + request
         self._flush()
 
     def _flush(self) -> None:
-        self._is_flushing = self._is_sync_gathered = False
+        self._is_flushing, self._synced = False, None
         data, self._gathered = self._gathered, bytearray()
         if not data or self.closed.done():
             return
@@ -432,7 +439,7 @@ class Connection(asyncio.Protocol):
             if not self._pending or xid != self._pending[0][0]:
                 raise ValueError(f"an answer to request {xid}, which is not the next one")
             _, _, future = self._pending.popleft()
-            if future is not None and not future.done():
+            if not future.done():
                 future.set_result(Answer(code, zxid, frame))
             if code in SESSION_CODES:
                 self.abort(refusal(code))
@@ -477,8 +484,16 @@ class Connection(asyncio.Protocol):
             told()
         pending, self._pending = self._pending, deque()
         for _, _, future in pending:
-            if future is not None and not future.done():
+            if not future.done():
                 future.set_result(None)
+
+
+def _check_synced(synced: Sequence[asyncio.Future[Answer | None]]) -> None:
+    """Raise what a server says that did not catch up: what was read behind that may be old."""
+    for future in synced:
+        answer = future.result()
+        if answer is not None and answer.code:
+            raise refusal(answer.code)
 
 
 async def _connected_socket(address: Address) -> socket.socket:
