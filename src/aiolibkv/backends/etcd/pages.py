@@ -30,7 +30,7 @@ class Page:
         header: as in RangeAnswer.
         keys: of the pairs, in order.
         revisions: their mod_revisions.
-        values: theirs.
+        values: their values.
         more: as in RangeAnswer.
         count: as in RangeAnswer.
     """

@@ -46,7 +46,7 @@ _ENDING_TIME = 0.3
 _FIRST_ID = 1 << 32
 """Numbers of watches begin here, where none of a server's own choice is."""
 _PROXYS_SILENCE = 5.0
-"""Seconds; see above."""
+"""Seconds without a change, after which a watch of a user through a proxy may have been dropped."""
 _REFUSALS = 3
 """How often a watch is refused, though reading the same keys is not, until that is no matter of an old token."""
 

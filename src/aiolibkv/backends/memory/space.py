@@ -19,7 +19,7 @@ from aiolibkv.store import Feed, Followers, Guard, Lease, LeaseLostError, Remova
 from aiolibkv.types import KVPair
 
 _LEFT_IN_AGENDA = 50
-"""Entries of leases that were revoked before their time, at least, for which the agenda is made anew."""
+"""The agenda is made anew when it has so many entries more than two for each lease: most are of revoked ones."""
 
 
 class Space:

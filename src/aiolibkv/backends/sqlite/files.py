@@ -188,10 +188,12 @@ class Files:
     # -- the notes of commits --------------------------------------------------------------------------------------
 
     def lost_rev(self, rev: int) -> int | None:
-        """Tell whether a log that ends with a rev is that of a database that was restored; the write lock must be held.
+        """Return the highest rev that was noted, if a log that ends with ``rev`` is that of a restored database.
+
+        The write lock must be held.
 
         Returns:
-            The highest rev that was noted, if no commit with that rev was, in this file; else None.
+            None when either note says that the last commit to this file had this rev.
         """
         noted = _read_note(self._note)
         if noted == (rev, self._inode):

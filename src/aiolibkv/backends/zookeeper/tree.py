@@ -55,7 +55,7 @@ _NODE_BYTES = 100
 """Of a node without its data."""
 _GROWTH = 4
 _MOST_FLAT = 1000
-"""Levels of directories, of which it is known that the last time they had nothing below."""
+"""How many levels are remembered that had nothing below them when they were read last."""
 
 Ops = list[Operation[Any]]
 
