@@ -85,6 +85,28 @@ async def test_cancelled_acquisitions_leave_nothing(steps: int) -> None:
         assert await lock.try_acquire() is None
 
 
+@pytest.mark.parametrize("steps", range(10))
+async def test_waiters_that_are_cancelled_together_while_the_lock_is_released(steps: int) -> None:
+    async with FaultyStore() as store:
+        holder, *waiters = (store.new_lock("lock", ttl=5) for _ in range(4))
+        await holder.acquire()
+        waiting = [asyncio.create_task(lock.acquire()) for lock in waiters]
+        await asyncio.sleep(scaled(0.01))
+        releasing = asyncio.create_task(holder.release())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        await releasing
+        for lock, task in zip(waiters, waiting, strict=True):
+            if not task.cancelled():
+                await lock.release()
+        async with asyncio.timeout(scaled(5)), store.new_lock("lock", ttl=5):
+            pass
+        assert traces(store) == []
+
+
 @pytest.mark.parametrize("how", ["put", "delete", "lease lost"])
 async def test_the_body_of_a_lost_lock_is_cancelled(how: str) -> None:
     async with FaultyStore(["shared"]) as store, FaultyStore(["shared"]) as other:

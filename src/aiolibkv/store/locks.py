@@ -73,7 +73,7 @@ class Mutex:
         except BaseException:
             if waiter.done() and not waiter.cancelled():
                 self.release()
-            else:
+            elif waiter in self._waiters:
                 self._waiters.remove(waiter)
             raise
 
@@ -84,11 +84,13 @@ class Mutex:
 
     def release(self) -> None:
         """Give it to the next waiter."""
-        self.is_held = False
-        if self._waiters:
-            self._waiters.popleft().set_result(None)
-        else:
-            self.is_taken = False
+        self.is_held = self.is_taken = False
+        while self._waiters and not self.is_taken:
+            waiter = self._waiters.popleft()
+            # One that was cancelled a moment ago is still here until its task runs.
+            if not waiter.done():
+                waiter.set_result(None)
+                self.is_taken = True
         self._tell()
 
     def _tell(self) -> None:
