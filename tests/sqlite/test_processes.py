@@ -94,13 +94,20 @@ async def test_writers_that_are_killed_lose_nothing_they_were_told_is_written(da
     assert integrity(database) == "ok"
 
 
+async def have_die(process: Worker) -> None:
+    """Have a process carry out ``put_and_die``."""
+    process.send("go")
+    await process.join()
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 async def test_a_writer_that_dies_beside_its_commit_begins_no_new_history(database: Path, moment: str) -> None:
     """Neither for who has the database open, nor for who opens it next."""
 
     async def have_one_die() -> None:
         with worker(put_and_die, database, "theirs", moment) as other:
-            await other.join()
+            await other.receive()
+            await have_die(other)
 
     step = 1 if moment == "before" else 2
     async with open_sqlite(database) as store:
@@ -112,6 +119,18 @@ async def test_a_writer_that_dies_beside_its_commit_begins_no_new_history(databa
     async with open_sqlite(database) as store:
         third = await store.atomic_put("key", b"3", second)
         assert third.last_index == second.last_index + step
+
+
+async def test_two_writers_that_die_beside_their_commits_begin_no_new_history(database: Path) -> None:
+    async with open_sqlite(database) as store:
+        first = await store.put("key", b"1")
+        with worker(put_and_die, database, "a", "after") as one, worker(put_and_die, database, "b", "before") as other:
+            await one.receive()
+            await other.receive()
+            await have_die(one)
+            await have_die(other)
+        second = await store.atomic_put("key", b"2", first)
+        assert second.last_index == first.last_index + 2
 
 
 async def test_four_processes_write_at_once_and_each_has_its_share(database: Path) -> None:

@@ -165,8 +165,10 @@ async def put_once(pipe: Connection, store: AsyncStore, key: str, value: bytes) 
     pipe.send(await store.put(key, value))
 
 
-async def put_and_die(_: Connection, store: AsyncStore, key: str, moment: str) -> None:
-    """Put a key, and die by signal 9 just before or just after its commit."""
+async def put_and_die(pipe: Connection, store: AsyncStore, key: str, moment: str) -> None:
+    """Once told, put a key, and die by signal 9 just before or just after its commit."""
+    pipe.send("ready")
+    await asyncio.to_thread(pipe.recv)
 
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

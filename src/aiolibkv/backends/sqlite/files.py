@@ -199,7 +199,11 @@ class Files:
         if noted == (rev, self._inode):
             return None
         intended = _read_note(self._intention)
-        return None if intended == (rev, self._inode) else max(noted, intended)[0]
+        if intended != (rev, self._inode):
+            return max(noted, intended)[0]
+        # Its writer died beside the commit. The next one may die too, having written another intention.
+        self.note(rev)
+        return None
 
     def intend(self, rev: int) -> None:
         """Note a commit that is about to be."""
