@@ -86,7 +86,10 @@ class Snapshot(Sequence[KVPair]):
 
     @property
     def last_index(self) -> int:
-        """The store's index that the snapshot reflects; it never decreases along one watch."""
+        """The store's index up to which everything is in the snapshot; it never decreases along one watch.
+
+        Where ``atomic_list`` does not hold, a pair may be newer.
+        """
         return self._last_index
 
     @overload

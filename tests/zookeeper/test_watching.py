@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from aiolibkv.backends.zookeeper import watching
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ZooKeeperServer
@@ -77,4 +78,43 @@ async def test_what_changes_while_a_watch_begins(
         while snapshot.last_index < second.last_index:
             snapshot = await anext(watch)
         assert snapshot["dir/second"] == second
+        await watch.aclose()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", [ZooKeeperStore, OneShotStore])
+async def test_changes_that_come_faster_than_they_are_read(
+    server: ZooKeeperServer,
+    make: MakeStore,
+    prefix: str,
+    kind: type[ZooKeeperStore],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is read of the first key is newer than a change of the second one, which was told and is not read yet."""
+    monkeypatch.setattr(watching, "_CATCHING_UP", 0.0)
+    async with (
+        FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
+        make() as other,
+        make_store([proxy.endpoint], prefix=prefix, kind=kind) as store,
+    ):
+        await other.put("dir/first", b"")
+        await other.put("dir/second", b"")
+        watch = store.watch_tree("dir")
+        assert len(await anext(watch)) == 2
+        proxy.blackhole(to_client=False)
+        with proxy.counting() as counts:
+            await other.put("dir/first", b"new")
+            await eventually(lambda: counts.requests, within=5, message="it is told, and read")
+        with proxy.counting() as counts:
+            second = await other.put("dir/second", b"new")
+            first = await other.put("dir/first", b"newer")
+            await eventually(lambda: counts.answered_bytes, within=5, message="they are told")
+        proxy.heal()
+        async with asyncio.timeout(scaled(10)):
+            async for snapshot in watch:
+                if snapshot.last_index >= second.last_index:
+                    assert snapshot["dir/second"] == second
+                if snapshot.last_index >= first.last_index:
+                    break
+        assert list(snapshot) == [first, second]
         await watch.aclose()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from aiolibkv.backends.zookeeper.connection import Answer, Connection
@@ -131,12 +131,12 @@ class Watching:
         else:
             found, index = await self._read_key(connection, feed.path)
             state = {feed.path: found}
-        index = await _catch_up(interest, state, index, partial(self._read_told, interest, state))
+        index = await _catch_up(interest, index, partial(self._read_told, interest, state))
         feed.reset([found for found in state.values() if found is not None], index)
         while True:
             await interest.wait()
             changes: dict[str, KVPair | None] = {}
-            index = await _catch_up(interest, changes, index, partial(self._read_told, interest, changes))
+            index = await _catch_up(interest, index, partial(self._read_told, interest, changes))
             feed.apply(changes.items(), index)
 
     async def _read_key(self, connection: Connection, path: str) -> tuple[KVPair | None, int]:
@@ -188,7 +188,7 @@ class Watching:
         while True:
             await interest.wait()
             changes: dict[str, KVPair | None] = {}
-            index = await _catch_up(interest, changes, index, partial(self._renew_told, interest, children, changes))
+            index = await _catch_up(interest, index, partial(self._renew_told, interest, children, changes))
             if is_first:
                 feed.reset([found for found in changes.values() if found is not None], index)
             else:
@@ -337,27 +337,22 @@ class LeaseWatching:
                     _forget_watch(connection, path)
 
 
-async def _catch_up(
-    interest: _Interest,
-    pairs: Mapping[str, KVPair | None],
-    index: int,
-    read: Callable[[set[str]], Awaitable[int]],
-) -> int:
+async def _catch_up(interest: _Interest, index: int, read: Callable[[set[str]], Awaitable[int]]) -> int:
     """Read what an interest has been told, until nothing more was told meanwhile.
 
     A server tells of a change before it answers that it knows it. So all that it knows when it answers has been read as
-    soon as nothing else has been told; until then, only what it knew when it was asked.
+    soon as nothing else has been told; until then, only what it knew when it was asked. When the changes come faster
+    than they can be read, that is what is returned, as soon as it is more than before.
 
     Args:
         interest: whose changes.
-        pairs: where they are read to.
         index: the last transaction that the server knew, if nothing has been told.
         read: reads changes, and returns the last transaction that the server knew then.
 
     Returns:
-        The transaction up to which everything has been read; when the changes come faster than they can be read, that
-        of the newest pair may be a later one.
+        The transaction up to which everything has been read; a pair may be newer.
     """
+    began = index
     clock = asyncio.get_running_loop().time
     deadline = clock() + _CATCHING_UP
     while True:
@@ -366,8 +361,8 @@ async def _catch_up(
         if not told:
             return index
         index = await read(told)
-        if clock() >= deadline and interest.is_told:
-            return max([known, *(pair.last_index for pair in pairs.values() if pair is not None)])
+        if known > began and clock() >= deadline and interest.is_told:
+            return known
 
 
 def _forget_watch(connection: Connection, path: str) -> None:
