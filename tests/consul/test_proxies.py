@@ -14,7 +14,7 @@ from aiolibkv.testing.servers import ConsulServer
 from aiolibkv.testing.servers.reverse_proxies import Haproxy, Nginx, ReverseProxy
 from consul.conftest import Make
 from consul.recording import recorded
-from faults.impostors import Front, between
+from faults.impostors import Front, between, passing_on
 from stores import ConsulStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
@@ -41,6 +41,23 @@ async def test_a_proxy_with_less_patience_than_a_blocking_query(
         async with asyncio.timeout(scaled(5)):
             assert await anext(watch) == [pair]
         assert not [event for event in told if isinstance(event, WatchStale | Disconnected)]
+
+
+async def test_what_comes_unasked_is_no_answer(make: Make, server: ConsulServer, direct: ConsulStore) -> None:
+    """It would be taken for the next request's, and that one's answer for the one after, from then on."""
+    clients: set[asyncio.StreamWriter] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        clients.add(writer)
+        await passing_on(server.port)(reader, writer)
+
+    async with Front(serve) as front, make(front.endpoint) as store:
+        pairs = [await store.put(key, key.encode()) for key in "ab"]
+        for unasked in (b"200 OK\r\nX-Consul-Index: 7\r\nContent-Length: 1\r\n\r\nx", b"408 Request Timeout\r\n\r\n"):
+            for client in clients:
+                client.write(b"HTTP/1.1 " + unasked)
+            assert await direct.exists("a")  # meanwhile it arrives
+            assert [await store.get(key) for key in "ab"] == pairs
 
 
 async def test_a_write_does_not_meet_the_end_of_an_idle_connection(

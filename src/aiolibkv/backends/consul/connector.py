@@ -149,6 +149,9 @@ class Connector(aiohttp.BaseConnector):
     def _is_good(self, connection: PooledConnection, *, longest_idle: float) -> bool:
         handler = connection.protocol
         assert isinstance(handler, _Handler), "made here"
+        if handler.should_close:
+            # Something came unasked, such as that the server has waited for too long. It would be taken for the answer.
+            return False
         return handler.heard is None or handler.heard > max(self._broke, self._loop.time() - longest_idle)
 
     async def _create_connection(
