@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
+import itertools
 import time
 
 import pytest
 
-from aiolibkv import Config, KeyNotFoundError, LockLostError, StoreError, new_store, open_store
+from aiolibkv import Check, Config, Delete, KeyNotFoundError, LockLostError, StoreError, new_store, open_store
 from aiolibkv.backends.memory.space import _shared
 from aiolibkv.store import Guard, OwnCall
 from aiolibkv.testing.conformance import ConformanceSuite
@@ -148,6 +150,43 @@ async def test_a_cancelled_call_was_not_applied() -> None:
                 await task
         with pytest.raises(KeyNotFoundError):
             await store.get("key")
+
+
+def _let_pass(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have time pass in which the event loop does nothing, as while the application computes."""
+    loop = asyncio.get_running_loop()
+    clock = loop.time
+    monkeypatch.setattr(loop, "time", lambda: clock() + seconds)
+
+
+async def test_what_expires_while_the_loop_is_busy_is_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with MemoryStore() as store:
+        await store.put("dir/short", b"", ttl=5)
+        await store.put("dir/long", b"", ttl=500)
+        _let_pass(monkeypatch, 50)
+        assert await store.children("dir") == ["long"]
+
+
+async def test_a_key_kept_alive_stays_though_the_lease_ended_while_the_loop_was_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with MemoryStore() as store:
+        await store.put("one", b"", ttl=5, keep_alive=True)
+        _let_pass(monkeypatch, 50)
+        pair = await store.put("other", b"", ttl=5, keep_alive=True)
+        assert await store.get("other") == pair
+
+
+@pytest.mark.parametrize("ttl", range(1, 8))
+async def test_a_key_that_expires_at_any_moment_of_a_commit(monkeypatch: pytest.MonkeyPatch, ttl: int) -> None:
+    async with MemoryStore(config=Config(request_timeout=1000)) as store:
+        await store.put("short", b"", ttl=ttl)
+        await store.put("long", b"", ttl=500)
+        clock = itertools.count(asyncio.get_running_loop().time())
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: next(clock))
+        with contextlib.suppress(KeyNotFoundError):
+            await store.commit(Delete("short"), Check("long"))
+        monkeypatch.undo()
 
 
 async def _put(store: MemoryStore, path: str, guard: Guard) -> None:

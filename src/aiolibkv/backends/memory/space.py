@@ -71,6 +71,7 @@ class Space:
 
     def commit(self, steps: Sequence[Step], lease: Lease | None, guard: Guard | None) -> list[int]:
         """Carry out all steps, or none when a condition does not hold."""
+        self._expire()
         self._check(guard)
         for step in steps:
             self._require(step)
@@ -90,6 +91,8 @@ class Space:
 
     def put(self, path: str, value: bytes, expected: int | None, lease: Lease | None, guard: Guard | None) -> int:
         """Write a pair if the conditions hold, and return its index."""
+        if self._agenda:
+            self._expire()
         if guard is not None:
             self._check(guard)
         if expected is not None:
@@ -103,12 +106,14 @@ class Space:
 
     def delete(self, path: str, expected: int | None, guard: Guard | None) -> None:
         """Delete a pair if the conditions hold."""
+        self._expire()
         self._check(guard)
         self._require(Removal(path, expected))
         self._remove((path,))
 
     def delete_tree(self, directory: str, hidden: str, guard: Guard | None) -> int:
         """Delete the pairs strictly below a directory, but not the hidden one and those below it; return how many."""
+        self._expire()
         self._check(guard)
         start = f"{hidden}/"
         paths = [path for path in self.paths_below(directory) if path != hidden and not path.startswith(start)]
@@ -169,13 +174,13 @@ class Space:
 
     def _check(self, guard: Guard | None) -> None:
         if guard is not None:
-            lock = self.get(guard.path)
+            lock = self._pairs.get(guard.path)
             if lock is None or lock.last_index != guard.token:
                 raise LockLostError
 
     def _require(self, step: Step) -> None:
         path, expected = step.path, step.expected
-        current = self.get(path)
+        current = self._pairs.get(path)
         if isinstance(step, Write):
             if expected is None:
                 return
