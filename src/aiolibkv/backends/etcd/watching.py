@@ -48,7 +48,7 @@ _FIRST_ID = 1 << 32
 _PROXYS_SILENCE = 5.0
 """Seconds without a change, after which a watch of a user through a proxy may have been dropped."""
 _REFUSALS = 3
-"""How often a watch is refused, though reading the same keys is not, until that is no matter of an old token."""
+"""How often in a row a watch is refused, though its keys may be read, until that is no matter of an old token."""
 
 
 class Watching:
@@ -89,6 +89,7 @@ class Watching:
             finally:
                 stream.release(watched)
             if not is_over:
+                refusals = 0
                 if await self._has_missed(feed):
                     stream.retire()
                 continue
@@ -101,6 +102,8 @@ class Watching:
                     raise outcome
             elif outcome is not None:
                 raise outcome
+            else:
+                refusals = 0
             await self._read(feed)
 
     async def close(self) -> None:
