@@ -7,7 +7,6 @@ import contextlib
 import gc
 import inspect
 import itertools
-import time
 
 import pytest
 
@@ -198,11 +197,3 @@ async def test_no_test_of_the_suite_hides_another() -> None:
     names = [name for part in parts for name in vars(part) if name.startswith("test_")]
     assert len(names) == len(set(names)) > 100
     assert all(inspect.iscoroutinefunction(getattr(ConformanceSuite, name)) for name in names)
-
-
-async def test_a_key_whose_time_is_over_is_no_child_either() -> None:
-    async with MemoryStore() as store:
-        await store.put("dir/gone", b"", ttl=0.05)
-        await store.put("dir/stays", b"")
-        time.sleep(0.1)  # noqa: ASYNC251 - a loop that is held up is what this is about
-        assert await store.children("dir") == ["stays"]
