@@ -35,6 +35,7 @@ from aiolibkv.backends.etcd.codec import (
 )
 from aiolibkv.backends.etcd.keyspace import Keyspace
 from aiolibkv.backends.etcd.pages import AT_ONCE, Page, decode_page
+from aiolibkv.backends.etcd.pairs import UnusualError, read_pairs
 from aiolibkv.backends.etcd.table import MalformedError
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -334,6 +335,12 @@ def test_malformed(garbage: str, why: str) -> None:
 def test_many_keys_have_the_paths_that_each_has(keys: list[bytes], *, leading_slash: bool) -> None:
     keyspace = Keyspace(leading_slash=leading_slash)
     assert keyspace.paths(keys) == [keyspace.path(key) for key in keys]
+
+
+def test_a_number_without_end_is_refused_at_once() -> None:
+    """Each further byte of it would cost more than the one before."""
+    with pytest.raises(UnusualError):
+        read_pairs(b"\x12\x7f\x0a\x01k\x18" + b"\xff" * 200, 0, 206)
 
 
 def test_a_password_is_not_shown() -> None:

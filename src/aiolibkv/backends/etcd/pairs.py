@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from aiolibkv.backends.etcd.table import read_varint
 
+_LONGEST_SHIFT = 63
+"""Of a number with 64 bits. One without an end would otherwise take time with the square of its length."""
+
 
 class UnusualError(Exception):
     """A message is not as etcd writes it."""
@@ -59,6 +62,8 @@ def read_pairs(data: bytes, at: int, end: int) -> Columns:
                 revision |= (byte & 0x7F) << shift
                 shift += 7
                 at += 1
+                if shift > _LONGEST_SHIFT:
+                    raise UnusualError
             revision |= byte << shift
             at += 1
         value = b""
