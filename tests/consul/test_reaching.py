@@ -112,6 +112,25 @@ async def test_certificates_are_read_again(make: Make, tmp_path: Path) -> None:
                 assert await anext(watch) == pair
 
 
+async def test_a_call_that_is_cancelled_while_it_connects(make: Make, server: ConsulServer, tmp_path: Path) -> None:
+    """Its socket is closed when its transport is, or else the next one with its number belongs to both."""
+    certificates = Certificates(tmp_path)
+    files = {"ca_file": certificates.ca, "cert_file": certificates.client_cert, "key_file": certificates.client_key}
+    async with ConsulServer(tls=certificates) as secured, make(secured.endpoint, tls=True, **files) as store:
+        for steps in range(60):
+            # The first one has the connection that there is.
+            calls = [asyncio.create_task(store.exists("key")) for _ in range(2)]
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+            _, writer = await asyncio.open_connection(server.host, server.port)
+            writer.transport.abort()
+            await asyncio.sleep(0)
+        assert not await store.exists("key")
+
+
 async def test_a_slow_link(make: Make, tmp_path: Path) -> None:
     """Connecting with TLS takes longer than it is waited for at first where there are several servers."""
     certificates = Certificates(tmp_path)

@@ -63,6 +63,19 @@ class _Handler(ResponseHandler):
     """
 
     heard: float | None = None
+    _is_abandoned = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, unless nobody waits for it any more."""
+        super().connection_made(transport)
+        if self._is_abandoned:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """End it now, or as soon as it begins."""
+        self._is_abandoned = True
+        if self.transport is not None:
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
@@ -194,13 +207,21 @@ class Connector(aiohttp.BaseConnector):
         try:
             connected.setblocking(False)
             await self._loop.sock_connect(connected, address.sockaddr)
-            _, handler = await self._loop.create_connection(
-                lambda: _Handler(self._loop),
+        except BaseException:
+            connected.close()
+            raise
+        handler = _Handler(self._loop)
+        try:
+            await self._loop.create_connection(
+                lambda: handler,
                 sock=connected,
                 ssl=context,
                 server_hostname=None if context is None else "localhost" if endpoint.is_unix else endpoint.host,
+                ssl_handshake_timeout=None if context is None else self._timeout,
             )
         except BaseException:
-            connected.close()
+            # The socket is its transport's, which may still have to tell the other side. Closed here, its number might
+            # be that of another one before the event loop knows.
+            handler.abandon()
             raise
         return handler
