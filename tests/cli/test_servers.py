@@ -157,7 +157,7 @@ def test_cp_follows_deletions_in_the_first_copy_and_in_an_outage(servers: Server
                 await eventually(lambda: store.exists("000"), within=20, message="the copy has begun")
                 await changed.delete("000")
                 proxy.delay(0)
-                assert await asyncio.to_thread(is_told, b"are equal")
+                assert await asyncio.to_thread(is_told, b"equal keys")
                 proxy.blackhole()
                 await changed.delete("001")
                 assert await asyncio.to_thread(is_told, b"tries again")

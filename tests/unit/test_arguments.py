@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aiolibkv import Candidate, Discovery, Follower, InvalidKeyError, Semaphore
+from aiolibkv import Candidate, Discovery, Follower, InvalidKeyError, PeriodicJob, Semaphore
 from stores import MemoryStore
 
 pytestmark = pytest.mark.asyncio
@@ -18,6 +18,7 @@ _REFUSED: list[tuple[Callable[[Any], object], type[Exception], str]] = [
     (lambda store: Follower(store, ""), InvalidKeyError, "the key is empty"),
     (lambda store: Semaphore(store, "permits", "3"), TypeError, "permits is an int, not str"),  # type: ignore[arg-type]
     (lambda store: Semaphore(store, "permits", 2.5), TypeError, "permits is an int, not float"),  # type: ignore[arg-type]
+    (lambda store: PeriodicJob(store, "job", every="5"), TypeError, "every is a number of seconds, not str"),  # type: ignore[arg-type]
     (lambda store: Semaphore(store, "permits", 0), ValueError, "permits is at least 1, not 0"),
     (lambda store: Discovery(store, "s").register("web", 8080), TypeError, "an address is a str, not int"),  # type: ignore[arg-type]
     (lambda store: Discovery(store, "s").register("web", "a", metadata="x"), TypeError, "metadata is a mapping"),  # type: ignore[arg-type]

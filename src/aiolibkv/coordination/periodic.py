@@ -54,6 +54,7 @@ class PeriodicJob:
 
         Raises:
             ValueError: the seconds are not above 0 or too many, or the ttl cannot be.
+            TypeError: they are no number.
         """
         self._store = store
         self._name = normalize_key(name)
@@ -167,6 +168,8 @@ def _now() -> datetime:
 
 
 def _multiples(seconds: float) -> Next:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"every is a number of seconds, not {type(seconds).__name__}")
     try:
         step = timedelta(seconds=seconds)
         _EPOCH + 2 * ((_now() - _EPOCH) + step)
