@@ -3,14 +3,26 @@
 import asyncio
 import contextlib
 import shutil
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from aiolibkv import AsyncStore, Config, KeyNotFoundError, KVPair, NotReachableError, Snapshot, StoreError, Watch
-from aiolibkv.backends.etcd.watching import Watching
+from aiolibkv import (
+    AccessDeniedError,
+    AsyncStore,
+    Config,
+    KeyNotFoundError,
+    KVPair,
+    NotReachableError,
+    Snapshot,
+    StoreError,
+    Watch,
+)
+from aiolibkv.backends.etcd.connection import Connection
+from aiolibkv.backends.etcd.watching import Watching, _Watched, _WatchStream
 from aiolibkv.store import Feed
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
@@ -418,3 +430,32 @@ async def test_a_long_replay(server: EtcdServer, proxy: FaultProxy) -> None:
         await eventually(lambda: watcher.last == pair, within=20, message="the last change has come")
         assert len(watcher.items) == 43
         await watcher.stop()
+
+
+async def test_a_silent_watch_behind_a_proxy_outlives_any_number_of_tokens(
+    server: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is begun again and again, and refused whenever the token of its stream has become too old meanwhile."""
+    refused = 0
+    begun: Counter[tuple[_WatchStream, str]] = Counter()
+    add = _WatchStream.add
+
+    def add_or_refuse(stream: _WatchStream, feed: Feed) -> _Watched:
+        nonlocal refused
+        watched = add(stream, feed)
+        begun[stream, feed.path] += 1
+        if feed.path == "key" and begun[stream, feed.path] == 2:
+            refused += 1
+            watched.end(AccessDeniedError("invalid auth token"))
+        return watched
+
+    monkeypatch.setattr("aiolibkv.backends.etcd.watching._PROXYS_SILENCE", 0.05)
+    monkeypatch.setattr(Connection, "has_user", True)
+    monkeypatch.setattr(_WatchStream, "keeps_numbers", property(lambda _: False, lambda *_: None), raising=False)
+    monkeypatch.setattr(_WatchStream, "add", add_or_refuse)
+    async with EtcdStore([server.endpoint]) as store, store.watch("other"), store.watch("key") as watch:
+        assert await anext(watch) is None
+        await eventually(lambda: refused >= 5, within=10, message="five tokens have been too old")
+        pair = await store.put("key", b"")
+        async with asyncio.timeout(scaled(5)):
+            assert await anext(watch) == pair

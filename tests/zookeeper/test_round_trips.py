@@ -105,6 +105,46 @@ async def test_reads_that_leave_together_sync_once_and_later_ones_again(server: 
 
 
 @pytest.mark.asyncio
+async def test_a_read_behind_a_sync_that_is_refused_is_made_again(server: ZooKeeperServer, prefix: str) -> None:
+    """As a server does that has too much to do: what it reads for the next request may be old."""
+    syncs: list[int] = []
+    refused: list[int] = []
+
+    async def up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            length = await reader.readexactly(4)
+            request = await reader.readexactly(*struct.unpack("!i", length))
+            xid, kind = struct.unpack_from("!ii", request)
+            if kind == 9:
+                syncs.append(xid)
+            writer.write(length + request)
+
+    async def down(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            length = await reader.readexactly(4)
+            answer = await reader.readexactly(*struct.unpack("!i", length))
+            xid, zxid, _ = struct.unpack_from("!iqi", answer)
+            if xid in refused:
+                answer = struct.pack("!iqi", xid, zxid, -127)
+            writer.write(struct.pack("!i", len(answer)) + answer)
+
+    async with (
+        Front(between(server.host, server.port, up, down)) as front,
+        make_store([front.endpoint], prefix=prefix) as store,
+    ):
+        pair = await store.put("key", b"")
+        await store.get("key")
+        refused.append(syncs[-1] + 2)
+        syncs.clear()
+        assert await store.get("key") == pair
+        assert len(syncs) == 2
+        refused.append(syncs[-1] + 2)
+        assert await store.get_many(["key"]) == {"key": pair}
+        assert len(syncs) == 4
+        await store.delete("key")
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("kind", [None, OneShotStore])
 async def test_calls_on_a_directory(proxied: Proxied, kind: type[OneShotStore] | None) -> None:
     proxy, make = proxied
