@@ -1,6 +1,7 @@
 """Round trips, what has gathered is one transaction, and answers that are lost."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -281,3 +282,27 @@ async def test_notifications_that_have_no_room(make: Make) -> None:
             assert await next_of(watch) == pair
         finally:
             hog.terminate()
+
+
+async def test_what_was_told_as_not_written_is_not_written_later(
+    proxy: FaultProxy, make: Make, direct: PostgresStore
+) -> None:
+    """A write whose time is over while it waits for a connection."""
+    async with make(proxy.endpoint, request_timeout=0.5) as store:
+        await store.put("before", b"")
+        proxy.blackhole()
+        with pytest.raises((NotReachableError, RequestTimeoutError)):
+            await store.put("in doubt", b"")
+        proxy.reset()
+        with pytest.raises((NotReachableError, RequestTimeoutError)) as late:
+            await store.put("late", b"")
+        assert not late.value.maybe_applied
+        proxy.heal()
+
+        async def is_written() -> bool:
+            with contextlib.suppress(NotReachableError, RequestTimeoutError):
+                return bool(await store.put("after", b""))
+            return False
+
+        await eventually(is_written, within=20, message="writes go on")
+        assert not await direct.exists("late")

@@ -86,6 +86,10 @@ class _Outcome(NamedTuple):
     number: int
 
 
+_NOT_SENT = _Outcome(None, 0)
+"""Of an operation whose caller had given up; nobody asks."""
+
+
 def new_id() -> int:
     """Return an identifier that nobody else has."""
     return secrets.randbits(_ID_BITS) + 1
@@ -187,26 +191,28 @@ class Writer:
         """Carry out a batch, and find out what became of it when the answer is lost."""
         self._batch += 1
         batch = self._batch
-        is_sent = False
+        sent: Sequence[_Operation] = ()
         try:
             async with self._turn, self._connections.borrow() as link:
-                is_sent = True
-                for operation in operations:
+                # Whoever gave up while this waited was told that nothing was written.
+                sent = [operation for operation in operations if operation.is_wanted]
+                for operation in sent:
                     operation.is_sent, operation.is_void = True, False
-                numbers = await self._send(link, self._id, batch, operations)
+                numbers = await self._send(link, self._id, batch, sent) if sent else ()
         except StoreError as error:
-            if not is_sent or (error.__cause__ is not None and is_refusal(error.__cause__)):
+            if not sent or (error.__cause__ is not None and is_refusal(error.__cause__)):
                 _make_void(operations)
                 raise
-            numbers = await self._find_out(batch, operations, error)
+            numbers = await self._find_out(batch, sent, error)
         if numbers is None:
             _make_void(operations)
             raise NotReachableError("the connection broke before the write")
-        steps = [step for operation in operations for step in operation.steps]
-        return [
-            _Outcome(steps[refused - 1] if refused else None, number)
-            for refused, number in zip(numbers[::2], numbers[1::2], strict=True)
-        ]
+        steps = [step for operation in sent for step in operation.steps]
+        outcomes = {
+            operation: _Outcome(steps[refused - 1] if refused else None, number)
+            for operation, refused, number in zip(sent, numbers[::2], numbers[1::2], strict=True)
+        }
+        return [outcomes.get(operation, _NOT_SENT) for operation in operations]
 
     async def _send(
         self, link: Link, writer: int, batch: int, operations: Sequence[_Operation]

@@ -162,9 +162,11 @@ class Listing(Suite):
         reading = asyncio.ensure_future(anext(scan))
         await asyncio.sleep(0)
         await scan.aclose()
-        for pending in (reading, anext(scan)):
+        if not reading.done():  # SQLite reads at once
             with pytest.raises(StopAsyncIteration):
-                await pending
+                await reading
+        with pytest.raises(StopAsyncIteration):
+            await anext(scan)
 
     async def test_prefixes(self, stores: Stores) -> None:
         inner, outer = await stores.open("sub"), await stores.open()
