@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
+from aiolibkv import Snapshot, Watch
 from aiolibkv.backends.zookeeper import watching
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
@@ -14,12 +17,11 @@ from stores import ZooKeeperStore
 from zookeeper.conftest import MakeStore, OneShotStore, make_store
 
 
-@pytest.mark.asyncio
-@pytest.mark.parametrize("kind", [ZooKeeperStore, OneShotStore])
-async def test_what_changes_while_a_change_is_read(
+@asynccontextmanager
+async def _watch_that_reads_a_change(
     server: ZooKeeperServer, make: MakeStore, prefix: str, kind: type[ZooKeeperStore]
-) -> None:
-    """The server knows the second one when it answers for the first one."""
+) -> AsyncIterator[tuple[Watch[Snapshot], ZooKeeperStore, FaultProxy]]:
+    """Watch two keys of "dir" up to where the first one was changed, and the server is asked for it and mute."""
     async with (
         FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
         make() as other,
@@ -27,12 +29,22 @@ async def test_what_changes_while_a_change_is_read(
     ):
         await other.put("dir/first", b"")
         await other.put("dir/second", b"")
-        watch = store.watch_tree("dir")
-        assert len(await anext(watch)) == 2
-        proxy.blackhole(to_client=False)
-        with proxy.counting() as counts:
-            await other.put("dir/first", b"new")
-            await eventually(lambda: counts.requests, within=5, message="it is told, and read")
+        async with store.watch_tree("dir") as watch:
+            assert len(await anext(watch)) == 2
+            proxy.blackhole(to_client=False)
+            with proxy.counting() as counts:
+                await other.put("dir/first", b"new")
+                await eventually(lambda: counts.requests, within=5, message="it is told, and read")
+            yield watch, other, proxy
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", [ZooKeeperStore, OneShotStore])
+async def test_what_changes_while_a_change_is_read(
+    server: ZooKeeperServer, make: MakeStore, prefix: str, kind: type[ZooKeeperStore]
+) -> None:
+    """The server knows the second one when it answers for the first one."""
+    async with _watch_that_reads_a_change(server, make, prefix, kind) as (watch, other, proxy):
         with proxy.counting() as counts:
             second = await other.put("dir/second", b"new")
             await eventually(lambda: counts.answered_bytes, within=5, message="it is told")
@@ -42,7 +54,6 @@ async def test_what_changes_while_a_change_is_read(
                 if snapshot.last_index >= second.last_index:
                     break
         assert snapshot["dir/second"] == second
-        await watch.aclose()
 
 
 @pytest.mark.asyncio
@@ -92,19 +103,7 @@ async def test_changes_that_come_faster_than_they_are_read(
 ) -> None:
     """What is read of the first key is newer than a change of the second one, which was told and is not read yet."""
     monkeypatch.setattr(watching, "_CATCHING_UP", 0.0)
-    async with (
-        FaultProxy(server.host, server.port, protocol="zookeeper") as proxy,
-        make() as other,
-        make_store([proxy.endpoint], prefix=prefix, kind=kind) as store,
-    ):
-        await other.put("dir/first", b"")
-        await other.put("dir/second", b"")
-        watch = store.watch_tree("dir")
-        assert len(await anext(watch)) == 2
-        proxy.blackhole(to_client=False)
-        with proxy.counting() as counts:
-            await other.put("dir/first", b"new")
-            await eventually(lambda: counts.requests, within=5, message="it is told, and read")
+    async with _watch_that_reads_a_change(server, make, prefix, kind) as (watch, other, proxy):
         with proxy.counting() as counts:
             second = await other.put("dir/second", b"new")
             first = await other.put("dir/first", b"newer")
@@ -117,4 +116,3 @@ async def test_changes_that_come_faster_than_they_are_read(
                 if snapshot.last_index >= first.last_index:
                     break
         assert list(snapshot) == [first, second]
-        await watch.aclose()
