@@ -1,4 +1,4 @@
-"""One asyncio key/value interface over etcd, Consul, ZooKeeper and embedded stores, with one set of guarantees."""
+"""Locks, elections, settings and discovery on SQLite, PostgreSQL, etcd, Consul and ZooKeeper, with one asyncio API."""
 
 from typing import TYPE_CHECKING
 

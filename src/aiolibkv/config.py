@@ -39,20 +39,20 @@ class Config:
     Attributes:
         connection_timeout: seconds for entering the store.
         request_timeout: seconds for every call, all its retries included.
-        tls: True to encrypt, or an SSLContext, which has everything that the three files are for. Files are read again
-            at each connection; rotated ones need no new store.
+        tls: True to encrypt, or an SSLContext, which then stands for the three files as well. Files that have changed
+            are read again at the next connection, so rotated ones need no new store.
         ca_file: PEM file of the authorities to trust; the system's when not given.
         cert_file: PEM file of the client's certificate.
         key_file: PEM file of the client's key.
         username: for servers with users.
         password: of that user.
-        token: for servers with tokens; a callable or coroutine function is asked again when the server refuses the last
-            one.
-        prefix: directory that all keys are rooted at; keys go in and come out without it. Slashes around it do not
-            count, since keys have no leading slash; etcd's option ``leading_slash`` is for keys that others write with
-            one.
+        token: Consul's ACL token, or a function or coroutine function that returns it, which is called again when the
+            server refuses the last token.
+        prefix: the directory at the server below which all keys of the store are kept; keys go in and come out without
+            it. Slashes around it do not count, since keys have no leading slash; etcd's option ``leading_slash`` is for
+            keys that others write with one.
         bucket: the table of an SQLite store.
-        options: what one backend alone understands, by the names that it declares.
+        options: settings that only one backend has, such as ``{"durability": "normal"}`` for SQLite.
         listener: called with each event of the store, see ``aiolibkv.events``; in the event loop, so it must not block.
     """
 

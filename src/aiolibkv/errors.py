@@ -15,7 +15,7 @@ class StoreError(Exception):
         backend: name of the backend, such as ``"etcd"``.
         endpoint: the server spoken to, or all configured ones when none was reached.
         key: the key or directory of the call.
-        maybe_applied: for a write, False only when it certainly was not applied.
+        maybe_applied: for a write, False only when it was certainly not applied.
     """
 
     meaning: ClassVar[str] = "the store failed"
@@ -57,7 +57,7 @@ class BackendNotSupportedError(StoreError):
 
 
 class CallNotSupportedError(StoreError):
-    """The backend cannot do this, and says so before anything is written."""
+    """The backend cannot do this; nothing was written."""
 
     meaning = "the backend does not support this call"
 
@@ -69,7 +69,7 @@ class InvalidKeyError(StoreError, ValueError):
 
 
 class ValueTooLargeError(StoreError, ValueError):
-    """The value exceeds ``capabilities.max_value_bytes``; nothing was sent."""
+    """The value exceeds ``capabilities.max_value_bytes``, or a commit ``max_commit_bytes``; nothing was sent."""
 
     meaning = "the value is too large"
 
@@ -99,13 +99,13 @@ class PreviousNotSpecifiedError(StoreError):
 
 
 class CannotLockError(StoreError):
-    """The Lock is in use, or was never acquired."""
+    """The Lock is held or waited for already, or was released without having been acquired."""
 
     meaning = "the lock cannot be used like this"
 
 
 class LockLostError(StoreError):
-    """The lock is not held any more."""
+    """The lock is not held any more; a guarded write was not applied."""
 
     meaning = "the lock is not held any more"
 

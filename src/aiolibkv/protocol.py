@@ -13,11 +13,11 @@ T_co = TypeVar("T_co", covariant=True)
 
 @runtime_checkable
 class Watch(Protocol[T_co]):
-    """An endless iterator over the states of a key or directory.
+    """An endless iterator over the states of a key or directory, and an async context manager.
 
     The first item is the current state; then one follows whenever it has changed. A consumer that is slower than
-    the changes sees them coalesced, ends up with the last state, and never sees a state twice or an older one
-    after a newer one. It survives outages, failovers and compaction.
+    the changes sees several of them as one, ends up with the last state, and never sees a state twice or an older one
+    after a newer one. It goes on through outages, failovers and compaction.
 
     Iteration raises AccessDeniedError when the server refuses, and StoreClosedError once the store is closed.
 
@@ -208,7 +208,8 @@ class AsyncStore(Protocol):
             LockLostError: the guard is not held any more.
 
         Cancellation: leaves open whether the value was written.
-        Cost: one round trip (ZooKeeper: two for a new key); with ttl one more on etcd and Consul.
+        Cost: one round trip (ZooKeeper: two for a new key); on etcd and Consul one more with ttl, or with the first
+            keep_alive of that ttl.
         """
         ...
 
@@ -242,16 +243,20 @@ class AsyncStore(Protocol):
             LockLostError: the guard is not held any more.
 
         Cancellation: leaves open whether the key was deleted.
-        Cost: one round trip (ZooKeeper: two).
+        Cost: one round trip (ZooKeeper: two for a key with keys below it, with a guard, and for the last of a
+            directory).
         """
         ...
 
     async def exists(self, key: str, *, consistent: bool = True) -> bool:
-        """Tell whether there is such a key; a directory alone is none.
+        """Tell whether there is such a key. A directory is not one unless it was written itself.
 
         Args:
             key: the key.
             consistent: as for get.
+
+        Returns:
+            True when the key exists.
 
         Cancellation: harmless.
         Cost: one round trip.
@@ -264,7 +269,7 @@ class AsyncStore(Protocol):
         Args:
             key: the key.
 
-        Cost: nothing until the first ``anext`` or ``async with``.
+        Cost: nothing until the first ``anext`` or ``async with``; then that of a Watch.
         """
         ...
 
@@ -274,7 +279,7 @@ class AsyncStore(Protocol):
         Args:
             directory: the directory; ``""`` is the root.
 
-        Cost: nothing until the first ``anext`` or ``async with``.
+        Cost: nothing until the first ``anext`` or ``async with``; then that of a Watch.
         """
         ...
 
@@ -289,7 +294,7 @@ class AsyncStore(Protocol):
 
         Raises:
             ValueTooLargeError: as for put.
-            ValueError: the ttl cannot be, as for put.
+            ValueError: the ttl is not valid, as for put.
         """
         ...
 
@@ -307,7 +312,7 @@ class AsyncStore(Protocol):
             KeyNotFoundError: nothing is below the directory, and it is not a key itself.
 
         Cancellation: harmless.
-        Cost: one round trip and one per further page (ZooKeeper: one per level).
+        Cost: one round trip, and one for each further page of a long list (ZooKeeper: one per level).
         """
         ...
 
@@ -467,7 +472,7 @@ class AsyncStore(Protocol):
         Raises:
             ValueError: page is below 1.
 
-        Cost: nothing until the first ``anext``.
+        Cost: nothing until the first ``anext``; then one round trip for each page.
         """
         ...
 

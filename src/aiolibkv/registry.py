@@ -48,13 +48,17 @@ def new_store(backend: str, endpoints: Sequence[str] = (), config: Config | None
 
     Args:
         backend: a backend's name, such as ``"etcd"``.
-        endpoints: "host:port" of its servers; for embedded stores see the backend.
+        endpoints: "host:port" of its servers, the port may be left out; for "sqlite" the path of the file; for "memory"
+            nothing, or one name.
         config: settings; the defaults when not given.
+
+    Returns:
+        A store that is not connected yet.
 
     Raises:
         BackendNotSupportedError: there is no such backend, or its package is not installed.
         ValueError: endpoints or settings that the backend cannot use.
-        TypeError: endpoints that are no sequence of str, or a config that is no Config.
+        TypeError: the endpoints are not a sequence of str, or the config is not a Config.
     """
     if not isinstance(backend, str):
         raise TypeError(f"a backend's name is a str, not {type(backend).__name__}")
@@ -89,6 +93,9 @@ def open_store(url: str, config: Config | None = None) -> AsyncStore:
     Args:
         url: see above; parts may be percent-encoded.
         config: settings; the URL adds to them.
+
+    Returns:
+        A store that is not connected yet.
 
     Raises:
         BackendNotSupportedError: as for new_store.

@@ -67,8 +67,8 @@ class Change(NamedTuple):
 class Snapshot(Sequence[KVPair]):
     """The pairs below a directory at one moment, sorted by key. Immutable.
 
-    A key may stand for its pair: ``"config/a" in snapshot``, ``snapshot["config/a"]``, which is a KeyError when it is
-    not there, and ``snapshot.get("config/a")``, which is None then.
+    It can be asked by key too: ``"config/a" in snapshot``; ``snapshot["config/a"]``, which raises KeyError when there
+    is no such key; and ``snapshot.get("config/a")``, which gives None then.
     """
 
     __slots__ = ("_changes", "_last_index", "_pairs")

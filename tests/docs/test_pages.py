@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,17 @@ from aiolibkv.testing.scale import scaled
 from docs.pages import DOCS, ROOT, anchors, blocks, links, pages, read, tables
 
 INSTALLS = re.compile(r"python3 -m venv|pip install")
+NO_DEFAULT = {"", "the agent's", "the path of a URL"}
+KEPT: dict[tuple[str, str], Callable[[Any], object]] = {
+    ("sqlite", "durability"): lambda driver: driver._durability,
+    ("etcd", "leading_slash"): lambda driver: driver._keyspace.key("a"),
+    ("postgresql", "schema"): lambda driver: driver._schema,
+    ("postgresql", "table"): lambda driver: driver._table,
+    ("zookeeper", "acl"): lambda driver: driver._acl,
+    ("zookeeper", "auth"): lambda driver: driver._reach.credentials,
+    ("zookeeper", "session_timeout"): lambda driver: driver._session_timeout,
+}
+"""What a driver makes of each option that has a default."""
 PROJECT = tomllib.loads(read("pyproject.toml"))
 NAMES = list(map(str, pages()))
 
@@ -114,6 +125,19 @@ def test_the_table_of_options_is_that_of_the_drivers() -> None:
     (rows,) = tables("docs/backends.md", "backend")
     told = {(backend, option) for backend, option, _, _ in rows}
     assert told == {(name, option) for name, driver in backends().items() for option in driver.option_names}
+
+
+@pytest.mark.parametrize("login", [{}, {"username": "app", "password": "secret"}], ids=["nobody", "user"])
+def test_the_defaults_of_options_are_those_of_the_drivers(login: dict[str, Any]) -> None:
+    (rows,) = tables("docs/backends.md", "backend")
+    told = {(backend, option): default for backend, option, default, _ in rows}
+    assert {place for place, default in told.items() if default not in NO_DEFAULT} == KEPT.keys()
+    for (backend, option), kept in KEPT.items():
+        of_users, _, of_nobody = told[backend, option].partition(" with a username, else ")
+        default = of_nobody if of_nobody and not login else of_users
+        driver = backends()[backend]
+        expected = driver(["127.0.0.1"], Config(**login, options={option: default}))
+        assert kept(driver(["127.0.0.1"], Config(**login))) == kept(expected), (backend, option)
 
 
 def test_the_limits_told_are_those_of_the_drivers() -> None:

@@ -89,8 +89,11 @@ class Discovery:
             metadata: whatever else others should know.
             ttl: seconds after which the instance is gone when this process died.
 
+        Returns:
+            The registration, for ``async with``.
+
         Raises:
-            TypeError: something is not a str, or metadata not a mapping of str to str.
+            TypeError: service, address or id is not a str, or metadata not a mapping of str to str.
             InvalidKeyError: the service or the id cannot be a segment of a key.
             ValueError: the ttl is not a finite number above 0.
         """

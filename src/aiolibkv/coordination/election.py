@@ -42,12 +42,13 @@ class Candidate:
         Args:
             store: where the election is.
             key: the lock's key; its value is the leader's name.
-            node: this node's name.
+            node: this node's name, which others see; it need not be unique.
             ttl: seconds after which another node may lead when this one died.
 
         Raises:
-            TypeError: the node is no str.
-            InvalidKeyError, ValueError: the key, or the ttl, cannot be.
+            TypeError: the node is not a str.
+            InvalidKeyError: the key is not valid.
+            ValueError: the ttl is not valid, as for ``put``.
         """
         if not isinstance(node, str):
             raise TypeError(f"a node is a str, not {type(node).__name__}")
@@ -410,7 +411,7 @@ class Follower:
             key: the lock's key.
 
         Raises:
-            InvalidKeyError: the key cannot be.
+            InvalidKeyError: the key is not valid.
         """
         self._store = store
         self._key = normalize_key(key)

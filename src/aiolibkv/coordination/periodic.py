@@ -53,8 +53,8 @@ class PeriodicJob:
             ttl: seconds after which another process may run the job when this one died.
 
         Raises:
-            ValueError: the seconds are not above 0 or too many, or the ttl cannot be.
-            TypeError: they are no number.
+            ValueError: ``every`` is not above 0 or too large, or the ttl is not valid.
+            TypeError: ``every`` is neither a number nor a function.
         """
         self._store = store
         self._name = normalize_key(name)

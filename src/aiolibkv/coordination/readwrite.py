@@ -27,10 +27,10 @@ class ReadWriteLock:
         Args:
             store: where it is.
             name: the directory that it is kept in.
-            ttl: seconds after which a dead holder's part is free.
+            ttl: seconds after which a dead reader or writer is not waited for any more.
 
         Raises:
-            ValueError: the ttl cannot be.
+            ValueError: the ttl is not valid.
         """
         self._store = store
         self._name = normalize_key(name)

@@ -33,8 +33,8 @@ class Semaphore(PlaceLock):
             ttl: seconds after which a dead holder's permit is free.
 
         Raises:
-            ValueError: there is less than one permit, or the ttl cannot be.
-            TypeError: the number is no int.
+            ValueError: permits is less than 1, or the ttl is not valid.
+            TypeError: permits is not an int.
         """
         self._permits = _checked(permits)
         self._is_agreed = False
@@ -51,7 +51,7 @@ class Semaphore(PlaceLock):
             permits: how many may hold one from now on.
 
         Raises:
-            ValueError: there is less than one permit.
+            ValueError: permits is less than 1.
 
         Cancellation: leaves open whether the number was changed.
         Cost: get and atomic_put, again when somebody else resizes it at the same time.
