@@ -35,14 +35,11 @@ def test_a_name_that_nobody_knows(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_port_where_nobody_listens(backend: str) -> None:
-    port = Port()
-    try:
-        ended = Tool(f"{backend}://user:secret@{HOST}:{port.number}/?connection_timeout=0.2").run("doctor")
-    finally:
-        port.release()
+    with Port() as port:
+        ended = Tool(f"{backend}://user:secret@{HOST}:{port}/?connection_timeout=0.2").run("doctor")
     assert ended.code == 3
     server, usable = wrong(ended)
-    assert server[1:] == [f"{HOST}:{port.number}: nobody listens there", "is the server running, and on this port?"]
+    assert server[1:] == [f"{HOST}:{port}: nobody listens there", "is the server running, and on this port?"]
     assert usable[0] == "usable"
     assert b"secret" not in ended.out
 
@@ -56,11 +53,8 @@ def test_a_port_where_nobody_listens(backend: str) -> None:
     ],
 )
 def test_no_password_is_shown(url: str) -> None:
-    port = Port()
-    try:
-        ended = Tool(f"{url.format(f'{HOST}:{port.number}')}&connection_timeout=0.2".replace("?&", "?")).run("doctor")
-    finally:
-        port.release()
+    with Port() as port:
+        ended = Tool(f"{url.format(f'{HOST}:{port}')}&connection_timeout=0.2".replace("?&", "?")).run("doctor")
     assert ended.code == 3
     assert "***" in ended.lines[0]
     assert "ssw0rd" not in ended.out.decode() + ended.err

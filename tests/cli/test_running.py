@@ -73,13 +73,10 @@ def test_what_is_closed_or_full_is_told(tool: Tool, command: str, redirection: s
 
 
 def test_no_server(tool: Tool) -> None:
-    port = Port()
-    try:
-        ended = tool.run("get", "key", "--url", f"etcd://127.0.0.1:{port.number}/?connection_timeout=0.2")
-    finally:
-        port.release()
+    with Port() as port:
+        ended = tool.run("get", "key", "--url", f"etcd://127.0.0.1:{port}/?connection_timeout=0.2")
     assert ended.code == 3
-    assert f"etcd at 127.0.0.1:{port.number}" in ended.err
+    assert f"etcd at 127.0.0.1:{port}" in ended.err
     assert len(ended.err.splitlines()) == 1
 
 

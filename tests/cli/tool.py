@@ -159,7 +159,7 @@ def is_alive(process: int) -> bool:
     """Tell whether a process runs; one that has ended and is not waited for does not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

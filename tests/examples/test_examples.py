@@ -134,27 +134,28 @@ async def test_an_interrupt_is_no_traceback(name: str, tmp_path: Path) -> None:
 
 async def test_applications_find_each_other(server: EtcdServer) -> None:
     url = f"etcd://{server.endpoint}/shop"
-    numbers = [free_port(), free_port()]
-    addresses = sorted(f"127.0.0.1:{number}" for number in numbers)
+    with Port() as one, Port() as two:
+        numbers = [one, two]
+        addresses = sorted(f"127.0.0.1:{number}" for number in numbers)
 
-    async def seen(number: int) -> list[str]:
-        try:
-            _, body = await http(number, "GET", "/instances")
-        except OSError:
-            return []
-        return sorted(json.loads(body))
+        async def seen(number: int) -> list[str]:
+            try:
+                _, body = await http(number, "GET", "/instances")
+            except (OSError, EOFError):
+                return []
+            return sorted(json.loads(body))
 
-    async def all_seen() -> bool:
-        return await seen(numbers[0]) == await seen(numbers[1]) == addresses
+        async def all_seen() -> bool:
+            return await seen(numbers[0]) == await seen(numbers[1]) == addresses
 
-    async with (
-        example("discovery_app.py", url, str(numbers[0])),
-        example("discovery_app.py", url, str(numbers[1])) as second,
-    ):
-        await eventually(all_seen, within=30, message="the applications find each other")
-        second.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(second.wait(), scaled(10))
-        assert await seen(numbers[0]) == [f"127.0.0.1:{numbers[0]}"]
+        async with (
+            example("discovery_app.py", url, str(numbers[0])),
+            example("discovery_app.py", url, str(numbers[1])) as second,
+        ):
+            await eventually(all_seen, within=30, message="the applications find each other")
+            second.send_signal(signal.SIGTERM)
+            await asyncio.wait_for(second.wait(), scaled(10))
+            assert await seen(numbers[0]) == [f"127.0.0.1:{numbers[0]}"]
 
 
 async def test_the_demonstration_on_a_server(server: EtcdServer) -> None:
@@ -166,22 +167,16 @@ async def test_the_demonstration_on_a_server(server: EtcdServer) -> None:
         assert expected in output
 
 
-def free_port() -> int:
-    port = Port()
-    port.release()
-    return port.number
-
-
 @asynccontextmanager
 async def service(framework: str, url: str, *, workers: int) -> AsyncIterator[tuple[int, list[Process]]]:
-    port = free_port()
-    commands: list[tuple[str, ...]]
-    if framework == "aiohttp":
-        commands = [(str(EXAMPLES / "aiohttp_service.py"), url, str(port))] * workers
-    else:
-        options = ("--port", str(port), "--log-level", "warning", "--workers", str(workers))
-        commands = [("-m", "uvicorn", "--app-dir", str(EXAMPLES), *options, f"{framework}_service:app")]
     async with AsyncExitStack() as stack:
+        port = stack.enter_context(Port())
+        commands: list[tuple[str, ...]]
+        if framework == "aiohttp":
+            commands = [(str(EXAMPLES / "aiohttp_service.py"), url, str(port))] * workers
+        else:
+            options = ("--port", str(port), "--log-level", "warning", "--workers", str(workers))
+            commands = [("-m", "uvicorn", "--app-dir", str(EXAMPLES), *options, f"{framework}_service:app")]
         yield port, [await stack.enter_async_context(program(*command, store=url)) for command in commands]
 
 

@@ -86,7 +86,7 @@ async def test_a_watch_hears_of_another_process_at_once(database: Path) -> None:
                 late.append(time.monotonic() - float(pair.value))
             other.send(False)
             # The time that the write itself takes is part of it. Looking for changes at intervals would take 500 ms.
-            assert median(late) < scaled(0.05)
+            assert median(late) < 0.2
             await other.join()
 
 

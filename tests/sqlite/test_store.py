@@ -354,7 +354,7 @@ async def test_a_long_list_leaves_the_loop_to_others(database: Path) -> None:
     async with open_sqlite(database) as store:
         await asyncio.gather(*(store.put(f"key/{n}", bytes(200)) for n in range(6000)))
         await store.put("large", bytes(16_000_000))
-        clock = time.monotonic
+        clock = time.thread_time  # what others use does not count
         for reading in (store.list("key"), store.get("large"), anext(store.watch_tree(""))):
             task = asyncio.ensure_future(reading)
             steps, longest, last = 0, 0.0, clock()

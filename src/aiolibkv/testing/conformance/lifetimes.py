@@ -25,6 +25,11 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
+def _longer_ttl() -> float:
+    """Return a ttl of keys that are looked at, or renewed, before they go."""
+    return max(_TTL, scaled(0.4))
+
+
 def _bound(store: AsyncStore, ttl: float) -> float:
     """Return the seconds within which a key is gone, before scaling, when its writer lives."""
     return ttl + store.capabilities.ttl_overshoot(ttl) + 2
@@ -47,13 +52,14 @@ class Lifetimes(Suite):
     """ttl, on its own."""
 
     async def test_a_key_goes_after_its_ttl(self, store: AsyncStore, other: AsyncStore) -> None:
+        ttl = _longer_ttl()
         started = _now()
-        pair = await store.put("dir/key", b"value", ttl=_TTL)
+        pair = await store.put("dir/key", b"value", ttl=ttl)
         assert await other.get("dir/key") == pair
         async with other.watch_tree("dir") as tree:
             assert await next_of(tree) == [pair]
-            gone = await _until_gone(other, "dir/key", _bound(store, _TTL))
-            assert gone - started >= _TTL - _EARLY
+            gone = await _until_gone(other, "dir/key", _bound(store, ttl))
+            assert gone - started >= ttl - _EARLY
             snapshot = await next_of(tree)
             assert [(change.pair, change.previous) for change in snapshot.changes] == [(None, pair)]
         for reader in (store, other):
@@ -86,17 +92,18 @@ class Lifetimes(Suite):
         assert await other.exists("dir")
 
     async def test_a_put_again_begins_the_ttl_anew(self, store: AsyncStore, other: AsyncStore) -> None:
-        first = await store.put("key", b"", ttl=_TTL)
+        ttl = _longer_ttl()
+        first = await store.put("key", b"", ttl=ttl)
         async with other.watch("key") as watch:
             assert await next_of(watch) in (first, None)
-            await asyncio.sleep(_TTL / 2)
+            await asyncio.sleep(ttl / 2)
             for writer in (store, other, store):
                 started = _now()
-                pair = await writer.put("key", b"", ttl=_TTL)
+                pair = await writer.put("key", b"", ttl=ttl)
                 await follow(watch, partial(eq, pair))
-                await asyncio.sleep(_TTL / 2)
-            await follow(watch, lambda seen: seen is None, within=_bound(store, _TTL))
-            assert _now() - started >= _TTL - _EARLY
+                await asyncio.sleep(ttl / 2)
+            await follow(watch, lambda seen: seen is None, within=_bound(store, ttl))
+            assert _now() - started >= ttl - _EARLY
 
     async def test_a_put_may_shorten_or_lengthen_the_ttl(self, store: AsyncStore, other: AsyncStore) -> None:
         await store.put("short", b"", ttl=1000)
@@ -109,38 +116,39 @@ class Lifetimes(Suite):
 
     async def test_what_ends_a_ttl(self, store: AsyncStore, other: AsyncStore) -> None:
         """A write without ttl makes a key permanent, whoever does it, and the old lifetime does not come back."""
+        ttl = _longer_ttl()
 
         async def by_put(key: str) -> None:
-            await store.put(key, b"", ttl=_TTL)
+            await store.put(key, b"", ttl=ttl)
             await store.put(key, b"kept")
 
         async def by_foreign_put(key: str) -> None:
-            await store.put(key, b"", ttl=_TTL)
+            await store.put(key, b"", ttl=ttl)
             await other.put(key, b"kept")
 
         async def by_atomic_put(key: str) -> None:
-            await store.atomic_put(key, b"kept", await store.put(key, b"", ttl=_TTL))
+            await store.atomic_put(key, b"kept", await store.put(key, b"", ttl=ttl))
 
         async def by_foreign_atomic_put(key: str) -> None:
-            await other.atomic_put(key, b"kept", await store.put(key, b"", ttl=_TTL))
+            await other.atomic_put(key, b"kept", await store.put(key, b"", ttl=ttl))
 
         async def by_deletion(key: str) -> None:
-            await store.put(key, b"", ttl=_TTL)
+            await store.put(key, b"", ttl=ttl)
             await store.delete(key)
             await store.put(key, b"kept")
 
         async def by_foreign_deletion(key: str) -> None:
-            await store.put(key, b"", ttl=_TTL)
+            await store.put(key, b"", ttl=ttl)
             await other.delete(key)
             await other.atomic_put(key, b"kept", None)
 
         async def by_deletion_of_the_tree(key: str) -> None:
-            await store.put(f"tree/{key}", b"", ttl=_TTL)
+            await store.put(f"tree/{key}", b"", ttl=ttl)
             await store.delete_tree("tree")
             await store.put(f"tree/{key}", b"kept")
 
         async def by_a_longer_one(key: str) -> None:
-            await store.put(key, b"", ttl=_TTL)
+            await store.put(key, b"", ttl=ttl)
             await other.put(key, b"kept", ttl=1000)
 
         cases: list[Callable[[str], Awaitable[None]]] = [
@@ -149,18 +157,19 @@ class Lifetimes(Suite):
         ]
         names = [case.__name__ for case in cases]
         await asyncio.gather(*(case(name) for case, name in zip(cases, names, strict=True)))
-        await _outlive(store, other)
+        await _outlive(store, other, ttl)
         kept = [pair.key.removeprefix("tree/") for pair in await other.list("") if pair.value == b"kept"]
         assert sorted(kept) == sorted(names)
 
     async def test_atomic_puts_with_a_ttl(self, store: AsyncStore, other: AsyncStore) -> None:
+        ttl = _longer_ttl()
         started = _now()
-        await store.atomic_put("created", b"", None, ttl=_TTL)
-        await store.atomic_put("swapped", b"", await store.put("swapped", b""), ttl=_TTL)
+        await store.atomic_put("created", b"", None, ttl=ttl)
+        await store.atomic_put("swapped", b"", await store.put("swapped", b""), ttl=ttl)
         assert await other.exists("created")
         assert await other.exists("swapped")
         for key in ("created", "swapped"):
-            assert await _until_gone(other, key, _bound(store, _TTL)) - started >= _TTL - _EARLY
+            assert await _until_gone(other, key, _bound(store, ttl)) - started >= ttl - _EARLY
 
     async def test_a_refused_write_leaves_the_lifetime_alone(self, store: AsyncStore, other: AsyncStore) -> None:
         old = await store.put("kept", b"1")
@@ -307,13 +316,13 @@ class KeepingAlive(Suite):
     async def test_over_time(self, stores: Stores, other: AsyncStore) -> None:
         """What takes as long as the server's shortest lifetime, all at once."""
         store = await stores.open()
-        ttl = max(_TTL, store.capabilities.min_ttl)
+        ttl = max(1.5 * _longer_ttl(), store.capabilities.min_ttl)
         latest = ttl + store.capabilities.ttl_overshoot(ttl)
 
         async def kept_alive_keys_outlive_their_ttl() -> None:
             pairs = [
                 await store.put("alive/long", b"", ttl=ttl, keep_alive=True),
-                await store.put("alive/short", b"", ttl=_TTL, keep_alive=True),
+                await store.put("alive/short", b"", ttl=_longer_ttl(), keep_alive=True),
                 await store.put("alive/shared", b"", ttl=ttl, keep_alive=True),
             ]
             await store.delete("alive/shared")

@@ -37,6 +37,11 @@ class Port:
     The socket is bound and never listens, and both it and the server set SO_REUSEADDR, so the server can
     listen on the port. A client that keeps connecting to a dead server's port cannot be given that very
     port as its own either, which would connect it to itself.
+
+    It is kept until ``release()``, or for a block::
+
+        with Port() as number:
+            ...
     """
 
     def __init__(self) -> None:
@@ -45,6 +50,14 @@ class Port:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind((HOST, 0))
         self.number: int = self._socket.getsockname()[1]
+
+    def __enter__(self) -> int:
+        """Return its number."""
+        return self.number
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        self.release()
 
     def release(self) -> None:
         """Give the port back."""
