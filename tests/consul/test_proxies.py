@@ -1,8 +1,9 @@
 """What stands between a store and its server, and ends what it finds too slow or too quiet."""
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 import pytest
@@ -58,6 +59,25 @@ async def test_what_comes_unasked_is_no_answer(make: Make, server: ConsulServer,
                 client.write(b"HTTP/1.1 " + unasked)
             assert await direct.exists("a")  # meanwhile it arrives
             assert [await store.get(key) for key in "ab"] == pairs
+
+
+async def test_a_write_does_not_meet_an_end_that_the_event_loop_has_not_seen(make: Make, server: ConsulServer) -> None:
+    """A proxy that reads its settings again closes what is idle at once, also what was used a moment ago."""
+    clients: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        clients.append(writer)
+        await passing_on(server.port)(reader, writer)
+
+    async with Front(serve) as front, make(front.endpoint) as store:
+        for number in range(3):
+            await store.exists("key")
+            for client in clients:
+                with suppress(OSError):
+                    client.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+            clients.clear()
+            pair = await store.put("key", bytes([number]))
+            assert await store.get("key") == pair
 
 
 async def test_a_write_does_not_meet_the_end_of_an_idle_connection(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import select
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,6 +78,13 @@ class _Handler(ResponseHandler):
         if self.transport is not None:
             self.transport.abort()
 
+    def has_unread(self) -> bool:
+        """Tell whether something has come that the event loop has not taken yet, such as the connection's end."""
+        assert self.transport is not None, "connected"
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        return bool(poll.poll(0))
+
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
         self.heard = self._loop.time()
@@ -137,7 +145,7 @@ class Connector(aiohttp.BaseConnector):
         """
         attempt = request.attempt
         connection = await self.connect(request, [], _NO_TIMEOUT)
-        while not self._is_good(connection, longest_idle=math.inf if attempt.on_sending is None else _LONGEST_IDLE):
+        while not self._is_good(connection, is_for_write=attempt.on_sending is not None):
             connection.close()
             connection = await self.connect(request, [], _NO_TIMEOUT)
         attempt.sent = True
@@ -159,13 +167,18 @@ class Connector(aiohttp.BaseConnector):
         """Take note that a connection was found broken: those that are idle now may be as well, and are not used."""
         self._broke = self._loop.time()
 
-    def _is_good(self, connection: PooledConnection, *, longest_idle: float) -> bool:
+    def _is_good(self, connection: PooledConnection, *, is_for_write: bool) -> bool:
         handler = connection.protocol
         assert isinstance(handler, _Handler), "made here"
         if handler.should_close:
             # Something came unasked, such as that the server has waited for too long. It would be taken for the answer.
             return False
-        return handler.heard is None or handler.heard > max(self._broke, self._loop.time() - longest_idle)
+        if handler.heard is None:
+            return True
+        longest_idle = _LONGEST_IDLE if is_for_write else math.inf
+        if handler.heard <= max(self._broke, self._loop.time() - longest_idle):
+            return False
+        return not (is_for_write and handler.has_unread())
 
     async def _create_connection(
         self,
