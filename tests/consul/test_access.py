@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+from asyncio.subprocess import DEVNULL
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from string import ascii_lowercase, digits
 from typing import Any
 from urllib.parse import quote
@@ -26,6 +28,7 @@ from aiolibkv.config import Token
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ConsulServer
+from aiolibkv.testing.servers.process import find_program
 from consul.recording import recorded
 from consul.rewriting import Change, Rewriting, explained, forwarded
 from faults.impostors import Front, consul
@@ -44,7 +47,8 @@ session_prefix "" { policy = "write" }
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def guarded() -> AsyncIterator[ConsulServer]:
-    async with ConsulServer(token=ROOT) as running:
+    """Run one for development, whose indented denials are told from answers as well."""
+    async with ConsulServer(token=ROOT, dev=True) as running:
         yield running
 
 
@@ -291,18 +295,54 @@ async def test_a_callable_is_asked_once_for_all_that_is_refused(guarded: ConsulS
         await store.put("mine/key", b"")
 
 
-async def test_a_watch_goes_on_with_a_new_token(guarded: ConsulServer) -> None:
-    old = await guarded.add_token(RULES)
-    new = await guarded.add_token(RULES)
-    current = [old]
-    async with _store(guarded, lambda: current[0]) as store, store.watch("mine/watched") as watch:
-        assert await anext(watch) is None
-        current[0] = new
-        accessor = await _accessor(guarded, old)
-        await guarded.api("DELETE", f"/v1/acl/token/{accessor}")
-        pair = await store.put("mine/watched", b"")
-        async with asyncio.timeout(scaled(20)):
-            assert await anext(watch) == pair
+@pytest.mark.parametrize("shared", [False, True])
+async def test_watches_outlive_their_tokens(guarded: ConsulServer, *, shared: bool) -> None:
+    """One after the other is deleted while nothing else asks for the next one."""
+    tokens = [await guarded.add_token(RULES) for _ in range(3)]
+    given: list[str] = []
+    directory = f"mine/outlived-{shared}"
+
+    def give() -> str:
+        given.append(tokens[0])
+        return tokens[0]
+
+    async with (
+        _store(guarded, ROOT, directory) as root,
+        _store(guarded, give, "" if shared else directory) as store,
+        AsyncExitStack() as watching,
+    ):
+        for number in range(100 if shared else 0):
+            other = await watching.enter_async_context(store.watch(f"mine/{number}/key"))
+            assert await anext(other) is None
+        start = f"{directory}/" if shared else ""
+        key = await watching.enter_async_context(store.watch(f"{start}dir/key"))
+        tree = await watching.enter_async_context(store.watch_tree(f"{start}dir"))
+        assert await _next(key, tree) == [None, []]
+        for value in (b"1", b"2"):
+            await _delete(guarded, tokens.pop(0))
+            pair = await root.put("dir/key", value)
+            pair = replace(pair, key=f"{start}dir/key")
+            async with asyncio.timeout(scaled(20)):
+                assert await anext(key) == pair
+                assert await anext(tree) == [pair]
+            await eventually(lambda: given[-1] == tokens[0], within=20, message="the next token is used")
+        await _delete(guarded, tokens[0])
+        for watch in (key, tree):
+            assert await _until_denied(watch) == []
+        await root.delete_tree("")
+
+
+async def test_a_watch_ends_with_a_token_that_is_not_replaced(guarded: ConsulServer) -> None:
+    token = await guarded.add_token(RULES)
+    async with (
+        _store(guarded, token, "mine/ended") as store,
+        store.watch("key") as key,
+        store.watch_tree("dir") as tree,
+    ):
+        assert await _next(key, tree) == [None, []]
+        await _delete(guarded, token)
+        for watch in (key, tree):
+            assert await _until_denied(watch) == []
 
 
 @pytest.mark.parametrize("name", ["list", "list of the root", "delete_tree", "delete_tree of the root"])
@@ -474,6 +514,16 @@ async def _accessor(server: ConsulServer, token: str) -> str:
         if json.loads(await server.api("GET", f"/v1/acl/token/{accessor}"))["SecretID"] == token:
             return accessor
     raise AssertionError("no such token")
+
+
+async def _delete(server: ConsulServer, token: str) -> None:
+    """Delete a token by Consul's own command."""
+    process = await asyncio.create_subprocess_exec(
+        *(find_program("consul", "consul"), "acl", "token", "delete", f"-http-addr={server.endpoint}"),
+        *(f"-token={ROOT}", f"-id={await _accessor(server, token)}"),
+        stdout=DEVNULL,
+    )
+    assert await process.wait() == 0
 
 
 async def _next(*watches: Watch[Any]) -> list[object]:
