@@ -2,21 +2,37 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import pytest
 from aiohttp import web
 
-from aiolibkv import AccessDeniedError, InvalidKeyError, KeyNotFoundError, NotReachableError, StoreError
+from aiolibkv import (
+    AccessDeniedError,
+    Candidate,
+    Check,
+    InvalidKeyError,
+    KeyNotFoundError,
+    KVPair,
+    NotReachableError,
+    Put,
+    StoreError,
+)
 from aiolibkv.backends.consul.failures import denies, failure_of, lacks_right, shortest_ttl
+from aiolibkv.events import Disconnected, Event
+from aiolibkv.store import outages
+from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import ConsulServer
 from consul.conftest import Make
 from consul.rewriting import Rewriting, forwarded
+from stores import ConsulStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
+REFUSED_TTL = r"no session.*must be between \[48h"
 _NO_WAY = "rpc error getting client: failed to get conn: dial tcp 127.0.0.1:0->127.0.0.1:8300: connection refused"
 
 
@@ -87,29 +103,89 @@ async def test_words_that_are_no_denials() -> None:
     assert not lacks_right("rpc error making call: ACL not found")
 
 
+RULES_OF_NAMES = {
+    # Of 1.21.5; what later versions say may differ.
+    "characters": (
+        500,
+        r'invalid key name, keys should respect the "^[a-zA-Z0-9,_./\\-?&=]+$" format',
+        r"[a-zA-Z0-9,_./\-?&=]+",
+    ),
+    "ways out": (400, "key contains path traversal sequence", r"(?!.*(\.\./|\.\.$)).*"),
+    "spaces": (400, "Invalid key name", r"(?! ).*(?<! )"),
+}
+
+
 @pytest.mark.parametrize(
-    ("status", "text"),
+    ("rule", "name", "is_directory_refused"),
     [
-        (500, 'invalid key name, keys should respect the "^[a-zA-Z0-9,_./\\-?&=]+$" format'),
-        (400, "Invalid key name"),
-        (400, "key contains invalid character ' ' at position 1. Only alphanumeric characters and ,-_./ are allowed"),
-        (400, "URL path contains invalid traversal sequence"),
+        ("characters", "a b", True),
+        ("characters", "ü", True),
+        ("characters", "50%", True),
+        ("ways out", "a..", True),
+        ("spaces", "a ", False),
     ],
 )
-async def test_a_key_whose_name_the_server_refuses(make: Make, server: ConsulServer, status: int, text: str) -> None:
-    """As 1.21.5 and later do in URLs, of keys that were good before."""
+async def test_a_key_whose_name_the_server_refuses(
+    make: Make, server: ConsulServer, direct: ConsulStore, rule: str, name: str, *, is_directory_refused: bool
+) -> None:
+    """As some versions do in URLs, though not in transactions: a key that is written there could not be read."""
+    status, text, taken = RULES_OF_NAMES[rule]
 
     def refuse(request: web.Request) -> tuple[int, str] | None:
-        return (status, text) if request.path.endswith("a b") else None
+        key = request.path.removeprefix("/v1/kv/")
+        return None if key == request.path or re.fullmatch(taken, key) else (status, text)
 
     async with Rewriting(server, refuse=refuse) as front, make(front.endpoint) as store:
-        with pytest.raises(InvalidKeyError, match=text.partition(" ")[0]):
-            await store.get("a b")
-        with pytest.raises(InvalidKeyError) as caught:
-            await store.put("a b", bytes(500_000))
-        assert not caught.value.maybe_applied
+        previous = KVPair(name, b"", 1)
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: store.put(name, b""),
+            lambda: store.put(name, b"", ttl=60),
+            lambda: store.put(name, bytes(500_000)),
+            lambda: store.atomic_put(name, b"", None),
+            lambda: store.atomic_put(name, b"", previous),
+            lambda: store.commit(Put("plain", b""), Put(name, b"")),
+            lambda: store.commit(Put("plain", b""), Check(name, previous=None)),
+            lambda: store.get(name),
+            lambda: store.exists(name),
+            lambda: store.get_many(["plain", name]),
+            lambda: store.delete(name),
+            lambda: store.atomic_delete(name, previous),
+            lambda: store.delete_tree(name),
+            lambda: store.new_lock(name).acquire(),
+            lambda: store.new_lock(name).try_acquire(),
+            lambda: anext(store.watch(name)),
+        ]
+        if is_directory_refused:
+            calls += [
+                lambda: store.list(name),
+                lambda: store.keys(name),
+                lambda: store.children(name),
+                lambda: anext(store.scan(name)),
+                lambda: anext(store.watch_tree(name)),
+            ]
+        for call in calls:
+            with pytest.raises(InvalidKeyError, match=text.partition(" ")[0]) as caught:
+                async with asyncio.timeout(scaled(5)):
+                    await call()
+            assert caught.value.key in {name, None}
+            assert not caught.value.maybe_applied
+        assert list(await direct.list("")) == []
         pair = await store.put("plain", b"")
-        assert await store.get("plain") == pair
+        assert await direct.list("") == await store.list("") == [pair]
+
+
+async def test_unusual_names_cost_one_request_in_all(proxied: ConsulStore, proxy: FaultProxy) -> None:
+    with proxy.counting() as counts:
+        await proxied.put("plain/a-b_c.d,e=f&g?h", b"")
+        assert counts.round_trips == 1
+        await proxied.put("first of them", b"")
+        assert counts.round_trips == 3
+    with proxy.counting() as counts:
+        for name in ("a b", "ü", "50%", "a?b&c=d", "a.b"):
+            await proxied.put(name, b"")
+        assert counts.round_trips == 5
+    async with proxied.new_lock("a b/lock"):
+        assert len(await proxied.get_many(["a b", "ü", "50%"])) == 3
 
 
 async def test_the_shortest_ttl_through_a_follower(make: Make) -> None:
@@ -126,15 +202,60 @@ async def test_the_shortest_ttl_through_a_follower(make: Make) -> None:
         shortest_ttl("Invalid Session TTL '10000000000'")
 
 
-async def test_a_ttl_that_the_server_never_takes(make: Make, entering: AsyncExitStack) -> None:
+async def test_a_ttl_that_the_server_never_takes(
+    make: Make, entering: AsyncExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
     """It is told as what it is, not as an outage that passes."""
     server = await entering.enter_async_context(ConsulServer(session_ttl_min=2 * 86400))
     front = await entering.enter_async_context(Rewriting(server, forwarded))
     store = await entering.enter_async_context(make(front.endpoint))
-    with pytest.raises(StoreError, match=r"no session.*must be between \[48h") as caught:
-        await store.put("key", b"", ttl=60)
-    assert not isinstance(caught.value, NotReachableError)
-    assert not caught.value.maybe_applied
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.put("key", b"", ttl=60),
+        lambda: store.put("key", b"", keep_alive=True),
+        lambda: store.new_lock("lock").acquire(),
+        lambda: store.new_lock("lock").try_acquire(),
+    ]
+    for call in calls:
+        with pytest.raises(StoreError, match=REFUSED_TTL) as caught:
+            async with asyncio.timeout(scaled(5)):
+                await call()
+        assert not isinstance(caught.value, NotReachableError)
+        assert not caught.value.maybe_applied
+    async with Candidate(store, "leader", node="a").run_for_election() as election:
+        assert not await anext(election)
+        await eventually(lambda: re.search(REFUSED_TTL, caplog.text), within=5, message="the campaign tells why")
+
+
+async def test_a_ttl_that_the_server_takes_no_longer(
+    make: Make, server: ConsulServer, prefix: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for a lock is told, and why a key that is kept alive does not come back."""
+    said = "rpc error making call: Invalid Session TTL '10000000000', must be between [48h0m0s=24h0m0s]"
+    is_refused = asyncio.Event()
+
+    def refuse(request: web.Request) -> tuple[int, str] | None:
+        return (500, said) if is_refused.is_set() and request.path == "/v1/session/create" else None
+
+    monkeypatch.setattr(outages, "TOLD_AFTER", 0.5)
+    async with Rewriting(server, refuse=refuse) as front, make(front.endpoint) as store:
+        await store.put("lock", b"somebody else's")
+        await store.put("alive", b"", keep_alive=True)
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(_refused(store.new_lock("lock").acquire()))
+            await _in_line(server, prefix)
+            is_refused.set()
+            for session in json.loads(await server.api("GET", "/v1/session/list")):
+                await server.api("PUT", f"/v1/session/destroy/{session['ID']}")
+            await waiting
+        await eventually(lambda: re.search(REFUSED_TTL, caplog.text), within=15, message="the log tells why")
+        is_refused.clear()
+        await eventually(lambda: store.exists("alive"), within=15, message="the key comes back")
+
+
+async def _refused(acquiring: Awaitable[object]) -> None:
+    with pytest.raises(StoreError, match=REFUSED_TTL):
+        async with asyncio.timeout(scaled(15)):
+            await acquiring
 
 
 async def test_a_page_in_place_of_an_answer(make: Make, server: ConsulServer) -> None:
@@ -174,13 +295,9 @@ async def test_what_a_server_that_was_just_started_does_not_find_yet(make: Make,
 
 async def test_a_server_for_development(make: Make, entering: AsyncExitStack, prefix: str) -> None:
     """It indents its JSON, as others do for ``?pretty``."""
-
-    async def in_line() -> bool:
-        keys = json.loads(await server.api("GET", f"/v1/kv/{prefix}?keys"))
-        return any("/.aiolibkv/waiters/" in key for key in keys)
-
+    told: list[Event] = []
     server = await entering.enter_async_context(ConsulServer(dev=True))
-    one = await entering.enter_async_context(make(server.endpoint))
+    one = await entering.enter_async_context(make(server.endpoint, listener=told.append))
     other = await entering.enter_async_context(make(server.endpoint))
     pairs = [await one.put(f"dir/{number}", bytes([number])) for number in range(3)]
     assert await one.list("dir") == pairs
@@ -193,10 +310,50 @@ async def test_a_server_for_development(make: Make, entering: AsyncExitStack, pr
     lock = one.new_lock("lock")
     await lock.acquire()
     waiting = asyncio.ensure_future(other.new_lock("lock").acquire())
-    await eventually(in_line, within=5, message="the other one is in the line")
+    await _in_line(server, prefix)
     await lock.release()
     async with asyncio.timeout(scaled(5)):
         assert (await waiting).is_held
+    await one.put("brief", b"", ttl=60)
+    before = await server.api("GET", "/v1/session/list")
+    await one.put("brief", b"")
+
+    async def is_ended() -> bool:
+        return await server.api("GET", "/v1/session/list") != before
+
+    await eventually(is_ended, within=5, message="the session of what has no lifetime any more is ended")
+    assert await one.get("brief")
+    # Nothing that it said was taken for something else's.
+    assert not [event for event in told if isinstance(event, Disconnected)]
+
+
+async def _in_line(server: ConsulServer, prefix: str) -> None:
+    """Wait until somebody waits for a lock in the line; there is another key."""
+
+    async def is_there() -> bool:
+        keys = json.loads(await server.api("GET", f"/v1/kv/{prefix}?keys"))
+        return any("/.aiolibkv/waiters/" in key for key in keys)
+
+    await eventually(is_there, within=5, message="somebody is in the line")
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+async def test_a_watch_at_a_server_that_knows_no_leader(make: Make, server: ConsulServer, end: bytes) -> None:
+    """One for development ends what it says with a line break."""
+    is_lost = asyncio.Event()
+
+    def lose(request: web.Request, status: int, body: bytes) -> tuple[int, bytes]:
+        is_asked = is_lost.is_set() and request.path == "/v1/status/leader"
+        return status, b'""' + end if is_asked else body
+
+    async with Rewriting(server, lose) as front, make(front.endpoint) as store, store.watch("key") as watch:
+        assert await anext(watch) is None
+        is_lost.set()
+        await eventually(lambda: watch.is_stale, within=10, message="the watch is stale")
+        is_lost.clear()
+        pair = await store.put("key", b"")
+        async with asyncio.timeout(scaled(10)):
+            assert await anext(watch) == pair
 
 
 ENCODINGS: dict[str, Callable[[web.Response], object]] = {

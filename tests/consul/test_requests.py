@@ -294,6 +294,18 @@ async def test_folders_of_the_web_pages_are_no_keys(direct: ConsulStore, server:
     assert await direct.delete_tree("folder") == 1
 
 
+async def test_what_no_call_can_name_is_not_counted(make: Make, server: ConsulServer, prefix: str) -> None:
+    """Others may write such keys, by transactions."""
+    foreign = ["dir//a", "dir/./b", "dir/c/", "dir/\u00a0", "\u00a0"]
+    operations = [{"KV": {"Verb": "set", "Key": f"{prefix}/{key}", "Value": ""}} for key in foreign]
+    async with make(server.endpoint) as store:
+        for directory in ("dir", ""):
+            await server.api("PUT", "/v1/txn", json.dumps(operations))
+            pairs = [await store.put("dir/key", b""), await store.put("dir/other", b"")]
+            assert await store.list(directory) == pairs
+            assert await store.delete_tree(directory) == 2
+
+
 @pytest.mark.parametrize(
     ("names", "units"),
     [

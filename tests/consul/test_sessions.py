@@ -8,6 +8,7 @@ from aiohttp import web
 
 from aiolibkv import AccessDeniedError, Config, NotReachableError
 from aiolibkv.store import Lifetime, OwnCall
+from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import scaled
 from aiolibkv.testing.servers import ConsulServer
 from consul.conftest import Make
@@ -87,6 +88,20 @@ async def test_a_renewal_that_no_leader_vouches_for(make: Make, server: ConsulSe
         assert await alone.driver.renew(call, lease)
         await store.driver.revoke(call, lease)
         assert not await alone.driver.renew(call, lease)
+
+
+async def test_a_renewal_is_one_round_trip(proxied: ConsulStore, proxy: FaultProxy) -> None:
+    """At an agent that takes its time for each answer, two would not end within request_timeout."""
+    call = OwnCall()
+    lease = proxied.driver.new_lease(Lifetime(60, keep_alive=True))
+    await proxied.driver.grant(call, lease)
+    proxy.delay(0.1)
+    with proxy.counting() as counts:
+        assert await proxied.driver.renew(call, lease)
+    assert (counts.requests, counts.round_trips) == (2, 1)
+    proxy.heal()
+    await proxied.driver.revoke(call, lease)
+    assert not await proxied.driver.renew(call, lease)
 
 
 async def test_a_session_that_was_refused_for_certain_is_not_looked_for(make: Make, server: ConsulServer) -> None:

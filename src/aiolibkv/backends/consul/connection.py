@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from http import HTTPStatus
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import aiohttp
@@ -33,12 +34,14 @@ from aiolibkv.backends.consul.failures import TxnFailedError, failure_of, knows_
 from aiolibkv.backends.consul.scope import Scope
 from aiolibkv.backends.consul.transactions import MAX_TXN_OPERATIONS, Transaction, looking
 from aiolibkv.config import Config
-from aiolibkv.errors import NotReachableError, StoreError
+from aiolibkv.errors import InvalidKeyError, NotReachableError, StoreError
 from aiolibkv.keys import RESERVED
 from aiolibkv.store import Endpoint, Endpoints
 from aiolibkv.store.driver import Observer
 from aiolibkv.store.resolver import Resolver
 from aiolibkv.store.tls import Tls
+
+T = TypeVar("T")
 
 CALLS_AT_ONCE = 32
 """Connections for calls. A server allows 200 to a client by default, and another store may share them."""
@@ -51,6 +54,11 @@ _INDEX = "X-Consul-Index"
 LARGEST_ANSWER = 128 * 1024 * 1024
 """Bytes; what goes on beyond that is not read to its end."""
 
+
+_UNUSUAL = re.compile(r"[^a-zA-Z0-9,_./?&=-]")
+"""What 1.21.5 refuses in the names of keys in URLs, though not in those of transactions."""
+_SUSPICIOUS = re.compile(r"^ | $|\.\.|%2e", re.IGNORECASE)
+"""What later versions may refuse: spaces at the ends, and what looks like a way out of a directory."""
 
 _READ = frozenset({HTTPStatus.OK, HTTPStatus.NOT_FOUND})
 
@@ -120,6 +128,8 @@ class Connection:
             self._resolver, tls, config.connection_timeout, has_alternatives=self.patience is not None
         )
         self._user = user_headers(config)
+        self._start = start_of(config.prefix)
+        self._takes_unusual_names = False
 
     @property
     def endpoint(self) -> Endpoint:
@@ -136,6 +146,7 @@ class Connection:
         self._endpoints.failed(endpoint)
         if endpoint == self.heard:
             self.heard = None
+            self._takes_unusual_names = False
             self._observer.disconnected(str(endpoint), reason)
 
     def _hear(self, endpoint: Endpoint) -> None:
@@ -188,6 +199,25 @@ class Connection:
             # The empty key, for all there is, is refused; what the library keeps for itself stands in for it.
             checked = [path or start_of(RESERVED) for path in paths[first : first + MAX_TXN_OPERATIONS]]
             (await self.look(checked, read_mode(consistent=True))).raise_if_denied()
+
+    async def check_names(self, paths: Iterable[str]) -> None:
+        """Make sure that keys which transactions name can be read by URLs, in which some servers refuse names.
+
+        Where one unusual name is taken, others are. Of the prefix it is known since the server was greeted.
+
+        Raises:
+            InvalidKeyError: the server refuses one.
+        """
+        for path in paths:
+            name = path.removeprefix(self._start)
+            is_unusual = _UNUSUAL.search(name) is not None
+            if (is_unusual and not self._takes_unusual_names) or _SUSPICIOUS.search(name):
+                try:
+                    await self.read(kv_target(path, "raw&stale"))
+                except InvalidKeyError as error:
+                    error.key = path
+                    raise
+                self._takes_unusual_names = self._takes_unusual_names or is_unusual
 
     async def look(self, paths: Sequence[str], mode: str) -> TxnFailedError:
         """Ask whether there are keys, and whether they may be read.
@@ -374,3 +404,16 @@ async def _body_of(response: aiohttp.ClientResponse) -> bytes:
         if len(body) > LARGEST_ANSWER:
             raise StoreError(f"an answer of more than {LARGEST_ANSWER} bytes", maybe_applied=True)
     return bytes(body)
+
+
+async def together(parts: Sequence[Coroutine[Any, Any, T]]) -> Sequence[T]:
+    """Make requests at once, and return their answers in order; none is left under way when one fails."""
+    if len(parts) == 1:
+        return [await parts[0]]
+    tasks = [asyncio.get_running_loop().create_task(part) for part in parts]
+    try:
+        return [await task for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

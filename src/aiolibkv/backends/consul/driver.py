@@ -10,7 +10,6 @@ from aiolibkv.backends.consul.connection import Connection
 from aiolibkv.backends.consul.encoding import (
     MAX_VALUE_BYTES,
     deletion_units,
-    is_folder,
     kv_target,
     read_mode,
     start_of,
@@ -40,7 +39,7 @@ from aiolibkv.errors import (
     CallNotSupportedError,
     NotReachableError,
 )
-from aiolibkv.keys import RESERVED
+from aiolibkv.keys import RESERVED, is_key
 from aiolibkv.store import (
     Acquired,
     Call,
@@ -160,6 +159,7 @@ class ConsulDriver(Driver[ConsulLease]):
         return None
 
     async def exists(self, call: Call, path: str, *, consistent: bool) -> bool:
+        await self._connection.check_names([path])
         for mode in _modes(consistent=consistent):
             said = await self._connection.look([path], mode)
             said.raise_if_denied()
@@ -171,6 +171,7 @@ class ConsulDriver(Driver[ConsulLease]):
         return await self._listings.pairs(directory, consistent=consistent)
 
     async def get_many(self, call: Call, paths: Sequence[str], *, consistent: bool) -> Sequence[KVPair | None]:
+        await self._connection.check_names(paths)
         return await self._listings.get_many(paths, consistent=consistent)
 
     async def keys(self, call: Call, directory: str, *, consistent: bool) -> Names:
@@ -193,6 +194,7 @@ class ConsulDriver(Driver[ConsulLease]):
     async def commit(
         self, call: Call, steps: Sequence[Step], *, lease: ConsulLease | None = None, guard: Guard | None = None
     ) -> Sequence[int]:
+        await self._connection.check_names(step.path for step in steps)
         return await self._writer.commit(call, steps, lease=lease, guard=guard)
 
     async def put(
@@ -205,9 +207,11 @@ class ConsulDriver(Driver[ConsulLease]):
         lease: ConsulLease | None,
         guard: Guard | None,
     ) -> int:
+        await self._connection.check_names([path])
         return await self._writer.put(call, Write(path, value, expected), lease=lease, guard=guard)
 
     async def acquire(self, call: Call, path: str, value: bytes, lease: ConsulLease, *, line: str | None) -> Acquired:
+        await self._connection.check_names([path])
         return await self._writer.acquire(call, path, value, lease)
 
     async def release(self, call: Call, path: str, index: int, place: str | None, lease: ConsulLease) -> None:
@@ -223,6 +227,7 @@ class ConsulDriver(Driver[ConsulLease]):
         """
         if directory == self.config.prefix:
             return Removed(await self._delete_root(call, guard), exists=False)
+        await self._connection.check_names([directory])
         start = start_of(directory)
         deleted = await self._delete_units(call, start, [(start, True)], guard)
         if not deleted:
@@ -271,7 +276,10 @@ class ConsulDriver(Driver[ConsulLease]):
         starts = tuple(unit for unit, whole in units if whole)
         single = {unit for unit, whole in units if not whole}
         keys = {entry.pair.key for entry in entries}
-        return sum(not is_folder(key) and (key in single or key.startswith(starts)) for key in keys)
+        return sum(self._is_listed(key) and (key in single or key.startswith(starts)) for key in keys)
+
+    def _is_listed(self, path: str) -> bool:
+        return is_key(path.removeprefix(start_of(self.config.prefix)))
 
     # -- lifetimes -------------------------------------------------------------------------------------------
 

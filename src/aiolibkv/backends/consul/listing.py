@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-from aiolibkv.backends.consul.connection import Connection
+from aiolibkv.backends.consul.connection import Connection, together
 from aiolibkv.backends.consul.encoding import (
     Answer,
     kv_target,
@@ -23,8 +21,6 @@ from aiolibkv.errors import AccessDeniedError
 from aiolibkv.parts import in_parts
 from aiolibkv.store import Listing, Names, Page
 from aiolibkv.types import KVPair
-
-T = TypeVar("T")
 
 _ALL, _CHILDREN = "keys", "keys&separator=/"
 """How names are asked for; of children those that end in a slash are directories, of all those are empty folders."""
@@ -106,7 +102,7 @@ class Listings:
 
     async def get_many(self, paths: Sequence[str], *, consistent: bool) -> Sequence[KVPair | None]:
         """Return the pair of each path, or None; those of one transaction at one instant."""
-        found = await _together(
+        found = await together(
             [
                 self._get_at_once(paths[first : first + MAX_TXN_OPERATIONS], read_mode(consistent=consistent))
                 for first in range(0, len(paths), MAX_TXN_OPERATIONS)
@@ -193,16 +189,3 @@ class Listings:
                 if operation.path not in found:
                     raise AccessDeniedError(f"access to {operation.path!r} denied")
             return [found.get(path) for path in paths]
-
-
-async def _together(parts: Sequence[Coroutine[Any, Any, T]]) -> Sequence[T]:
-    """Carry out all of some reads at once; none is left when one fails."""
-    if len(parts) == 1:
-        return [await parts[0]]
-    tasks = [asyncio.get_running_loop().create_task(part) for part in parts]
-    try:
-        return [await task for task in tasks]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from uuid import uuid4
 
-from aiolibkv.backends.consul.connection import Connection
+from aiolibkv.backends.consul.connection import Connection, together
 from aiolibkv.backends.consul.encoding import (
     check_done,
     duration,
@@ -124,14 +124,18 @@ class Sessions:
         """Renew the session; False when there is none any more.
 
         A leader whose disk hangs answers renewals without asking the other servers, who may have another leader by now
-        (seen on 1.8.7). It does not answer a consistent read, so that a renewal counts only together with one through
-        the same server.
+        (seen on 1.8.7). It does not answer a consistent read, so that a renewal counts only together with one that was
+        sent beside it through the same server: whoever leads from then on gives each session its whole time.
         """
-        renewal = await self._connection.repeatable("PUT", f"session/renew/{lease.session}")
+        renewal, reading = await together(
+            [
+                self._connection.repeatable("PUT", f"session/renew/{lease.session}"),
+                self._connection.read(f"session/info/{lease.session}?consistent"),
+            ]
+        )
         with self._connection.understanding(renewal):
             if not parse_renewal(renewal, lease.session):
                 return False
-        reading = await self._connection.read(f"session/info/{lease.session}?consistent")
         if reading.endpoint != renewal.endpoint:
             raise NotReachableError("the server that renewed the session is not heard", endpoint=str(renewal.endpoint))
         with self._connection.understanding(reading):
@@ -206,7 +210,7 @@ class Sessions:
                 return
             with self._connection.understanding(answer), reading():
                 shortest = shortest_ttl(answer.text)
-            if shortest is None or shortest <= lease.session_ttl:
+            if shortest is None or not lease.session_ttl < shortest <= LONGEST_TTL:
                 raise StoreError(f"the server gives no session: {answer.text}")
             lease.last(shortest)
 
