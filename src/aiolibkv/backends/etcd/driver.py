@@ -24,6 +24,7 @@ from aiolibkv.backends.etcd.codec import (
 )
 from aiolibkv.backends.etcd.connection import Connection, shared
 from aiolibkv.backends.etcd.failures import RefusedError
+from aiolibkv.backends.etcd.gathering import Gathering
 from aiolibkv.backends.etcd.keyspace import Keyspace, without
 from aiolibkv.backends.etcd.reading import Reader
 from aiolibkv.backends.etcd.transaction import Transaction, Unmet, deleted
@@ -170,6 +171,7 @@ class EtcdDriver(Driver[EtcdLease]):
         self._reader = Reader(self._connection, self._keyspace)
         self._watches = Watching(self._connection, self._keyspace, self.config.request_timeout)
         self._grants = Tasks()
+        self._gathering = Gathering(self._connection, self.config.request_timeout)
 
     def hosts(self) -> str:
         return self._connection.server or super().hosts()
@@ -179,16 +181,23 @@ class EtcdDriver(Driver[EtcdLease]):
 
     async def disconnect(self) -> None:
         await self._grants.close()
+        await self._gathering.close()
         await self._watches.close()
         await self._connection.close()
 
     async def get(self, call: Call, path: str, *, consistent: bool) -> KVPair | None:
-        pairs = (await self._reader.key(path, consistent=consistent)).pairs
-        return pairs[0] if pairs else None
+        request = Range(self._keyspace.key(path), serializable=not consistent)
+        kvs = (await self._read(request)).kvs
+        return KVPair(path, kvs[0].value, kvs[0].mod_revision) if kvs else None
 
     async def exists(self, call: Call, path: str, *, consistent: bool) -> bool:
         request = Range(self._keyspace.key(path), count_only=True, serializable=not consistent)
-        return (await self._connection.call(request, RangeAnswer, needs_leader=consistent)).count > 0
+        return (await self._read(request)).count > 0
+
+    async def _read(self, request: Range) -> RangeAnswer:
+        if request.serializable:
+            return await self._connection.call(request, RangeAnswer, needs_leader=False)
+        return await self._gathering.read(request)
 
     async def list(self, call: Call, directory: str, *, consistent: bool) -> Listing:
         read = await self._reader.tree(directory, consistent=consistent, page_read=call.extend)
