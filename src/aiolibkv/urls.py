@@ -60,6 +60,9 @@ def split_url(url: str) -> Location:
         raise ValueError("a store's URL has no fragment; write # as %23")
     rest, _, query = rest.partition("?")
     authority, slash, path = rest.partition("/")
+    if authority in {"http:", "https:", f"{scheme}:"} and path.startswith("/"):
+        secure = ", and ?tls=true" if authority == "https:" else ""
+        raise ValueError(f"the URL has two schemes: write {scheme}://host:port{secure}")
     if authority and "@" in path:
         raise ValueError(
             "the URL cannot be read; in a user, a password or a path write %40 for @, %2F for /, %3F for ?"

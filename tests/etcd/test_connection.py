@@ -88,6 +88,23 @@ async def test_entering_at_a_mute_server(mute: str) -> None:
     assert 1 <= time.monotonic() - began < 1 + scaled(1)
 
 
+async def test_entering_where_no_name_is_looked_up_tells_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: over.wait(60) and [])
+    told = ""
+    try:
+        # All time may pass in between when this process stands still.
+        for _ in range(10):
+            with pytest.raises(NotReachableError) as caught:
+                await EtcdStore(["stalled.test"], Config(connection_timeout=0.3)).open()
+            told = str(caught.value)
+            if "stalled.test could not be looked up: no answer within" in told:
+                return
+    finally:
+        over.set()
+    raise AssertionError(told)
+
+
 @pytest.mark.parametrize("before", [["mute"], ["refused"], ["refused", "mute"]])
 async def test_entering_finds_the_server_that_answers(
     before: list[str], server: EtcdServer, mute: str, refused: str

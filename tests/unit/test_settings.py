@@ -355,6 +355,27 @@ def test_what_people_write_for_an_endpoint_is_answered_with_what_to_write(addres
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("backend", "port"), [("consul", 8500), ("etcd", 2379), ("postgresql", 5432), ("zookeeper", 2181)]
+)
+def test_every_backend_answers_what_people_write_with_what_to_write(backend: str, port: int) -> None:
+    for address, message in (
+        ("http://h:1", "no URL: h:1$"),
+        (f"{backend}://h", f"no URL: h:{port}$"),
+        ("https://h:1", "no URL: h:1, and the setting tls=True$"),
+        ("::1", rf"in brackets: \[::1\]:{port}$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            new_store(backend, ["other", address])
+    for url, message in (
+        (f"{backend}://::1/app", rf"in brackets: \[::1\]:{port}$"),
+        (f"{backend}://http://h:1/app", f"two schemes: write {backend}://host:port$"),
+        (f"{backend}://https://h:1", rf"two schemes: write {backend}://host:port, and \?tls=true$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_store(url)
+
+
 def test_unix_sockets() -> None:
     endpoint = parse_endpoint("unix:/run/kv.sock", 7, unix=True)
     assert (endpoint.is_unix, endpoint.host, str(endpoint)) == (True, "/run/kv.sock", "unix:/run/kv.sock")

@@ -116,6 +116,14 @@ class Channel:
         self._is_secure = False
         self._dropped: str | None = None
 
+    async def connect(self) -> None:
+        """Connect, unless there is a connection; what begins something does so as well.
+
+        Raises:
+            RpcFailedError: there is none in the time that connecting may take.
+        """
+        await self._connected()
+
     async def call(self, method: str, request: bytes, metadata: Metadata) -> bytes:
         """Send a request and wait for its answer.
 

@@ -61,6 +61,8 @@ _log = logging.getLogger("aiolibkv")
 _ANSWERING_TIME = 1.5
 _ANSWERING_SHARE = 0.3
 """Seconds, or if that is more a share of connection_timeout, that a server has to give a sign of life."""
+_ENTERING_SHARE = 0.9
+"""Of connection_timeout, in which all endpoints are tried; then there is still time to tell why none can be used."""
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 _CLOSING_TIME = 0.5
@@ -95,7 +97,7 @@ class Connection:
         self._resolver = Resolver()
         self._tls.context()
         loop = asyncio.get_running_loop()
-        end = loop.time() + self._config.connection_timeout
+        end = loop.time() + self._config.connection_timeout * _ENTERING_SHARE
         for left in range(len(self._endpoints), 0, -1):
             try:
                 self._use(await self._open_link((end - loop.time()) / left))
@@ -297,9 +299,9 @@ class Connection:
         endpoint = self._endpoints.current
         answering_time = max(_ANSWERING_TIME, _ANSWERING_SHARE * self._config.connection_timeout)
         link = Link(endpoint, Channel(endpoint, self._resolver, self._tls, limit), self.lost, answering_time)
+        end = asyncio.get_running_loop().time() + limit
         try:
-            async with asyncio.timeout(limit):
-                await self._greet(link)
+            await self._greet(link, end)
         except BaseException as error:
             await wait_shielded(self._closings.start(link.close()))
             if isinstance(error, TimeoutError | NotReachableError):
@@ -310,12 +312,15 @@ class Connection:
             raise
         return link
 
-    async def _greet(self, link: Link) -> None:
-        """See that the server answers, and who we are to it."""
+    async def _greet(self, link: Link, end: float) -> None:
+        """Connect, see that the server answers until some time of the loop's clock, and who we are to it."""
         try:
-            await _knock(link)
-            if self.has_user and self.token is None:
-                await self._authenticate(link)
+            # It ends by itself, and tells why.
+            await link.connect()
+            async with asyncio.timeout_at(end):
+                await _knock(link)
+                if self.has_user and self.token is None:
+                    await self._authenticate(link)
         except RpcFailedError as failure:
             # Who answers by HTTP alone has not shown that there is an etcd.
             error = NotReachableError(failure.details) if failure.is_http else explain(failure).error

@@ -66,6 +66,14 @@ class Link:
         self._asking = False
         self._dropped = False
 
+    async def connect(self) -> None:
+        """Connect to the server.
+
+        Raises:
+            RpcFailedError: there is no connection in the time that it may take.
+        """
+        await self._channel.connect()
+
     async def call(self, method: str, request: bytes, metadata: Metadata) -> bytes:
         """Send a request and wait for its answer.
 
