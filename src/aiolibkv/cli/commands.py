@@ -56,7 +56,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, params=common_options(), epilog=failures.EXIT_CODES)
 @click.version_option(library.__version__)
 def aiolibkv() -> None:
-    """One tool over every store: etcd, Consul, ZooKeeper and embedded ones.
+    """One tool for every store: SQLite, PostgreSQL, etcd, Consul, ZooKeeper and memory.
 
     A store is scheme://user:password@host:port,host:port/prefix?name=value, as in etcd://localhost:2379 or
     sqlite:///file.db. The options below may stand before or after the command's name.

@@ -136,8 +136,8 @@ def every_command(settings: Settings, seconds: float, key: str, command: Sequenc
 
     Slots are multiples of SECONDS since 1970 in UTC; none begins twice. The slot that is due now runs at once, unless
     it has run; older ones that were missed are not made up for. The command has AIOLIBKV_SLOT, AIOLIBKV_LOCK_KEY and
-    AIOLIBKV_FENCING_TOKEN in its environment. That it fails is told. When the lock is lost, its process group gets
-    SIGTERM, and SIGKILL before anybody else can have the lock.
+    AIOLIBKV_FENCING_TOKEN in its environment. When it fails, that is reported, and the next slot runs as usual. When
+    the lock is lost, its process group gets SIGTERM, and SIGKILL before anybody else can have the lock.
     """
 
     async def every(store: AsyncStore) -> None:

@@ -75,6 +75,9 @@ class Registration:
     After an outage, an expiry or a deletion by somebody else the key comes back; it is removed on leaving. What a
     server refuses meanwhile is tried again, with a warning and growing pauses. Once left, it may be entered again.
 
+    Cancellation: of entering, the instance is not registered; of leaving, it is removed all the same.
+    Cost: a put with keep_alive on entering, a delete on leaving, and a watch of the key in between.
+
     Attributes:
         instance: what is registered.
         key: where.

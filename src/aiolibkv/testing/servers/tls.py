@@ -23,6 +23,13 @@ class Certificates:
     Args:
         directory: where to write the files.
         client_name: the common name in the client's certificate; etcd takes it for the user's name.
+
+    Attributes:
+        ca: the authority's certificate, for ``ca_file``.
+        server_cert: the certificate for servers.
+        server_key: its key.
+        client_cert: the certificate for clients, for ``cert_file``.
+        client_key: its key, for ``key_file``.
     """
 
     def __init__(self, directory: Path, *, client_name: str = "client") -> None:
