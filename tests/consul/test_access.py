@@ -16,8 +16,11 @@ import pytest_asyncio
 
 from aiolibkv import (
     AccessDeniedError,
+    Check,
     Config,
     Discovery,
+    KeyExistsError,
+    KeyModifiedError,
     KeyNotFoundError,
     KVPair,
     NotReachableError,
@@ -132,7 +135,15 @@ async def test_a_token_that_may_only_read(guarded: ConsulServer) -> None:
             await store.list("dir")
         assert await _next(everything, tree, key) == [[], [], None]
         for _ in range(2):
+            absent = Check("dir/key", previous=None)
+            assert await store.commit(absent, Check("dir", previous=None)) == [None, None]
             pair = await root.put("dir/key", b"")
+            with pytest.raises(KeyExistsError) as caught:
+                await store.commit(Check("dir", previous=None), absent)
+            assert caught.value.key == "dir/key"
+            assert await store.commit(Check("dir", previous=None), Check("dir/key", previous=pair)) == [None, None]
+            with pytest.raises(KeyModifiedError):
+                await store.commit(Check("gone", previous=KVPair("gone", b"", 1)), Check("none", previous=None))
             assert await _next(everything, tree, key) == [[pair], [pair], pair]
             assert await store.exists("dir/key")
             assert list(await store.list("dir/key")) == []

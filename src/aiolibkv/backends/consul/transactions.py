@@ -124,7 +124,8 @@ class Commit:
     ) -> None:
         """Make the transaction.
 
-        A key that is written is deleted before, which detaches it from a session.
+        A key that is written is deleted before, which detaches it from a session. Where nothing is written, a key that
+        must not exist is looked for by what tells of it to whoever may read.
 
         Args:
             steps: each of another key.
@@ -135,16 +136,17 @@ class Commit:
         """
         self._steps = steps
         self._guard = guard
-        operations = guarding(guard)
-        self._owners: list[Step | None] = [None] * len(operations)
-        for step in steps:
-            made = _operations(step, flags, session)
-            operations += made
-            self._owners += [step] * len(made)
-        self.transaction: Transaction = Transaction(operations, scope)
         written = [step for step in steps if isinstance(step, Write)]
         removed = [step for step in steps if isinstance(step, Removal)]
         self.changes: Sequence[Write | Removal] = [*written, *removed]
+        operations = guarding(guard)
+        self._owners: list[Step | None] = [None] * len(operations)
+        for step in steps:
+            is_looked_for = step.expected == 0 and not self.changes
+            made = [looking(step.path)] if is_looked_for else _operations(step, flags, session)
+            operations += made
+            self._owners += [step] * len(made)
+        self.transaction: Transaction = Transaction(operations, scope)
 
     def indexes(self, entries: Sequence[Entry]) -> list[int]:
         """Return the index of each step's key, 0 of those that are not written.
@@ -160,6 +162,15 @@ class Commit:
         """Return what ``indexes`` would, from the index of one of the keys: all of them are written at the same."""
         return [index if isinstance(step, Write) else 0 for step in self._steps]
 
+    def unmet(self, failed: TxnFailedError) -> TxnFailedError | None:
+        """Return a failure without what was looked for and is missing, as it must be; None if all conditions hold."""
+        failures = [failure for failure in failed.failures if not (failure.missing and self._must_not_exist(failure))]
+        return TxnFailedError(failures, failed.paths) if failures else None
+
+    def _must_not_exist(self, failure: Failure) -> bool:
+        step = self._owners[failure.position]
+        return step is not None and step.expected == 0
+
     def refusal(self, failed: TxnFailedError) -> Exception:
         """Return the error for its failure."""
         general = failed.refusal(self._guard)
@@ -168,7 +179,7 @@ class Commit:
         failure = failed.failures[0]
         step = self._owners[failure.position]
         assert step is not None, "the guard holds"
-        if failure.exists:
+        if failure.exists or (failure.modified and step.expected == 0):
             return KeyExistsError(key=step.path)
         if failure.missing and (isinstance(step, Removal) or step.expected is None):
             return KeyNotFoundError(key=step.path)

@@ -104,7 +104,9 @@ class Writer:
             with self._connection.understanding(answer):
                 commit.transaction.parse(answer)
         except TxnFailedError as failed:
-            raise commit.refusal(failed) from None
+            unmet = commit.unmet(failed)
+            if unmet is not None:
+                raise commit.refusal(unmet) from None
         return commit.written_at(0)
 
     async def _certainly(self, call: Call, commit: Commit, is_own: Callable[[Entry], bool]) -> Sequence[int]:
