@@ -7,6 +7,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+_LONGEST_SHOWN = 512
+_SHOWN = 32
+
+
+def _shortened(key: str) -> str:
+    """Return a key, or the beginning of one that is too long for any store."""
+    return key if len(key) <= _LONGEST_SHOWN else f"{key[:_SHOWN]}..."
+
 
 class StoreError(Exception):
     """Base of all errors of a store.
@@ -38,7 +46,7 @@ class StoreError(Exception):
 
     def __str__(self) -> str:
         where = " at ".join(part for part in (self.backend, self.endpoint) if part)
-        key = "" if self.key is None else f"key {self.key!r}"
+        key = "" if self.key is None else f"key {_shortened(self.key)!r}"
         context = ", ".join(part for part in (where, key) if part)
         doubt = "; the write may have been applied" if self.maybe_applied else ""
         return f"{self.message} ({context}){doubt}" if context else f"{self.message}{doubt}"

@@ -40,6 +40,16 @@ def _normalize_known(key: str) -> str:
     return name
 
 
+def check_same_key(key: str, other: str) -> None:
+    """Raise ValueError unless both are spellings of one key: that of a call, and that of the previous pair it is given.
+
+    Raises:
+        InvalidKeyError: one of them is no key.
+    """
+    if normalize_key(other) != normalize_key(key):
+        raise ValueError(f"previous is of key {other!r}, not {key!r}")
+
+
 def normalize_directory(directory: str) -> str:
     """Return the one spelling of a directory; ``""`` is the root.
 
@@ -57,7 +67,7 @@ def normalize_directory(directory: str) -> str:
         raise InvalidKeyError(f"a key must not have the character U+{ord(unfit):04X}", key=directory)
     if len(name.encode()) > MAX_KEY_BYTES:
         what = f"a key has at most {MAX_KEY_BYTES} bytes of UTF-8, not {len(name.encode())}"
-        raise InvalidKeyError(what, key=f"{name[:32]}...")
+        raise InvalidKeyError(what, key=directory)
     segments = name.split("/")
     for segment in segments:
         if segment in {"", ".", ".."}:

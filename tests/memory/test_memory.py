@@ -10,7 +10,7 @@ import itertools
 
 import pytest
 
-from aiolibkv import Check, Config, Delete, KeyNotFoundError, LockLostError, StoreError, new_store, open_store
+from aiolibkv import Check, Config, Delete, KeyNotFoundError, LockLostError, Put, StoreError, new_store, open_store
 from aiolibkv.backends.memory.space import _shared
 from aiolibkv.store import Guard, OwnCall
 from aiolibkv.testing.conformance import ConformanceSuite
@@ -42,6 +42,8 @@ async def test_the_data_goes_when_the_last_store_closes() -> None:
     async with open_store("memory://dropped") as one:
         async with open_store("memory://dropped") as two:
             await one.put("key", b"value", ttl=1000)
+        async with open_store("memory://dropped") as later:
+            assert await later.exists("key")
         assert await one.exists("key")
         with pytest.raises(StoreError):
             await two.exists("key")
@@ -197,3 +199,53 @@ async def test_no_test_of_the_suite_hides_another() -> None:
     names = [name for part in parts for name in vars(part) if name.startswith("test_")]
     assert len(names) == len(set(names)) > 100
     assert all(inspect.iscoroutinefunction(getattr(ConformanceSuite, name)) for name in names)
+
+
+async def test_the_index_counts_what_is_written_to_any_key() -> None:
+    async with open_store("memory://counted/a") as one, open_store("memory://counted/b") as two:
+        indexes = [(await one.put("key", b"same")).last_index for _ in range(2)]
+        indexes.append((await two.put("key", b"")).last_index)
+        await two.delete("key")
+        indexes.append((await two.put("key", b"")).last_index)
+        pairs = await one.commit(Put("x", b""), Put("y", b""), Check("key"))
+        indexes += [pair.last_index for pair in pairs if pair is not None]
+        assert await one.delete_tree("") == 3
+        indexes.append((await one.put("x", b"")).last_index)
+        assert indexes == [1, 2, 3, 5, 6, 6, 8]
+
+
+async def test_a_task_that_only_reads_lets_others_run() -> None:
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with MemoryStore() as store:
+        await store.put("key", b"")
+        counting = asyncio.ensure_future(count_turns())
+        for _ in range(300):
+            await store.get("key")
+            await store.exists("key")
+        counting.cancel()
+        assert turns >= 8
+
+
+async def test_a_page_has_no_more_pairs_than_were_asked_for() -> None:
+    async with MemoryStore() as store:
+        for key in "abc":
+            await store.put(key, b"")
+        for limit, keys, more in ((2, "ab", True), (3, "abc", False)):
+            page = await store.driver.page(OwnCall(), "", "", limit)
+            assert ("".join(pair.key for pair in page.pairs), page.more) == (keys, more)
+
+
+async def test_a_tree_watch_of_all_there_is() -> None:
+    """Without a prefix, so that the directory has no name."""
+    async with MemoryStore() as store, store.watch_tree("") as watch:
+        assert list(await anext(watch)) == []
+        for key in ("a", "a/b/c"):
+            pair = await store.put(key, b"")
+            assert (await anext(watch))[key] == pair

@@ -8,7 +8,8 @@ import gc
 import logging
 import traceback
 import weakref
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import pytest
 
@@ -28,6 +29,8 @@ from aiolibkv.testing.scale import eventually, scaled
 from unit.faulty import FaultyDriver, FaultyStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
+
+T = TypeVar("T")
 
 _request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="entering")
 
@@ -412,10 +415,10 @@ async def test_what_a_release_could_not_free_is_freed_when_the_server_is_back() 
     class Down(FaultyDriver):
         is_down = False
 
-        async def _reach(self) -> Any:
+        async def request(self, name: str, call: Call, work: Callable[[], Awaitable[T]]) -> T:
             if self.is_down:
                 raise NotReachableError("down")
-            return await super()._reach()
+            return await super().request(name, call, work)
 
     settings = Config(request_timeout=0.1)
     async with FaultyStore(["s"], settings, driver=Down) as store, FaultyStore(["s"], driver=FaultyDriver) as other:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 from collections.abc import Iterable
 from random import Random
@@ -10,8 +11,8 @@ from time import process_time
 
 import pytest
 
-from aiolibkv import Change, KVPair, Snapshot
-from aiolibkv.store import Feed
+from aiolibkv import ANY, Change, Check, Delete, KVPair, Put, Snapshot
+from aiolibkv.store import Feed, Followers
 
 
 def pair(key: str, index: int, value: bytes = b"v") -> KVPair:
@@ -270,3 +271,43 @@ def test_snapshots_are_sequences_that_compare_by_pairs() -> None:
     assert snapshot[0] == pairs[0]
     assert snapshot[1:] == tuple(pairs[1:])
     assert repr(snapshot) == "<Snapshot of 2 pairs, 0 changes, index 2>"
+
+
+def test_pairs_compare_by_all_they_have() -> None:
+    one = KVPair("a", b"v", 1)
+    assert one == KVPair("a", b"v", 1)
+    assert hash(one) == hash(KVPair("a", b"v", 1))
+    for other in (KVPair("b", b"v", 1), KVPair("a", b"w", 1), KVPair("a", b"v", 2), ("a", b"v", 1), None):
+        assert one != other
+
+
+@pytest.mark.parametrize("operation", [Put("a", b"v"), Delete("a"), Check("a")])
+def test_operations_cannot_be_changed(operation: Put | Delete | Check) -> None:
+    assert operation.previous is ANY
+    assert repr(operation).endswith("previous=ANY)")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        operation.key = "b"  # type: ignore[misc]
+    assert operation == copy.copy(operation)
+    assert pickle.loads(pickle.dumps(operation)) == operation
+
+
+def test_who_follows_which_key_or_directory() -> None:
+    followers: Followers[str] = Followers()
+    feeds = {
+        name: Feed(path, tree=tree, name=str)
+        for name, path, tree in (("all", "", True), ("a", "a", True), ("a/b", "a/b", True), ("key", "a/b", False))
+    }
+    for name, feed in feeds.items():
+        followers.add(feed, name)
+    changes = [("a/b", None), ("a/b/c", pair("a/b/c", 1)), ("ab", None)]
+    assert followers.concerned(changes) == {
+        "all": changes,
+        "a": changes[:2],
+        "a/b": changes[1:2],
+        "key": changes[:1],
+    }
+    assert len(followers) == 4
+    for name, feed in feeds.items():
+        followers.discard(feed, name)
+    assert not followers
+    assert not followers.is_concerned("a/b")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aiolibkv import InvalidKeyError
@@ -48,6 +48,10 @@ def test_the_root_is_only_a_directory() -> None:
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
+@example("", "d0")
+@example("", "d0/x")
+@example("", "d.")
+@example("", "d/")
 def test_bounds_hold_what_is_below_and_nothing_else(directory: str, key: str) -> None:
     first, end = below(f"d{directory}")
     inside = key.startswith(f"d{directory}/")
@@ -70,6 +74,10 @@ def test_most_lists_are_plain() -> None:
     assert not Paths("app", _take).are_plain(["app/a", "app/.aiolibkv/waiters/x"])
 
 
+@example("a//b")
+@example("a/\uffee")
+@example("a/\ufffc")
+@example("\U0001f600")
 @given(st.text("a/.é\n " + "\u00a0", max_size=6) | st.just(".aiolibkv/x") | st.just("a" * 512) | st.just("é" * 257))
 def test_a_key_in_its_one_spelling(name: str) -> None:
     try:

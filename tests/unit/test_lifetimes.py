@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from aiolibkv import AccessDeniedError, KeyExistsError, KeyNotFoundError, NotReachableError, StoreError
-from aiolibkv.store import Lease
+from aiolibkv import (
+    AccessDeniedError,
+    Check,
+    KeyExistsError,
+    KeyModifiedError,
+    KeyNotFoundError,
+    NotReachableError,
+    Put,
+    StoreError,
+)
+from aiolibkv.backends.memory import MemoryDriver
+from aiolibkv.store import Call, Lease, Store
 from aiolibkv.testing.scale import eventually
-from unit.faulty import FaultyStore
+from unit.faulty import FaultyDriver, FaultyStore
 
 pytestmark = pytest.mark.asyncio
 
@@ -195,6 +206,7 @@ async def test_creating_again_survives_faults(fault: str) -> None:
         store.faults["put"].append(fault)
         store.faults["grant"].append("unsent")
         await lose(store, 0)
+        await eventually(lambda: store.calls.count("put") == 3, within=2, message="it is not tried again")
         await eventually(lambda: store.exists("k"), within=2, message="the key does not come back")
         await lose(store, -1)
         await eventually(lambda: store.exists("k"), within=2, message="the key does not come back again")
@@ -233,7 +245,9 @@ async def test_a_key_whose_lease_was_lost_before_its_put_was_answered_comes_back
             index = await put(*args, **kwargs)
             store.driver.put = put  # type: ignore[method-assign]
             await lose(store, 0)
-            await eventually(lambda: len(store.leases) == 2, within=2, message="the lease is not replaced")
+            await eventually(lambda: lease_count(store) == 1, within=2, message="the lease is not replaced")
+            for _ in range(20):  # what was under the old one is under the new one by then
+                await asyncio.sleep(0)
             return index
 
         store.driver.put = put_late  # type: ignore[method-assign]
@@ -293,3 +307,122 @@ async def test_close_removes_what_was_kept_alive() -> None:
             await store.put("kept", b"v", keep_alive=True)
             await store.put("plain", b"v", ttl=60)
         assert [pair.key for pair in await other.list("")] == ["plain"]
+
+
+async def test_answers_that_come_in_another_order_leave_the_key_that_was_written_last() -> None:
+    class Late(FaultyDriver):
+        answered = asyncio.Event()
+
+        async def put(self, call: Call, path: str, value: bytes, **conditions: Any) -> int:
+            index = await super().put(call, path, value, **conditions)
+            if value == b"first":
+                await self.answered.wait()
+            return index
+
+    async with FaultyStore(driver=Late) as store:
+        first = asyncio.create_task(store.put("k", b"first", ttl=60))
+        await eventually(lambda: store.exists("k"), within=2, message="it is written")
+        await store.put("k", b"second", ttl=60)
+        Late.answered.set()
+        await first
+        await eventually(lambda: lease_count(store) == 1, within=2, message="a lease is left")
+        assert (await store.get("k")).value == b"second"
+
+
+async def test_a_key_deleted_without_an_answer_does_not_come_back() -> None:
+    async with FaultyStore() as store:
+        for key in ("k", "marker"):
+            await store.put(key, b"", ttl=0.3, keep_alive=True)
+        store.faults["delete"].append("lost answer")
+        with pytest.raises(NotReachableError):
+            await store.delete("k")
+        await lose(store, 0)
+        await eventually(lambda: store.exists("marker"), within=2, message="the keys do not come back")
+        assert not await store.exists("k")
+
+
+async def test_a_refused_write_leaves_a_key_kept_alive() -> None:
+    async with FaultyStore() as store:
+        pair = await store.put("k", b"v", ttl=0.3, keep_alive=True)
+        for write in (
+            store.atomic_put("k", b"w", None),
+            store.atomic_delete("k", replace(pair, last_index=pair.last_index + 1)),
+            store.commit(Put("k", b"w"), Check("missing")),
+        ):
+            with pytest.raises((KeyExistsError, KeyModifiedError, KeyNotFoundError)):
+                await write
+        await lose(store, 0)
+        await eventually(lambda: store.exists("k"), within=2, message="the key does not come back")
+
+
+async def test_what_a_commit_only_checks_is_kept_alive() -> None:
+    async with FaultyStore() as store:
+        await store.put("k", b"v", ttl=0.3, keep_alive=True)
+        await store.commit(Check("k"), Put("other", b""))
+        await lose(store, 0)
+        await eventually(lambda: store.exists("k"), within=2, message="the key does not come back")
+
+
+async def test_a_deleted_tree_ends_no_lifetime_beside_it() -> None:
+    async with FaultyStore() as store:
+        keys = ["dir", "dir-x", "dir/a", "dir/b/c", "dir0", "dirs/a"]
+        for key in keys:
+            await store.put(key, b"", ttl=0.3, keep_alive=True)
+        assert await store.delete_tree("dir") == 2
+        await lose(store, 0)
+        await eventually(lambda: store.exists("dirs/a"), within=2, message="the keys do not come back")
+        await eventually(lambda: store.exists("dir"), within=2, message="the keys do not come back")
+        assert await store.keys("") == ["dir", "dir-x", "dir0", "dirs/a"]
+
+
+@pytest.mark.parametrize("value", [b"mine", b"theirs"])
+async def test_a_value_of_others_is_theirs_though_it_is_found_in_place_of_ones_own(value: bytes) -> None:
+    """One that is equal, and one that came though one's own may have been written."""
+    async with FaultyStore(["shared"]) as store, FaultyStore(["shared"]) as other:
+        for key in ("k", "marker"):
+            await store.put(key, b"mine", ttl=0.3, keep_alive=True)
+        if value == b"theirs":
+            store.faults["put"].append("lost request")
+        await lose(store, 0)
+        await other.put("k", value)
+
+        def is_settled() -> bool:
+            return list(store._lifetimes._records) == ["marker"] and lease_count(store) == 1
+
+        await eventually(is_settled, within=3, message="they do not come back")
+        await eventually(lambda: store.exists("marker"), within=3, message="they do not come back")
+        await other.delete("k")
+        await lose(store, -1)
+        await eventually(lambda: store.exists("marker"), within=3, message="they do not come back again")
+        assert not await store.exists("k")
+
+
+async def test_a_lease_that_may_not_be_revoked_is_revoked_later() -> None:
+    async with FaultyStore() as store:
+        await store.put("k", b"v", ttl=60)
+        store.faults["revoke"].extend([AccessDeniedError()] * 2)
+        await store.put("k", b"v")
+        await eventually(lambda: lease_count(store) == 0, within=3, message="it is not tried again")
+        assert store.calls.count("revoke") == 3
+
+
+class Brief(MemoryDriver):
+    """Knows no ttl above 10 s."""
+
+    longest_ttl = 10.0
+
+
+async def test_a_ttl_above_the_servers_maximum_is_refused() -> None:
+    async with Store(Brief()) as store:
+        for refused in (
+            store.put("k", b"", ttl=10.1),
+            store.put("k", b"", ttl=10.1, keep_alive=True),
+            store.atomic_put("k", b"", None, ttl=11),
+        ):
+            with pytest.raises(ValueError, match=r"memory: a ttl is at most 10 s, not 1"):
+                await refused
+        with pytest.raises(ValueError, match=r"memory: a ttl is at most 10 s, not 15"):
+            store.new_lock("k", ttl=15)
+        # Fifteen seconds, where that can be.
+        await store.put("k", b"", keep_alive=True)
+        await store.put("l", b"", ttl=10)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import aiolibkv
+from aiolibkv.store import Store
 
 SIGNATURES = """
 new_store(backend, endpoints=(), config=None)
@@ -141,6 +142,14 @@ def test_the_public_names_and_their_signatures() -> None:
     assert [f"{name}{bare(getattr(aiolibkv, name))}" for name in (line.partition("(")[0] for line in made)] == made
     classes = {name for name in aiolibkv.__all__ if inspect.isclass(getattr(aiolibkv, name))}
     assert classes == set(CLASSES.split())
+
+
+def test_stores_and_namespaces_have_the_signatures_of_the_protocol() -> None:
+    for name, call, _ in calls():
+        kind, _, member = name.partition(".")
+        if kind == "AsyncStore":
+            for made in (Store, aiolibkv.Namespace):
+                assert bare(getattr(made, member)) == bare(call), (made, member)
 
 
 def test_calls_that_reach_a_server_tell_cancellation_and_cost() -> None:

@@ -40,7 +40,7 @@ class Fleeting(FaultyDriver):
     async def put(
         self, call: Call, path: str, value: bytes, *, expected: int | None, lease: Lease | None, guard: Guard | None
     ) -> int:
-        space = self.space
+        space = self.memory.space
         assert space is not None
         if expected != 0 or Fleeting.is_over:
             return await super().put(call, path, value, expected=expected, lease=lease, guard=guard)

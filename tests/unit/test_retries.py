@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 import pytest
 
 from aiolibkv import Candidate, Config, Discovery, NotReachableError, StoreError
-from aiolibkv.backends.memory.space import Space
-from aiolibkv.store import Call
+from aiolibkv.store import Call, Feed
 from aiolibkv.testing.scale import eventually
-from unit.faulty import FaultyDriver, FaultyStore
+from unit.faulty import WRITES, FaultyDriver, FaultyStore
 
 pytestmark = pytest.mark.asyncio
 T = TypeVar("T")
@@ -28,17 +27,20 @@ class Breaking(FaultyDriver):
         self.failure: type[StoreError] | None = None
         self.broken = 0
 
-    async def _faulty(self, name: str, call: Call, work: Callable[[], Awaitable[T]], *, writes: bool = False) -> T:
-        if writes and self.failure is NotReachableError:
+    async def request(self, name: str, call: Call, work: Callable[[], Awaitable[T]]) -> T:
+        if name in WRITES and self.failure is NotReachableError:
             call.writing()
-            await self._reach()
-        return await super()._faulty(name, call, work, writes=writes)
+        self._break()
+        return await super().request(name, call, work)
 
-    async def _reach(self) -> Space:
+    async def following(self, feed: Feed, follow: Callable[[], Awaitable[None]]) -> None:
+        self._break()
+        await super().following(feed, follow)
+
+    def _break(self) -> None:
         if self.failure is not None:
             self.broken += 1
             raise self.failure("the connection broke")
-        return await super()._reach()
 
 
 async def _broken_meanwhile(driver: Breaking) -> int:

@@ -147,6 +147,9 @@ def test_a_url_in_place_of_a_backend_is_not_repeated() -> None:
     assert "secret" not in str(caught.value)
     with pytest.raises(TypeError, match="name is a str, not NoneType"):
         new_store(None)  # type: ignore[arg-type]
+    for url in (None, b"memory://", 1):
+        with pytest.raises(TypeError, match=f"a URL is a str, not {type(url).__name__}"):
+            open_store(url)  # type: ignore[arg-type]
 
 
 def test_a_unix_socket_is_a_host_whose_slashes_are_encoded() -> None:

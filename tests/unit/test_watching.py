@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from aiolibkv import AccessDeniedError, NotReachableError, StoreError
+from aiolibkv.testing.scale import eventually
 from unit.faulty import FaultyStore
 
 pytestmark = pytest.mark.asyncio
@@ -38,11 +39,14 @@ async def test_is_stale_tells_of_an_outage() -> None:
 
 async def test_access_denied_ends_the_watch() -> None:
     async with FaultyStore() as store:
-        store.faults["follow"].append(AccessDeniedError("no"))
+        denied = AccessDeniedError("no")
+        denied.__cause__ = PermissionError()
+        store.faults["follow"].append(denied)
         watch = store.watch("k")
         for _ in range(2):
-            with pytest.raises(AccessDeniedError, match="key 'k'"):
+            with pytest.raises(AccessDeniedError, match=r"no \(memory, key 'k'\)") as caught:
                 await anext(watch)
+            assert caught.value.__cause__ is denied.__cause__
 
 
 async def test_a_defect_is_told_to_the_consumer_and_the_loop() -> None:
@@ -50,8 +54,9 @@ async def test_a_defect_is_told_to_the_consumer_and_the_loop() -> None:
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
     async with FaultyStore() as store:
         store.faults["follow"].append(LookupError("defect"))
-        with pytest.raises(StoreError, match="the watch failed"):
+        with pytest.raises(StoreError, match=r"the watch failed \(memory, key 'k'\)") as caught:
             await anext(store.watch("k"))
+    assert isinstance(caught.value.__cause__, LookupError)
     assert isinstance(told[0]["exception"], LookupError)
 
 
@@ -66,3 +71,24 @@ async def test_one_iteration_at_a_time() -> None:
         pair = await waiting
         assert pair is not None
         assert pair.value == b"v"
+
+
+async def test_one_iteration_of_a_scan_at_a_time() -> None:
+    async with FaultyStore() as store:
+        pair = await store.put("k", b"v")
+        scan = store.scan("")
+        reading = asyncio.ensure_future(anext(scan))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError):
+            await anext(scan)
+        assert await reading == pair
+
+
+async def test_a_watch_that_is_given_up_in_another_thread_is_released() -> None:
+    """As by a garbage collection that happens there."""
+    asyncio.get_running_loop().set_debug(True)
+    async with FaultyStore() as store:
+        watches = [store.watch("k")]
+        await anext(watches[0])
+        await asyncio.to_thread(watches.clear)
+        await eventually(lambda: not store.space.feeds, within=2, message="it is released")

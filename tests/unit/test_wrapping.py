@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import pytest
@@ -12,8 +13,10 @@ from aiolibkv import (
     AsyncStore,
     Check,
     Config,
+    Delete,
     InvalidKeyError,
     KVPair,
+    Namespace,
     PreviousNotSpecifiedError,
     Put,
     ValueTooLargeError,
@@ -94,6 +97,7 @@ _USES: dict[str, tuple[Use, list[str]]] = {
     "commit": (lambda store, _: store.commit(Put("dir/key", b""), Put("dir/new", b"")), ["commit"]),
     "get": (lambda store, _: store.get("dir/key"), ["get"]),
     "get_many": (lambda store, _: store.get_many(["dir/key", "dir/none"]), ["get_many"]),
+    "get_many of nothing": (lambda store, _: store.get_many([]), []),
     "exists": (lambda store, _: store.exists("dir/key"), ["exists"]),
     "list": (lambda store, _: store.list("dir"), ["list"]),
     "keys": (lambda store, _: store.keys("dir"), ["keys"]),
@@ -116,6 +120,48 @@ async def test_what_a_call_asks_of_its_driver(name: str) -> None:
         assert driver.asked == expected
 
 
+class Noting(WrappedDriver):
+    """Notes with which arguments it is asked."""
+
+    def __init__(self, inner: Driver[Any]) -> None:
+        super().__init__(inner)
+        self.asked: list[tuple[Any, ...]] = []
+
+    async def request(self, name: str, call: Call, work: Callable[[], Awaitable[T]]) -> T:
+        if isinstance(work, partial) and "consistent" in work.keywords:
+            self.asked.append((name, *work.args[1:], work.keywords["consistent"]))
+        return await super().request(name, call, work)
+
+
+@pytest.mark.parametrize("consistent", [True, False])
+async def test_the_driver_is_told_whether_a_read_has_to_be_consistent(*, consistent: bool) -> None:
+    """Through a namespace as well; and each key is asked for once."""
+    driver = Noting(MemoryDriver())
+    async with Store(driver) as store:
+        await store.put("dir/key", b"")
+        for part in (store, Namespace(store, "")):
+            driver.asked.clear()
+            await part.get("dir/key", consistent=consistent)
+            await part.exists("dir/key", consistent=consistent)
+            await part.get_many(["dir/key", "/dir/key/"], consistent=consistent)
+            await part.list("dir", consistent=consistent)
+            await part.keys("dir", consistent=consistent)
+            await part.children("dir", consistent=consistent)
+            assert driver.asked == [
+                ("get", "dir/key", consistent),
+                ("exists", "dir/key", consistent),
+                ("get_many", ["dir/key"], consistent),
+                *((name, "dir", consistent) for name in ("list", "keys", "children")),
+            ]
+
+
+@pytest.mark.parametrize("page", [1, 2, 2**31, 2**63, 10**30])
+async def test_a_page_may_be_of_any_size(page: int) -> None:
+    async with Store(MemoryDriver()) as store:
+        pairs = [await store.put(key, b"") for key in "abc"]
+        assert [pair async for pair in store.scan("", page=page)] == pairs
+
+
 _LARGE = bytes(MemoryDriver.capabilities.max_value_bytes + 1)
 _MANY = [Put(f"many/{number}", b"") for number in range(MemoryDriver.capabilities.max_operations + 1)]
 _HEAVY = [Put(f"heavy/{number}", _LARGE[1:]) for number in range(17)]
@@ -133,6 +179,21 @@ _REFUSED: dict[str, tuple[Use, type[Exception]]] = {
     "a str": (lambda store, _: store.put("key", "text"), TypeError),  # type: ignore[arg-type]
     "a bad ttl": (lambda store, _: store.put("key", b"", ttl=0), ValueError),
     "another key's pair": (lambda store, pair: store.atomic_put("key", b"", pair), ValueError),
+    "another key's pair in a commit": (lambda store, pair: store.commit(Check("key", previous=pair)), ValueError),
+    "no index": (
+        lambda store, pair: store.atomic_put("dir/key", b"", dataclasses.replace(pair, last_index=0)),
+        ValueError,
+    ),
+    "a large index": (
+        lambda store, pair: store.atomic_delete("dir/key", dataclasses.replace(pair, last_index=2**63)),
+        ValueError,
+    ),
+    "a tuple": (lambda store, _: store.atomic_put("dir/key", b"", ("dir/key", b"", 1)), TypeError),  # type: ignore[arg-type]
+    "a str in a commit": (lambda store, _: store.commit(Delete("dir/key", previous="x")), TypeError),  # type: ignore[arg-type]
+    "one str": (lambda store, _: store.get_many("ab"), TypeError),
+    "no page": (lambda store, _: anext(store.scan("", page=0)), ValueError),
+    "half a page": (lambda store, _: anext(store.scan("", page=0.5)), TypeError),  # type: ignore[arg-type]
+    "a true page": (lambda store, _: anext(store.scan("", page=True)), TypeError),
     "no pair": (lambda store, _: store.atomic_delete("key", None), PreviousNotSpecifiedError),  # type: ignore[arg-type]
 }
 

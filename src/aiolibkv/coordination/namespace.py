@@ -22,7 +22,7 @@ from aiolibkv.errors import (
     StoreError,
 )
 from aiolibkv.iteration import ClosableIterator
-from aiolibkv.keys import RESERVED, normalize_directory, normalize_key
+from aiolibkv.keys import RESERVED, check_same_key, normalize_directory, normalize_key
 from aiolibkv.parts import in_parts
 from aiolibkv.protocol import AsyncStore, HeldLock, Lock, Scan, Watch
 from aiolibkv.types import Any_, Bytes, Capabilities, Check, Delete, KVPair, Operation, Put, Snapshot, updated
@@ -100,7 +100,7 @@ class Namespace:
         guard: HeldLock | None = None,
     ) -> KVPair:
         """Write a value if the key is as in previous; see AsyncStore."""
-        outer, before, held = self._outer(key), self._outer_pair(previous), _unwrapped(guard)
+        outer, before, held = self._outer(key), self._outer_pair(key, previous), _unwrapped(guard)
         async with self._inside(outer, guard):
             with self._writing(outer):
                 pair = await self._store.atomic_put(outer, value, before, ttl=ttl, keep_alive=keep_alive, guard=held)
@@ -127,7 +127,7 @@ class Namespace:
 
     async def atomic_delete(self, key: str, previous: KVPair, *, guard: HeldLock | None = None) -> None:
         """Delete a key if it is as in previous; see AsyncStore."""
-        outer, before = self._outer(key), self._outer_pair(previous)
+        outer, before = self._outer(key), self._outer_pair(key, previous)
         async with self._inside(outer, guard):
             await self._store.atomic_delete(outer, before, guard=_unwrapped(guard))  # type: ignore[arg-type] # is checked there
         self._kept_alive.pop(outer, None)
@@ -295,17 +295,18 @@ class Namespace:
             raise
         return self._start + name if name else self._root
 
-    def _outer_pair(self, pair: KVPair | None) -> KVPair | None:
+    def _outer_pair(self, key: str, pair: KVPair | None) -> KVPair | None:
         # What is no pair is told by the store.
         if not isinstance(pair, KVPair):
             return pair
+        check_same_key(key, pair.key)
         return KVPair(self._outer(pair.key), pair.value, pair.last_index)
 
     def _outer_operation(self, operation: Operation) -> Operation:
         if not isinstance(operation, Put | Delete | Check):
             raise TypeError(f"an operation is a Put, Delete or Check, not {type(operation).__name__}")
         key, previous = self._outer(operation.key), operation.previous
-        before = previous if isinstance(previous, Any_) else self._outer_pair(previous)
+        before = previous if isinstance(previous, Any_) else self._outer_pair(operation.key, previous)
         if isinstance(operation, Put):
             return Put(key, operation.value, before)
         return Delete(key, before) if isinstance(operation, Delete) else Check(key, before)  # type: ignore[arg-type]

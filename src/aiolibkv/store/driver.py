@@ -2,14 +2,18 @@
 
 A backend is one class, a *driver*: it subclasses Driver, sets ``name`` and ``capabilities`` (each field is described in
 ``aiolibkv.Capabilities``; a commit takes at least 20 operations, a value and a commit at least 256 KiB) and implements
-the abstract methods. The library makes a store of it: checks of keys and values, prefixes, deadlines, retries, watches,
-lifetimes, locks and events are written once, above every driver.
+the abstract methods. The other methods have defaults, made of the abstract ones; override those that your server can do
+better. The library makes a store of it: checks of keys and values, prefixes, deadlines, retries, watches, lifetimes,
+locks and events are written once, above every driver.
 
 What a driver is given:
 
 - *Paths*: keys that were checked and rooted at the prefix, as the server is to keep them. A path never begins or ends
   with "/". A directory may be ``""``, which is everything on the server. What the library keeps for itself is below
-  ``self.hidden``: for a driver these are keys like others, except that delete_tree spares them.
+  ``self.hidden``: for a driver these are keys like others, except that delete_tree spares them. Whether a directory is
+  there is the library's to decide: a driver only says whether there is a key of that name.
+- A *Config*: the driver connects as it says (``tls`` and the files, ``username``, ``password``, ``token``, and its own
+  ``options``). The prefix, ``request_timeout`` and the listener are used by the library.
 - A *Call*: the driver tells it when a write is sent, and when an answer says that it was not applied. The library
   cancels the method when its time is over (``config.request_timeout``) and when the store is closed.
 
@@ -17,12 +21,14 @@ What a driver must do:
 
 - Raise the errors of ``aiolibkv.errors`` bare, as in ``KeyNotFoundError()``. Backend, endpoint and key are filled in by
   the library. In ``commit`` the error says of which path it is: ``KeyExistsError(key=path)``.
+- Let no exception of a client library out. AccessDeniedError is for credentials and rights, StoreError with the
+  server's words for any other refusal; ``raise ... from error`` keeps the cause. No message shows a password or token.
 - Raise NotReachableError for "try again": the library repeats the call, after a pause, until its time is over; the
   driver moves on to its next endpoint. The call is not repeated after ``call.writing()`` without ``call.settled()``:
   then the write may have been applied, and the error tells the user so. The driver should first try to find out what
   happened, by something that it chose itself and wrote with the value (a nonce, a lease), as far as its server allows.
-- Reconnect by itself: after ``connect`` returned, every method is called again and again, whatever happened to the
-  connection.
+- Reconnect by itself: after ``connect`` returned, the library calls the other methods, and never ``connect`` again,
+  whatever happens to the connection.
 - Let the event loop run: what blocks (files, a client that is not for asyncio) runs in threads. A thread goes on when
   the method that waits for it is cancelled; that is a request whose answer nobody hears.
 - Expect every method to run many times at once, in one event loop, and to be cancelled at any await. ``revoke`` may
@@ -35,11 +41,15 @@ deleted and created again, or restored never has an index that it had before. A 
 with a smaller one (with a sequence of a database this is not so: its numbers become visible in another order). A key
 that goes because its lifetime ended need not advance the index.
 
-What a lease is: a lifetime that ends unless it is renewed; then the server deletes all keys under it. Some servers have
-no leases and keep a lifetime with each key. There a driver chooses a random owner in ``new_lease`` and writes it, with
-the ttl, beside each value; it notes the paths in its Lease before it sends them. ``renew`` prolongs those of them that
-still have the owner, and ``revoke`` deletes them. ``renew`` is False when the last renewal (or grant) was sent longer
-than the ttl ago and no key with the owner is left; that others have deleted a key is no reason.
+What a lease is: a lifetime that ends unless it is renewed; then the server deletes all keys under it. A key with a
+plain ttl has a lease of its own, which is never renewed. Keys that a store keeps alive with the same ttl share one. So
+do the key of a lock and its holder's place in the line of waiters.
+
+Some servers have no leases and keep a lifetime with each key. There a driver chooses a random owner in ``new_lease``
+and writes it, with the ttl, beside each value; it notes the paths in its Lease before it sends them. ``renew`` prolongs
+those of them that still have the owner, and ``revoke`` deletes them. ``renew`` is False when the last renewal (or
+grant) was sent longer than the ttl ago and no key with the owner is left. It is True while the ttl still runs, also
+when others have deleted or overwritten all of the keys.
 """
 
 from __future__ import annotations
@@ -92,7 +102,7 @@ class Listing(NamedTuple):
     Attributes:
         pairs: sorted by path, with paths as keys.
         exists: whether the directory is itself a key; only looked at when there are no pairs. The library decides what
-            that means, and that the root is no key.
+            that means; the root is never a key.
     """
 
     pairs: Sequence[KVPair]

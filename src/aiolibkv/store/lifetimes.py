@@ -103,6 +103,7 @@ class Lifetimes:
         """Forget the lifetimes of these keys after a write, unless it certainly was not applied.
 
         A deletion that finds no key counts too: a key that is gone with a lost lease must not be created again then.
+        When a commit is refused for it, only this one key is forgotten.
 
         Args:
             write: not awaited yet.
@@ -117,8 +118,9 @@ class Lifetimes:
         try:
             result = await write
             certain = True
-        except KeyNotFoundError:
+        except KeyNotFoundError as error:
             certain = True
+            before = [(path, record) for path, record in before if error.key in {None, path}]
             raise
         finally:
             if certain or call.maybe_applied:

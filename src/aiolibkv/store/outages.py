@@ -63,8 +63,9 @@ class _Outage:
 class Outages:
     """The outages of one store.
 
-    All that cannot reach a server are in one outage; of refusals, each text is an outage of its own. A call that gives
-    up and is made again belongs to the same outage, until some call is answered or none was made for a while.
+    All that cannot reach a server belong to one outage. All that are refused with the same text belong to one, too. A
+    call that gives up and is made again belongs to the same outage, until some call is answered or none was made for a
+    while.
 
     Attributes:
         context: the context variables in which the log is written; until it is set, those of the code that waits.

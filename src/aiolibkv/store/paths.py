@@ -79,6 +79,5 @@ class Paths:
             and "/." not in text
             and text[:1] not in {"", "/", "."}
             and text[-1] != "/"
-            and "" not in paths
             and max(map(len, paths)) - len(self._start) <= MAX_KEY_BYTES
         )

@@ -16,7 +16,7 @@ from aiolibkv.errors import (
     PreviousNotSpecifiedError,
     ValueTooLargeError,
 )
-from aiolibkv.keys import normalize_key
+from aiolibkv.keys import check_same_key
 from aiolibkv.parts import in_parts
 from aiolibkv.protocol import HeldLock, Lock, Scan, Watch
 from aiolibkv.store.calls import Call, Calls
@@ -33,6 +33,7 @@ D = TypeVar("D", bound=Driver[Any])
 
 DEFAULT_TTL = 15.0
 _LARGEST_INDEX = 2**63 - 1
+_LARGEST_PAGE = 2**31 - 1
 _BYTES = bytes, bytearray, memoryview  # what is built of types with "|" is slower, and built anew each time
 
 
@@ -135,8 +136,10 @@ class Store(Generic[D]):
         if page < 1:
             raise ValueError(f"a page has at least one pair, not {page}")
 
+        limit = min(page, _LARGEST_PAGE)
+
         async def read(after: str) -> Page:
-            return await self._calls.run(partial(self.driver.page, directory=path, after=after, limit=page), path)
+            return await self._calls.run(partial(self.driver.page, directory=path, after=after, limit=limit), path)
 
         return StoreScan(read, self._visible_pairs, lambda: self._not_found(path))
 
@@ -426,8 +429,7 @@ def _expected(key: str, previous: KVPair | Any_ | None) -> int | None:
 def _expected_index(key: str, previous: object) -> int:
     if not isinstance(previous, KVPair):
         raise TypeError(f"previous is a KVPair, not {type(previous).__name__}")
-    if normalize_key(previous.key) != normalize_key(key):
-        raise ValueError(f"previous is of key {previous.key!r}, not {key!r}")
+    check_same_key(key, previous.key)
     if not 0 < previous.last_index <= _LARGEST_INDEX:
         raise ValueError(f"the last_index of previous is {previous.last_index}, which no pair of a store has")
     return previous.last_index

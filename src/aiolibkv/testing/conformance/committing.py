@@ -136,6 +136,21 @@ class Committing(Suite):
         assert await _state(other) == {"put": b"2", "deleted": b"3"}
         assert await other.get("deleted") == foreign
 
+    async def test_a_refused_commit_leaves_lifetimes_alone(self, store: AsyncStore, other: AsyncStore) -> None:
+        timed = await store.put("timed", b"1", ttl=1000)
+        alive = await store.put("alive", b"1", keep_alive=True)
+        refused: list[tuple[list[Operation], type[StoreError]]] = [
+            ([Put("timed", b"2"), Put("alive", b"2"), Check("missing")], KeyNotFoundError),
+            ([Delete("timed"), Delete("alive"), Delete("missing")], KeyNotFoundError),
+            ([Delete("timed"), Put("alive", b"2"), Check("gone", previous=_GONE)], KeyModifiedError),
+        ]
+        for operations, error in refused:
+            with pytest.raises(error):
+                await store.commit(*operations)
+        # What ends a lifetime does so in the background.
+        await asyncio.sleep(0.1)
+        assert await other.get_many(["timed", "alive"]) == {"timed": timed, "alive": alive}
+
     async def test_keys_of_the_same_tree(self, store: AsyncStore) -> None:
         """A key and those below it, new directories and emptied ones, in any order."""
         await store.commit(Put("a/b/c", b"1"), Put("a", b"2"), Put("a/b", b"3"), Put("d/e/f", b"4"))

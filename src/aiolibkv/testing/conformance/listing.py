@@ -8,7 +8,7 @@ import pytest
 
 from aiolibkv import AsyncStore, Delete, InvalidKeyError, KeyNotFoundError, KVPair, Put
 from aiolibkv.testing.conformance.suite import Stores, Suite, needs
-from aiolibkv.testing.scale import scaled
+from aiolibkv.testing.scale import eventually, scaled
 
 _TREE = ("a", "a-b", "a/b", "a/b/c/d", "a0", "a/bc", "é/ü", "z z/%?#", "z z/y")
 
@@ -133,6 +133,13 @@ class Listing(Suite):
             await other.commit(Delete("dir/b"))
             assert [pair async for pair in scan] == [changed]
 
+    async def test_a_scan_whose_rest_is_deleted_meanwhile_ends(self, store: AsyncStore, other: AsyncStore) -> None:
+        pairs = await _fill(store, "dir/a", "dir/b", "dir/c")
+        async with store.scan("dir", page=1) as scan:
+            assert await anext(scan) == pairs[0]
+            await other.delete_tree("dir")
+            assert [pair async for pair in scan] == []
+
     async def test_a_cancelled_anext_of_a_scan_loses_nothing(self, store: AsyncStore) -> None:
         pairs = await _fill(store, *(f"dir/{number:02}" for number in range(12)))
         seen: list[KVPair] = []
@@ -153,7 +160,7 @@ class Listing(Suite):
 
     async def test_a_scan_ends_when_it_is_closed(self, store: AsyncStore) -> None:
         await _fill(store, "a", "b", "c")
-        scan = store.scan("", page=1)
+        scan = store.scan("", page=2)
         await anext(scan)
         await scan.aclose()
         with pytest.raises(StopAsyncIteration):
@@ -178,11 +185,15 @@ class Listing(Suite):
         assert sorted(await inner.get_many(["a/b", "c", "x"])) == ["a/b", "c"]
         assert await outer.keys("sub") == ["sub/a/b", "sub/c"]
 
-    async def test_what_is_reserved_is_not_seen(self, store: AsyncStore) -> None:
-        lock, waiting = store.new_lock("lock", ttl=10), store.new_lock("lock", ttl=10)
-        async with lock:
-            task = asyncio.ensure_future(waiting.acquire())
-            await asyncio.sleep(0.1)
+    async def test_what_is_reserved_is_not_seen(self, stores: Stores) -> None:
+        store, other, above = await stores.open("sub"), await stores.open("sub"), await stores.open()
+
+        async def is_in_line() -> bool:
+            return any("/waiters/" in key for key in await above.keys("sub"))
+
+        async with store.new_lock("lock", ttl=10):
+            task = asyncio.ensure_future(other.new_lock("lock", ttl=10).acquire())
+            await eventually(is_in_line, within=10, message="it waits")
             assert await store.keys("") == ["lock"]
             assert await store.children("") == ["lock"]
             assert [pair.key async for pair in store.scan("", page=1)] == ["lock"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
@@ -84,6 +86,22 @@ class Namespaces(Suite):
             await Namespace(space, "deep").put("key", b"", guard=held)
         assert lost.value.key == held.key == "lock"
         await other.delete("lock")
+        one = await space.put("one", b"")
+        calls: list[Coroutine[Any, Any, object]] = [
+            space.atomic_put("two", b"", one),
+            space.atomic_delete("two", one),
+            space.commit(Put("two", b"", previous=one)),
+        ]
+        for call in calls:
+            with pytest.raises(ValueError, match="previous is of key 'one', not 'two'"):
+                await call
+        long = "x" * 300
+        deep = Namespace(Namespace(store, "app"), long)
+        calls = [deep.put(long, b""), deep.list(long), deep.get_many([long])]
+        for call in calls:
+            with pytest.raises(InvalidKeyError) as invalid:
+                await call
+            assert invalid.value.key == long
 
     async def test_entering_and_leaving_a_namespace_leaves_its_store_open(self, store: AsyncStore) -> None:
         async with Namespace(store, "app/eu") as eu, Namespace(eu, "inner") as inner:
