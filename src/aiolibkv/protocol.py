@@ -90,6 +90,9 @@ class Lock(Protocol):
 
     ``async with`` waits until the lock is held, and frees it at the end. When the lock is lost meanwhile, the body is
     cancelled, and LockLostError is raised in place of the cancellation. A cancellation from outside stays one.
+
+    Cancellation: of the wait, nothing of it is left behind; of the body, the lock is freed.
+    Cost: those of ``acquire`` and ``release``.
     """
 
     async def acquire(self) -> HeldLock:

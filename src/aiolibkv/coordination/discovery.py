@@ -27,7 +27,8 @@ class Discovery:
     """The services below a directory; an instance is JSON at ``<path>/<service>/<id>``.
 
     While it is entered, by ``async with``, it keeps a mirror of the directory: ``instances`` and ``services`` then cost
-    nothing, for those who ask at each request, and may be out of date as far as ``mirror.is_stale`` tells.
+    nothing, for those who ask at each request, and may be out of date as far as ``mirror.is_stale`` tells. Cancellation
+    and cost of entering it are those of a Mirror.
 
     Attributes:
         mirror: what is read while it is entered, else None.

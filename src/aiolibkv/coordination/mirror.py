@@ -25,6 +25,9 @@ class Mirror:
 
     Entering waits for the first state, through outages. Before and afterwards, whatever is asked of it raises
     StoreClosedError; so it does when the store is closed, and AccessDeniedError once the server has refused the watch.
+
+    Cancellation: of entering, nothing is left behind; of leaving, it stops all the same.
+    Cost: that of a watch of the directory; what is asked of the mirror costs nothing but memory.
     """
 
     def __init__(self, store: AsyncStore, directory: str) -> None:
