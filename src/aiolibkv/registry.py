@@ -145,12 +145,12 @@ def _factory(name: str) -> Factory:
 
 
 def _loaded(name: str, point: EntryPoint) -> Factory:
-    package = point.dist.name if point.dist is not None else "aiolibkv"
     try:
         factory = point.load()
         if not callable(factory):
             raise TypeError(f"{point.value} is no class and no function")
     except Exception as error:  # importing somebody else's package may raise anything
+        package = point.dist.name if point.dist is not None else "aiolibkv"
         extra = point.module.rpartition(".")[2]
         if isinstance(error, ImportError) and point.dist is not None and extra in _extras(point.dist):
             message = f"backend {name!r} needs more packages ({error}): pip install '{package}[{extra}]'"

@@ -18,7 +18,14 @@ from aiolibkv import AccessDeniedError, Config, KeyNotFoundError, KVPair, NotRea
 from aiolibkv.backends.sqlite.locks import LockFile
 from aiolibkv.testing.scale import eventually, scaled
 from disks import enlarge, small_disk
-from sqlite.workers import enter_as_nobody, fork_and_use, open_sqlite, worker, write_beyond_a_limit
+from sqlite.workers import (
+    enter_as_nobody,
+    enter_without_descriptors,
+    fork_and_use,
+    open_sqlite,
+    worker,
+    write_beyond_a_limit,
+)
 from stores import SqliteStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
@@ -239,6 +246,18 @@ async def test_a_database_that_was_removed(database: Path, caplog: pytest.LogCap
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1
     assert "store.db was removed" in warnings[0]
+
+
+async def test_entering_without_descriptors(database: Path) -> None:
+    with worker(enter_without_descriptors, database, str(database.with_name("other.db"))) as other:
+        failures, before, after, last = await other.receive()
+    kinds = [kind for kind, _ in failures]
+    assert kinds[0] is StoreError
+    assert "Too many open files" in failures[0][1]
+    assert kinds[-1] is None
+    assert set(kinds) == {StoreError, None}
+    assert after == before
+    assert last == (None, "it was entered")
 
 
 async def test_a_fork_with_an_open_database(database: Path) -> None:

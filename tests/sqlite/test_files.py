@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -102,6 +102,21 @@ async def test_an_application_that_has_the_database_open_itself_keeps_its_locks(
     assert not open_files(database)
 
 
+async def test_a_database_that_another_program_has_open(database: Path) -> None:
+    """SQLite removed the files beside it with the last store, and made others for the program."""
+    with ExitStack() as former, closing(sqlite3.connect(database)) as connection:
+        async with open_sqlite(database) as store:
+            pair = await store.put("key", b"")
+            # As long as they are open, no other file gets their inodes.
+            for suffix in ("-wal", "-shm"):
+                former.callback(os.close, os.open(f"{database}{suffix}", os.O_RDONLY))
+        connection.execute("SELECT * FROM aiolibkv").fetchall()
+        async with open_sqlite(database, connection_timeout=1) as store:
+            assert await store.get("key") == pair
+            pair = await store.put("key", b"")
+        assert connection.execute("SELECT rev FROM aiolibkv").fetchall() == [(pair.last_index,)]
+
+
 @pytest.mark.parametrize("names", [["-wal"], ["-shm"], ["-wal", "-shm"], ["-shared/lock"], ["-wal", "-shm", "-shared"]])
 async def test_files_that_are_removed_under_an_open_database(
     database: Path, caplog: pytest.LogCaptureFixture, names: list[str]
@@ -131,6 +146,50 @@ async def test_files_that_are_removed_under_an_open_database(
             await other.join()
         assert list(await store.list("dir")) == [after, before, theirs]
     assert not open_files(database)
+    assert len([text for text in warnings(caplog) if str(database) in text]) == 1
+
+
+def spoil(wal: Path, how: str, former: bytes) -> None:
+    if how == "overwritten":
+        wal.write_bytes(former)
+    else:
+        os.truncate(wal, {"emptied": 0, "shortened": wal.stat().st_size // 2}[how])
+
+
+@pytest.mark.parametrize("how", ["emptied", "shortened", "overwritten"])
+async def test_a_log_that_is_spoilt_under_an_open_database(
+    database: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """What was in it is lost; what is acknowledged later is not, and nobody has the lock before its holder lost it."""
+    wal = Path(f"{database}-wal")
+    async with open_sqlite(database) as store, store.watch_tree("dir") as watch:
+        old = await store.put("dir/old", bytes(200_000))
+        former = wal.read_bytes()
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        held = await store.new_lock("lock", ttl=3).acquire()
+        lost = await store.put("dir/lost", bytes(100_000))
+        while list(await anext(watch)) != [lost, old]:
+            pass
+        spoil(wal, how, former)
+        with worker(acquire_and_put, database, "lock", "dir/theirs") as other:
+            async with asyncio.timeout(scaled(5)):
+                await held.wait_lost()
+            noticed = time.monotonic()
+            acquired, pairs, theirs = await other.receive()
+            assert noticed < acquired
+            assert [pair for pair in pairs if pair.key != "lock"] == [old]
+            assert theirs.last_index > lost.last_index
+            after = await store.put("dir/after", b"")
+            while list(await anext(watch)) != [after, old, theirs]:
+                pass
+            other.send("end")
+            await other.join()
+    assert not open_files(database)
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    async with open_sqlite(database) as store:
+        assert list(await store.list("dir")) == [after, old, theirs]
     assert len([text for text in warnings(caplog) if str(database) in text]) == 1
 
 

@@ -8,7 +8,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,21 @@ async def test_values_are_readable_by_sqlite(database: Path) -> None:
     async with open_sqlite(database, bucket="settings", prefix="app") as store:
         pair = await store.put("key", b"value")
         assert rows(database, "SELECT key, value, rev FROM settings") == [("app/key", b"value", pair.last_index)]
+
+
+async def test_values_that_are_written_by_sqlite_are_bytes(database: Path) -> None:
+    async with open_sqlite(database) as store:
+        await asyncio.gather(*(store.put(key, b"") for key in ("number", "text", "long text")))
+        with closing(sqlite3.connect(database)) as connection, connection:
+            for key, value in (("number", 5), ("text", "ä"), ("long text", "ä" * 100_000)):
+                connection.execute("UPDATE aiolibkv SET value = ? WHERE key = ?", (value, key))
+        written = [b"5", "ä".encode(), ("ä" * 100_000).encode()]
+        keys = ["number", "text", "long text"]
+        assert [(await store.get(key)).value for key in keys] == written
+        assert [pair.value for pair in (await store.get_many(keys)).values()] == written
+        assert [pair.value async for pair in store.scan("")] == [written[2], written[0], written[1]]
+        await store.delete("long text")
+        assert [pair.value for pair in await store.list("")] == written[:2]
 
 
 async def test_buckets_are_apart(database: Path) -> None:

@@ -10,7 +10,7 @@ import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,30 @@ async def enter_as_nobody(pipe: Connection, _: AsyncStore, path: str) -> None:
     os.setgid(65534)
     os.setuid(65534)
     pipe.send(await _failure(Path(path)))
+
+
+async def enter_without_descriptors(pipe: Connection, _: AsyncStore, path: str) -> None:
+    """Report how entering another store fails while descriptors are scarce, and whether it leaves any open."""
+    async with open_sqlite(Path(path)):
+        pass
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    before = _descriptors()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 50, hard))
+    taken = []
+    with suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    failures: list[object] = []
+    while len(failures) < 20:
+        os.close(taken.pop())
+        failures.append(await _failure(Path(path)))
+    for descriptor in taken:
+        os.close(descriptor)
+    pipe.send((failures, before, _descriptors(), await _failure(Path(path))))
+
+
+def _descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def fork_and_use(pipe: Connection, store: SqliteStore) -> None:

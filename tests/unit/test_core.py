@@ -15,10 +15,14 @@ import pytest
 
 from aiolibkv import (
     AccessDeniedError,
+    Candidate,
     Config,
+    Discovery,
     InvalidKeyError,
     KeyModifiedError,
     LockLostError,
+    Mirror,
+    Namespace,
     NotReachableError,
     RequestTimeoutError,
     StoreClosedError,
@@ -181,6 +185,12 @@ async def test_background_tasks_begin_after_who_starts_them_goes_on() -> None:
             await store.put("kept", b"", keep_alive=True)
             async with store.new_lock("lock"), store.watch("kept") as watch:
                 await anext(watch)
+            async with Namespace(store, "app"), Mirror(store, "app"), Discovery(store, "app").register("web", "here"):
+                async with Candidate(store, "leader", node="n").run_for_election() as election:
+                    while not await anext(election):
+                        pass
+                async with Candidate(store, "leader", node="n").lead():
+                    pass
     finally:
         loop.set_task_factory(None)
 

@@ -17,6 +17,7 @@ from aiolibkv.errors import CannotLockError, LockLostError, StoreError
 from aiolibkv.iteration import ClosableIterator
 from aiolibkv.keys import normalize_key
 from aiolibkv.protocol import AsyncStore, HeldLock, Watch
+from aiolibkv.starting import start
 from aiolibkv.types import KVPair
 
 T = TypeVar("T")
@@ -282,7 +283,7 @@ class Campaign:
         self.changed: asyncio.Event = asyncio.Event()
         self._candidate = candidate
         self._loop = asyncio.get_running_loop()
-        self.task: asyncio.Task[None] = self._loop.create_task(self._run(before))
+        self.task: asyncio.Task[None] = start(self._run(before))
         self.task.add_done_callback(self._ended)
 
     @property

@@ -8,6 +8,7 @@ from typing import Self
 
 from aiolibkv.errors import LockLostError
 from aiolibkv.protocol import HeldLock
+from aiolibkv.starting import start
 
 
 class WhileHeld:
@@ -50,7 +51,7 @@ class WhileHeld:
         self._task = asyncio.current_task()
         assert self._task is not None, "async with runs in a task"
         self._cancelling = self._task.cancelling()
-        self._watching = asyncio.get_running_loop().create_task(self._watch())
+        self._watching = start(self._watch())
         return self
 
     async def __aexit__(

@@ -11,6 +11,7 @@ from aiolibkv.errors import StoreClosedError, StoreError
 from aiolibkv.iteration import ClosableIterator
 from aiolibkv.keys import normalize_directory, normalize_key
 from aiolibkv.protocol import AsyncStore, Watch
+from aiolibkv.starting import start
 from aiolibkv.types import Change, KVPair, Snapshot
 
 _STALE_INTERVAL = 0.25
@@ -134,7 +135,7 @@ class Mirror:
         self._error = None
         self._stale_since = None
         self._note_staleness_again()
-        self._following = asyncio.get_running_loop().create_task(self._follow(watch))
+        self._following = start(self._follow(watch))
         return self
 
     async def __aexit__(

@@ -25,6 +25,7 @@ from aiolibkv.iteration import ClosableIterator
 from aiolibkv.keys import RESERVED, check_same_key, normalize_directory, normalize_key
 from aiolibkv.parts import in_parts
 from aiolibkv.protocol import AsyncStore, HeldLock, Lock, Scan, Watch
+from aiolibkv.starting import start
 from aiolibkv.types import Any_, Bytes, Capabilities, Check, Delete, KVPair, Operation, Put, Snapshot, updated
 
 T = TypeVar("T")
@@ -248,7 +249,7 @@ class Namespace:
             now = asyncio.get_running_loop().time()
             for timeout in self._pending:
                 timeout.reschedule(now)
-            self._closing = asyncio.get_running_loop().create_task(self._end())
+            self._closing = start(self._end())
         await _wait_shielded(self._closing)
 
     async def _end(self) -> None:

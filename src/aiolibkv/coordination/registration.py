@@ -20,6 +20,7 @@ from aiolibkv.errors import (
     StoreError,
 )
 from aiolibkv.protocol import AsyncStore
+from aiolibkv.starting import start
 from aiolibkv.types import KVPair
 
 _LEAVING_TIME = 2.0
@@ -119,7 +120,7 @@ class Registration:
             if self._trace.values:
                 self._start_leaving(self._leave(None))
             raise
-        self._healing = asyncio.get_running_loop().create_task(self._heal())
+        self._healing = start(self._heal())
         return self
 
     async def __aexit__(
@@ -150,7 +151,7 @@ class Registration:
         trace.values.add(self._value)
 
     def _start_leaving(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        leaving = self._trace.removal = asyncio.get_running_loop().create_task(work)
+        leaving = self._trace.removal = start(work)
         _leaving[self._place] = self._trace
         leaving.add_done_callback(self._left)
         return leaving

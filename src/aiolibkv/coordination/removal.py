@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from aiolibkv.coordination.attempts import Attempts
 from aiolibkv.errors import KeyModifiedError, KeyNotFoundError, StoreClosedError, StoreError
 from aiolibkv.protocol import AsyncStore
+from aiolibkv.starting import start
 from aiolibkv.types import KVPair
 
 _LONGEST_PAUSE = 5.0
@@ -66,7 +67,7 @@ class Removal:
 
     def start(self) -> None:
         """Begin it, or begin it again."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task = start(self._run())
         _removals.add(self)
 
     def stop(self) -> None:

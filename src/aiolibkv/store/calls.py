@@ -21,11 +21,12 @@ from aiolibkv.errors import (
     StoreError,
 )
 from aiolibkv.events import Connected, Disconnected, Event
+from aiolibkv.starting import start
 from aiolibkv.store.backoff import growing_pauses
 from aiolibkv.store.driver import Driver, OwnCall
 from aiolibkv.store.outages import Outages
 from aiolibkv.store.paths import Paths
-from aiolibkv.store.tasks import Tasks, prepare, start, wait_shielded
+from aiolibkv.store.tasks import Tasks, prepare, wait_shielded
 from aiolibkv.store.tls import refuses_certificate
 
 T = TypeVar("T")

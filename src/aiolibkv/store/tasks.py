@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from anyio import CancelScope
 
 from aiolibkv.errors import StoreError
+from aiolibkv.starting import start
 
 T = TypeVar("T")
 
@@ -20,15 +21,6 @@ _CANCELLATIONS = 3
 _CANCELLING_TIME = 0.1
 
 _log = logging.getLogger("aiolibkv")
-
-
-def start(work: Coroutine[Any, Any, T], context: Context | None = None) -> asyncio.Task[T]:
-    """Run a coroutine as a task that begins after who starts it goes on.
-
-    The loop's task factory is not asked: an eager one would have the task begin in the middle of who starts it, before
-    it is known there, and where its context may be entered already.
-    """
-    return asyncio.Task(work, loop=asyncio.get_running_loop(), context=context)
 
 
 class Tasks:

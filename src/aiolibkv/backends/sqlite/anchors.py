@@ -71,6 +71,11 @@ class Anchor:
         except FileNotFoundError:
             return False
 
+    def read(self, size: int) -> bytes:
+        """Return the beginning of what is in the file."""
+        assert self._file is not None, "open"
+        return os.pread(self._file.descriptor, size, 0)
+
     def is_locked_elsewhere(self) -> bool:
         """Tell whether anybody else has such a lock: another process, or another connection of this one."""
         assert self._file is not None, "open"
@@ -128,7 +133,10 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 def _close_unused() -> None:
     """Close the files without users that this process does not have open besides, by SQLite for the application."""
-    beside = _open_beside()
+    try:
+        beside = _open_beside()
+    except OSError:
+        return  # no descriptor is left to look with: they are closed the next time
     for key, file in list(_files.items()):
         if not file.users and key not in beside:
             os.close(file.descriptor)

@@ -1,9 +1,9 @@
 """The files of a database, as one store has them open, and whether they are still those of their names.
 
-Beside the database are SQLite's ``-wal`` and ``-shm``, and a directory ``<database>-shared`` with locks, a file for
-each living owner, and for each bucket two notes: of the commit that is about to be, and of the last one that was. The
-second wakes those who watch it. Who finds another state in the database than either says knows that the database was
-restored; a writer may have died between them.
+Beside the database are SQLite's ``-wal`` and ``-shm``, and a directory ``<database>-shared`` with locks, of which all
+stores share one, a file for each living owner, and for each bucket two notes: of the commit that is about to be, and of
+the last one that was. The second wakes those who watch it. Who finds another state in the database than either says
+knows that the database was restored; a writer may have died between them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import logging
 import os
 import secrets
 import struct
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from aiolibkv.backends.sqlite.anchors import DEAD_MAN, SHARED, Anchor
 from aiolibkv.backends.sqlite.locks import LockFile, WriteLock, match_mode
+from aiolibkv.backends.sqlite.log import Log
 from aiolibkv.backends.sqlite.placement import check_placement
 from aiolibkv.backends.sqlite.shrinking import Gate
 from aiolibkv.errors import NotReachableError, StoreError
@@ -32,6 +33,7 @@ _INODES = struct.Struct("<QQQ")
 """Those of the database, of -wal and of -shm, in the file of the write lock."""
 
 _IMPOSSIBLE_REV = 2**62
+_SPOILT = "was cut short or overwritten"
 
 
 class ReplacedError(NotReachableError):
@@ -83,6 +85,7 @@ class Files:
         self._known: dict[str, tuple[int, int] | None] = {}
         self._inode = 0
         self._anchors: list[Anchor] = []
+        self._log: Log | None = None
         with ExitStack() as opened:
             self.write_lock: WriteLock = WriteLock(self.directory, self._status)
             opened.callback(self.write_lock.close)
@@ -91,6 +94,8 @@ class Files:
             self._intention = LockFile(self.directory / f"intended-{self._bucket}", self._status)
             opened.callback(self._intention.close)
             self._note = LockFile(self.note_path, self._status)
+            opened.callback(self._note.close)
+            self._users = LockFile(self.directory / "users", self._status)
             opened.pop_all()
         _open.add(self)
 
@@ -118,14 +123,20 @@ class Files:
         database = Anchor(self.path, SHARED)
         self._anchors.append(database)
         is_used = database.is_locked_elsewhere()
-        for path in (self._shm, self._wal):
-            if is_used and not path.exists():
-                raise ReplacedError(f"{path} was removed while others have the database open")
+        has_stores = not self._users.try_lock()
+        memory = None
         if self._shm.exists():
             memory = Anchor(self._shm, DEAD_MAN)
             self._anchors.append(memory)
             is_used = is_used or memory.is_locked_elsewhere()
-        self._compare_with_former(is_used=is_used)
+        for path in (self._shm, self._wal):
+            if is_used and not path.exists():
+                raise ReplacedError(f"{path} was removed while others have the database open")
+        if is_used and memory is not None:
+            with closing(Log(self._wal, memory)) as log:
+                if not log.is_intact():
+                    raise ReplacedError(f"{self._wal} {_SPOILT} while others have the database open")
+        self._compare_with_former(is_used=is_used, has_stores=has_stores)
 
     def identify(self) -> None:
         """Remember which files SQLite has opened, and lock them; the write lock must be held.
@@ -134,7 +145,8 @@ class Files:
             ReplacedError: they are being replaced.
             OSError: they cannot be opened.
         """
-        watched = (self._given, *self._of_sqlite, self.write_lock.path, self.note_path)
+        self._users.try_lock(is_shared=True)
+        watched = (self._given, *self._of_sqlite, self.write_lock.path, self._users.path, self.note_path)
         self._known = {str(path): _identity(str(path)) for path in watched}
         if len(self._anchors) == 1:
             self._anchors.append(Anchor(self._shm, DEAD_MAN))
@@ -142,20 +154,28 @@ class Files:
             if not anchor.is_of(path):
                 raise ReplacedError(f"{path} was replaced while it was opened")
             anchor.lock()
+        self._log = Log(self._wal, self._anchors[1])
         inodes = self._inodes()
         self._inode = inodes[0]
         with suppress(OSError):
             self.write_lock.write(_INODES.pack(*inodes))
 
-    def _compare_with_former(self, *, is_used: bool) -> None:
-        """Compare the files with those that were opened last."""
+    def _compare_with_former(self, *, is_used: bool, has_stores: bool) -> None:
+        """Compare the files with those that a store opened last.
+
+        Args:
+            is_used: whether anybody has them open. A program that is no store may have others, since SQLite removes
+                those beside the database with its last user.
+            has_stores: whether another store has the database open, be it with these files or with the former ones.
+        """
         content = self.write_lock.read(_INODES.size)
         if len(content) < _INODES.size:
             return
         former, current = _INODES.unpack(content), self._inodes()
-        if is_used and former != current:
+        is_log_foreign = former[0] != current[0] and former[1] == current[1] != 0
+        if (has_stores and former != current) or (is_used and is_log_foreign):
             raise ReplacedError(f"{self.path} or a file beside it was replaced while others have the former one open")
-        if former[0] != current[0] and former[1] == current[1] != 0:
+        if is_log_foreign:
             _log.warning("%s is removed: it belongs to another file than %s", self._wal, self.path)
             while self._anchors[1:]:
                 self._anchors.pop().close()
@@ -173,6 +193,8 @@ class Files:
                 raise ReplacedError(f"{path} is out of reach: {error.strerror}") from error
             if (status.st_dev, status.st_ino) != identity:
                 raise ReplacedError(f"{path} was replaced while the database was open")
+        if self._log is not None and not self._log.is_intact():
+            raise ReplacedError(f"{self._wal} {_SPOILT} while the database was open")
 
     def log_size(self) -> int:
         """Return the bytes of -wal."""
@@ -268,6 +290,7 @@ class Files:
 
     def leave(self) -> None:
         """Let SQLite's next close be the last one, which empties -wal and removes it; the write lock must be held."""
+        self._users.unlock()
         for anchor in self._anchors:
             anchor.unlock()
 
@@ -275,9 +298,13 @@ class Files:
         """Close the files, after SQLite's connections."""
         _open.discard(self)
         self.disown(remove=False)
+        if self._log is not None:
+            self._log.close()
+            self._log = None
         for anchor in self._anchors:
             anchor.close()
         self._anchors.clear()
+        self._users.close()
         self._note.close()
         self._intention.close()
         self.gate.close()

@@ -108,9 +108,9 @@ class Reader:
         self._checked = -math.inf
         self._snapshots = asyncio.Semaphore(_SNAPSHOTS)
         pairs, log, sessions, live = tables.pairs, tables.log, tables.sessions, tables.live()
-        small = f"CASE WHEN length(value) <= {_LARGE} THEN value END"
+        small = f"CASE WHEN length(value) <= {_LARGE} THEN CAST(value AS BLOB) END"
         quick = f"length(value) <= {_LARGE} AND session IS NULL AND (expires IS NULL OR expires > ?)"
-        self._quick = f"SELECT rev, CASE WHEN {quick} THEN value END FROM {pairs} WHERE key = ?"
+        self._quick = f"SELECT rev, CASE WHEN {quick} THEN CAST(value AS BLOB) END FROM {pairs} WHERE key = ?"
         self._one = f"SELECT rev, {small}, rowid FROM {pairs} WHERE key = :key AND {live}"
         self._below = (
             f"SELECT key, rev, {small}, rowid FROM {pairs} WHERE key > :first AND key < :end AND {live} ORDER BY key"
@@ -120,7 +120,7 @@ class Reader:
             f" LEFT JOIN {pairs} ON key = :key AND {live}"
         )
         self._at_once = (
-            f"SELECT key, CASE WHEN length(value) <= {_SHORT} THEN value END, rev FROM {pairs}"
+            f"SELECT key, CASE WHEN length(value) <= {_SHORT} THEN CAST(value AS BLOB) END, rev FROM {pairs}"
             f" WHERE key > :first AND key < :end AND {live} ORDER BY key LIMIT {_PAGE_ROWS + 1}"
         )
         below = f"FROM {pairs} WHERE key > :first AND key < :end AND {live}"
