@@ -119,6 +119,36 @@ def test_what_is_left_in_a_shared_loop(pytester: pytest.Pytester, scope: str, *,
     result.stdout.no_fnmatch_line("*ERROR*test_the_next_one*")
 
 
+def test_what_is_left_in_a_loop_of_anyio(pytester: pytest.Pytester) -> None:
+    """AnyIO's own tasks, which run the tests and fixtures, are nothing that a test leaves."""
+    pytester.makepyfile(
+        """
+        import asyncio
+
+        import pytest
+
+        pytestmark = [pytest.mark.anyio, pytest.mark.leaves_nothing_behind]
+        tasks = []
+
+        @pytest.fixture
+        def anyio_backend():
+            return "asyncio"
+
+        async def test_it():
+            tasks.append(asyncio.ensure_future(asyncio.sleep(3600)))
+
+        async def test_the_next_one():
+            await asyncio.sleep(0)
+        """
+    )
+    result = pytester.runpytest_subprocess(
+        "-p", "aiolibkv.testing.plugin", "-p", "no:cacheprovider", "-oasyncio_default_fixture_loop_scope=function"
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*a task is left over*sleep*"])
+    result.stdout.no_fnmatch_line("*ERROR*test_the_next_one*")
+
+
 @pytest.mark.parametrize("case", _CASES)
 def test_other_tests_are_left_alone(pytester: pytest.Pytester, case: str) -> None:
     body, _ = _CASES[case]

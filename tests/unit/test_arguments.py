@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aiolibkv import Candidate, Discovery, Follower, InvalidKeyError, PeriodicJob, Semaphore
+from aiolibkv import Candidate, Discovery, Follower, InvalidKeyError, KVPair, PeriodicJob, Semaphore
 from stores import MemoryStore
 
 pytestmark = pytest.mark.asyncio
@@ -31,6 +31,16 @@ async def test_arguments_that_cannot_be(make: Callable[[Any], object], kind: typ
     async with MemoryStore() as store:
         with pytest.raises(kind, match=message):
             make(store)
+
+
+@pytest.mark.parametrize(
+    ("index", "kind"), [("1", TypeError), (1.0, TypeError), (True, TypeError), (0, ValueError), (2**63, ValueError)]
+)
+async def test_an_index_that_cannot_be(index: Any, kind: type[Exception]) -> None:
+    async with MemoryStore() as store:
+        await store.put("key", b"")
+        with pytest.raises(kind, match="the last_index of previous is"):
+            await store.atomic_put("key", b"", KVPair("key", b"", index))
 
 
 async def test_what_is_held_says_so() -> None:

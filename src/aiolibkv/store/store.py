@@ -430,6 +430,9 @@ def _expected_index(key: str, previous: object) -> int:
     if not isinstance(previous, KVPair):
         raise TypeError(f"previous is a KVPair, not {type(previous).__name__}")
     check_same_key(key, previous.key)
-    if not 0 < previous.last_index <= _LARGEST_INDEX:
-        raise ValueError(f"the last_index of previous is {previous.last_index}, which no pair of a store has")
-    return previous.last_index
+    index = previous.last_index
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise TypeError(f"the last_index of previous is an int, not {type(index).__name__}")
+    if not 0 < index <= _LARGEST_INDEX:
+        raise ValueError(f"the last_index of previous is {index}, which no pair of a store has")
+    return index
