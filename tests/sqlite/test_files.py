@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -315,16 +316,21 @@ async def test_a_database_with_two_names_is_refused(database: Path) -> None:
         await store.put("key", b"")
 
 
+@pytest.fixture
+def directory_of_nobody() -> Iterator[Path]:
+    """Not below pytest's directory, from which each pytest that starts takes all rights of others."""
+    with TemporaryDirectory() as name:
+        os.chown(name, 65534, 65534)
+        yield Path(name)
+
+
 @_needs_root
-async def test_what_root_leaves_can_be_opened_by_the_owner_of_the_database(tmp_path: Path) -> None:
-    directory = tmp_path / "data"
-    directory.mkdir()
-    database = directory / "store.db"
+async def test_what_root_leaves_can_be_opened_by_the_owner_of_the_database(
+    tmp_path: Path, directory_of_nobody: Path
+) -> None:
+    database = directory_of_nobody / "store.db"
     database.touch()
-    for path in (directory, database):
-        os.chown(path, 65534, 65534)
-    for path in (tmp_path, *tmp_path.parents):
-        path.chmod(path.stat().st_mode | 0o111)
+    os.chown(database, 65534, 65534)
     before = os.umask(0o077)
     try:
         async with open_sqlite(database) as store:

@@ -77,7 +77,7 @@ async def test_nothing_is_left_beside_a_closed_database(database: Path) -> None:
         assert len(list(database.with_name("store.db-shared").glob("owner-*"))) == 2
     assert {file.name for file in database.parent.iterdir()} == {"store.db", "store.db-shared"}
     shared = {file.name for file in Path(f"{database}-shared").iterdir()}
-    assert shared == {"commits-aiolibkv", "intended-aiolibkv", "gate", "lock", "next"}
+    assert shared == {"commits-aiolibkv", "intended-aiolibkv", "gate", "lock", "next", "users"}
     assert rows(database, "SELECT * FROM aiolibkv") == []
 
 
