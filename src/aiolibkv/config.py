@@ -84,7 +84,7 @@ class Config:
             raise ValueError("ca_file, cert_file and key_file need tls=True")
         if isinstance(self.tls, SSLContext) and any((self.ca_file, self.cert_file)):
             raise ValueError(
-                "tls is an SSLContext, which has its files: ca_file, cert_file and key_file are for tls=True"
+                "tls is an SSLContext: load the files into it; ca_file, cert_file and key_file are for tls=True"
             )
 
 

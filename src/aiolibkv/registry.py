@@ -148,7 +148,7 @@ def _loaded(name: str, point: EntryPoint) -> Factory:
     try:
         factory = point.load()
         if not callable(factory):
-            raise TypeError(f"{point.value} is no class and no function")
+            raise TypeError(f"{point.value} is neither a class nor a function")
     except Exception as error:  # importing somebody else's package may raise anything
         package = point.dist.name if point.dist is not None else "aiolibkv"
         extra = point.module.rpartition(".")[2]

@@ -144,7 +144,7 @@ def _pairs(query: str) -> Sequence[tuple[str, str]]:
 
 def _set(settings: dict[str, Any], name: str, value: str) -> None:
     if settings.setdefault(name, value) != value:
-        raise ValueError(f"the URL says two things about {name}")
+        raise ValueError(f"the URL gives two different values for {name}")
 
 
 def _value(name: str, text: str) -> object:

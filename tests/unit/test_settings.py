@@ -78,7 +78,7 @@ def test_the_path_of_a_url_may_be_an_option() -> None:
     assert (seen.endpoints, seen.config.prefix) == (["h:1", "g:2"], "app")
     assert dict(seen.config.options) == {"database": "my base"}
     assert dict(read("database://h").config.options) == {}
-    with pytest.raises(ValueError, match="two things about database"):
+    with pytest.raises(ValueError, match="two different values for database"):
         open_store("database://h/one?database=two")
     with pytest.raises(ValueError, match="differ in option 'database'"):
         open_store("database://h/one", Config(options={"database": "two"}))
@@ -243,7 +243,7 @@ def test_timeouts_are_finite(name: str) -> None:
 def test_an_ssl_context_has_its_files() -> None:
     context = ssl.create_default_context()
     for files in ({"ca_file": "/ca"}, {"cert_file": "/cert", "key_file": "/key"}):
-        with pytest.raises(ValueError, match="an SSLContext, which has its files"):
+        with pytest.raises(ValueError, match="an SSLContext: load the files into it"):
             Config(tls=context, **files)  # type: ignore[arg-type]
 
 
@@ -280,7 +280,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     [
         ("heavy", r"needs more packages \(.*a_package_that_nobody_has.*\): pip install 'their-store\[heavy\]'"),
         ("gone", r"of the package their-store cannot be loaded: .*Gone"),
-        ("value", "their.light:VALUE is no class"),
+        ("value", "their.light:VALUE is neither a class"),
         ("broken", "cannot be loaded: on a Tuesday"),
         ("lost", "cannot be loaded: No module named 'their.lost'"),
     ],

@@ -324,7 +324,7 @@ class Store(Generic[D]):
     def _not_found(self, path: str) -> KeyNotFoundError | None:
         if path == self._paths.root:
             return None
-        error = KeyNotFoundError("nothing is below this directory, and it is no key")
+        error = KeyNotFoundError("nothing is below this directory, and it is not a key itself")
         self._calls.located(error, path)
         return error
 
