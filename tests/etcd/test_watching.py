@@ -21,12 +21,14 @@ from aiolibkv import (
     StoreError,
     Watch,
 )
+from aiolibkv.backends.etcd.codec import WatchCreate, encode
 from aiolibkv.backends.etcd.connection import Connection
-from aiolibkv.backends.etcd.watching import Watching, _Watched, _WatchStream
+from aiolibkv.backends.etcd.watching import _FIRST_ID, Watching, _Watched, _WatchStream
 from aiolibkv.store import Feed
 from aiolibkv.testing.proxy import FaultProxy
 from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import EtcdCluster, EtcdServer
+from etcd.fronts import swallowing
 from stores import EtcdStore
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
@@ -430,6 +432,31 @@ async def test_a_long_replay(server: EtcdServer, proxy: FaultProxy) -> None:
         await eventually(lambda: watcher.last == pair, within=20, message="the last change has come")
         assert len(watcher.items) == 43
         await watcher.stop()
+
+
+async def test_watches_that_are_never_created_though_reads_are_answered(server: EtcdServer) -> None:
+    """As by grpc-proxy, for keys whose watches it has dropped."""
+    first_of_a_stream = encode(WatchCreate(b"", b"", 0, _FIRST_ID))
+    async with (
+        swallowing(server, first_of_a_stream) as front,
+        EtcdStore([front], Config(request_timeout=0.5)) as store,
+        EtcdStore([server.endpoint]) as other,
+        store.watch("dir/key") as watch,
+        store.watch_tree("dir") as tree,
+        asyncio.TaskGroup() as group,
+    ):
+        assert await anext(watch) is None
+        assert len(await anext(tree)) == 0
+        lock = other.new_lock("lock")
+        await lock.acquire()
+        waiting = group.create_task(store.new_lock("lock").acquire())
+        async with asyncio.timeout(scaled(10)):
+            for value in (b"1", b"2"):
+                pair = await other.put("dir/key", value)
+                assert await anext(watch) == pair
+                assert list(await anext(tree)) == [pair]
+            await lock.release()
+            assert (await waiting).is_held
 
 
 async def test_a_silent_watch_behind_a_proxy_outlives_any_number_of_tokens(

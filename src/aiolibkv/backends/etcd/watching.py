@@ -8,7 +8,8 @@ difference, as it does when that revision was compacted or is not reached yet, a
 Each watch is created under a number of ours. ``etcd grpc-proxy`` gives numbers of its own, and answers in another order
 than it was asked: on a stream where another number comes back, watches are created one at a time. When the server
 behind it restarts and forgets the tokens, it drops the watches of users without a word: there a watch that is silent
-for a while reads the present state and begins again.
+for a while reads the present state and begins again. So does a watch that is not created though reads are answered, as
+by that proxy for keys whose watches it has dropped.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ _PROXYS_SILENCE = 5.0
 """Seconds without a change, after which a watch of a user through a proxy may have been dropped."""
 _REFUSALS = 3
 """How often in a row a watch is refused, though its keys may be read, until that is no matter of an old token."""
+
+
+class _NotCreatedError(NotReachableError):
+    """The server does not say that it watches, though it may answer everything else."""
 
 
 class Watching:
@@ -101,6 +106,9 @@ class Watching:
                 if refusals == _REFUSALS:
                     raise outcome
             elif outcome is not None:
+                if isinstance(outcome, _NotCreatedError) and watched.id is None:
+                    # Else it would see no change for as long as that goes on.
+                    await self._has_missed(feed)
                 raise outcome
             else:
                 refusals = 0
@@ -241,11 +249,11 @@ class _WatchStream:
         if not self.keeps_numbers:
             self.fail("the token of the watches has expired")
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, error: type[NotReachableError] = NotReachableError) -> None:
         """End the stream; what is watched has to be read again."""
         self._end()
         for watched in self._live:
-            watched.end(NotReachableError(reason, endpoint=str(self._link.endpoint)))
+            watched.end(error(reason, endpoint=str(self._link.endpoint)))
 
     def _settle(self, creating: _Creating) -> None:
         self._link.expect_no_more(creating.waiting)
@@ -260,7 +268,9 @@ class _WatchStream:
             number = next(self._numbers)
             # That a creation was lost on its way would not be noticed by the stream's silence, because the other
             # watches' changes may still arrive.
-            timer = asyncio.get_running_loop().call_later(self._creating_time, self.fail, "a watch was not created")
+            timer = asyncio.get_running_loop().call_later(
+                self._creating_time, self.fail, "a watch was not created", _NotCreatedError
+            )
             self._creating[number] = _Creating(watched, self._link.expect(), timer)
             feed = watched.feed
             key, end = self._keyspace.below(feed.path) if feed.tree else (self._keyspace.key(feed.path), b"")
