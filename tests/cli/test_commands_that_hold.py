@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from aiolibkv.testing.scale import scaled
 from cli.tool import Tool, children, is_alive, until
 
 SLEEP = "echo $$; exec sleep 60"
@@ -138,7 +139,7 @@ def test_register(tool: Tool) -> None:
 
 
 def test_put_keeps_alive(tool: Tool) -> None:
-    with tool.start("put", "key", "value", "--keep-alive", "--ttl", "0.5", "--json") as put:
+    with tool.start("put", "key", "value", "--keep-alive", "--ttl", f"{scaled(1)}", "--json") as put:
         index = json.loads(put.line())["last_index"]
         with tool.start("watch", "key") as watch:
             assert watch.line() == f"key\t{index}\tvalue"

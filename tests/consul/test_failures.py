@@ -264,7 +264,7 @@ async def test_a_page_in_place_of_an_answer(make: Make, server: ConsulServer) ->
     def refuse(request: web.Request) -> tuple[int, str] | None:
         return (502, page) if request.path.endswith("/key") else None
 
-    async with Rewriting(server, refuse=refuse) as front, make(front.endpoint, request_timeout=0.5) as store:
+    async with Rewriting(server, refuse=refuse) as front, make(front.endpoint, request_timeout=scaled(0.5)) as store:
         with pytest.raises(NotReachableError, match=r"502.*HTML page \(502 Bad Gateway\)") as caught:
             await store.get("key")
         assert "<" not in str(caught.value)

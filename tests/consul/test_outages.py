@@ -93,7 +93,7 @@ async def _at(watch: Watch[Snapshot], pairs: Sequence[KVPair], *, within: float)
 
 
 async def test_an_agent_is_restarted_under_watches(make: Make) -> None:
-    async with ConsulServer() as server, make(server.endpoint, request_timeout=1) as store:
+    async with ConsulServer() as server, make(server.endpoint, request_timeout=scaled(1)) as store:
         first = await store.put("dir/key", b"1")
         observer = Observer(store.watch("dir/key"))
         async with store.watch_tree("dir") as tree:
@@ -307,7 +307,7 @@ async def test_what_answers_as_consul_does_not_is_left_for_the_next_endpoint(
             pair = await store.atomic_put("key", b"1", None) if status < "5" else None
             assert await store.exists("key") == (pair is not None)
             assert store.driver._connection.endpoint.port == server.port
-        async with make(front.endpoint, request_timeout=0.5) as store:
+        async with make(front.endpoint, request_timeout=scaled(0.5)) as store:
             with pytest.raises((NotReachableError, RequestTimeoutError)) as caught:
                 await store.put("key", b"2")
             assert caught.value.maybe_applied == (status > "5")
@@ -323,7 +323,7 @@ async def test_a_server_whose_disk_is_full(make: Make, disk: Path) -> None:
     """It cannot lead any more, and leads again as soon as there is space."""
     async with (
         ConsulServer(extra_args=[f"-data-dir={disk}"]) as server,
-        make(server.endpoint, request_timeout=2) as store,
+        make(server.endpoint, request_timeout=scaled(2)) as store,
         store.watch_tree("") as watch,
     ):
         assert await anext(watch) == []

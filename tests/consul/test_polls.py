@@ -138,8 +138,8 @@ async def test_more_watches_than_the_server_has_connections_for(make: Make) -> N
     """Two stores are two clients to themselves and one to the server: who comes too late waits, and nothing breaks."""
     async with (
         ConsulServer(max_connections=40) as server,
-        make(server.endpoint, request_timeout=1) as first,
-        make(server.endpoint, request_timeout=1) as second,
+        make(server.endpoint, request_timeout=scaled(1)) as first,
+        make(server.endpoint, request_timeout=scaled(1)) as second,
     ):
         keys = [f"second/{number}" for number in range(30)]
         held = [first.watch(f"first/{number}") for number in range(30)]
@@ -420,7 +420,7 @@ class TestPoll:
 
 
 async def test_a_watch_without_a_poll_of_its_own_is_stale_at_a_mute_server(make: Make, proxy: FaultProxy) -> None:
-    async with make(proxy.endpoint, request_timeout=1) as store:
+    async with make(proxy.endpoint, request_timeout=scaled(1)) as store:
         watches = [store.watch(str(number)) for number in range(100)]
         await _all_at(watches, [None] * 100, within=20)
         proxy.blackhole()

@@ -58,7 +58,7 @@ async def test_a_name_that_moves(make: Make, server: ConsulServer, names: Known)
     """The old address is not kept."""
     async with FaultProxy(server.host, server.port) as proxy:
         names["consul.test"] = ["127.0.0.1"]
-        async with make(f"consul.test:{proxy.port}", request_timeout=1) as store:
+        async with make(f"consul.test:{proxy.port}", request_timeout=scaled(1)) as store:
             pair = await store.put("key", b"")
             names["consul.test"] = ["127.0.0.99"]
             proxy.reset()
@@ -148,9 +148,9 @@ async def test_a_slow_link(make: Make, tmp_path: Path) -> None:
 
 async def test_the_only_server_takes_its_time(make: Make, proxy: FaultProxy) -> None:
     """There is no other one to be asked instead, so that it is asked once."""
-    async with make(proxy.endpoint, request_timeout=2.5) as store:
+    async with make(proxy.endpoint, request_timeout=scaled(2.5)) as store:
         pair = await store.put("key", b"")
-        proxy.delay(0.9)
+        proxy.delay(scaled(0.9))
         with proxy.counting() as counts:
             assert await store.get("key") == pair
         assert counts.requests == 1

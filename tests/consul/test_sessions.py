@@ -72,7 +72,7 @@ async def test_a_renewal_that_no_leader_vouches_for(make: Make, server: ConsulSe
     async with (
         Rewriting(server, hold=mute) as front,
         make(front.endpoint) as alone,
-        make(front.endpoint, server.endpoint, request_timeout=1) as store,
+        make(front.endpoint, server.endpoint, request_timeout=scaled(1)) as store,
     ):
         call = OwnCall()
         lease = store.driver.new_lease(Lifetime(60, keep_alive=True))

@@ -44,14 +44,14 @@ async def proxy(server: EtcdServer) -> AsyncIterator[FaultProxy]:
 @pytest_asyncio.fixture
 async def direct(server: EtcdServer, request: pytest.FixtureRequest) -> AsyncIterator[EtcdStore]:
     """A store below a prefix of the test's own."""
-    async with EtcdStore([server.endpoint], Config(prefix=_prefix(request))) as store:
+    async with EtcdStore([server.endpoint], Config(prefix=_prefix(request), request_timeout=scaled(5))) as store:
         yield store
 
 
 @pytest_asyncio.fixture
 async def store(proxy: FaultProxy, request: pytest.FixtureRequest) -> AsyncIterator[EtcdStore]:
     """A store of the same prefix that goes through the proxy."""
-    async with EtcdStore([proxy.endpoint], Config(prefix=_prefix(request))) as store:
+    async with EtcdStore([proxy.endpoint], Config(prefix=_prefix(request), request_timeout=scaled(5))) as store:
         yield store
 
 
@@ -343,7 +343,7 @@ async def test_a_write_that_certainly_was_not_sent_is_retried(store: EtcdStore, 
 async def test_a_write_to_a_refused_port_was_certainly_not_applied(
     proxy: FaultProxy, request: pytest.FixtureRequest
 ) -> None:
-    config = Config(prefix=_prefix(request), request_timeout=0.5)
+    config = Config(prefix=_prefix(request), request_timeout=scaled(0.5))
     async with EtcdStore([proxy.endpoint], config) as store:
         await store.put("key", b"value")
         proxy.refuse()

@@ -117,7 +117,7 @@ async def test_entering_finds_the_server_that_answers(
 
 
 async def test_entering_again_after_a_failure(proxy: FaultProxy) -> None:
-    store = EtcdStore([proxy.endpoint], Config(connection_timeout=1))
+    store = EtcdStore([proxy.endpoint], Config(connection_timeout=scaled(1)))
     proxy.refuse()
     with pytest.raises(NotReachableError):
         async with store:

@@ -173,7 +173,7 @@ async def test_an_answer_lost_to_each_request_of_an_acquisition(service: Service
     ):
         for number in range(8):
             url = service.url(proxy.endpoint, f"lost-{number}")
-            async with open_store(url, Config(request_timeout=3)) as store:
+            async with open_store(url, Config(request_timeout=scaled(3))) as store:
                 await store.put("warm", b"")
                 seen = 0
 

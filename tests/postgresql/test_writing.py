@@ -158,7 +158,7 @@ async def test_a_request_that_arrives_late_does_nothing(proxied: PostgresStore, 
 async def test_a_write_in_doubt_is_told_when_the_server_stays_away(
     make: Make, proxy: FaultProxy, direct: PostgresStore
 ) -> None:
-    async with make(proxy.endpoint, request_timeout=1.5) as store:
+    async with make(proxy.endpoint, request_timeout=scaled(1.5)) as store:
         await store.put("key", b"1")
         proxy.cut_answers(1)
         proxy.refuse()
@@ -288,7 +288,7 @@ async def test_what_was_told_as_not_written_is_not_written_later(
     proxy: FaultProxy, make: Make, direct: PostgresStore
 ) -> None:
     """A write whose time is over while it waits for a connection."""
-    async with make(proxy.endpoint, request_timeout=0.5) as store:
+    async with make(proxy.endpoint, request_timeout=scaled(0.5)) as store:
         await store.put("before", b"")
         proxy.blackhole()
         with pytest.raises((NotReachableError, RequestTimeoutError)):

@@ -160,7 +160,7 @@ async def test_a_damaged_file(database: Path) -> None:
 
 
 async def test_a_database_locked_by_another_program(database: Path) -> None:
-    async with open_sqlite(database, request_timeout=0.5) as store:
+    async with open_sqlite(database, request_timeout=scaled(0.5)) as store:
         await store.put("key", b"before")
         connection = sqlite3.connect(database, isolation_level=None)
         try:
@@ -178,7 +178,7 @@ async def test_a_database_locked_by_another_program(database: Path) -> None:
 async def test_a_process_that_keeps_the_write_lock(database: Path) -> None:
     lock = None
     try:
-        async with open_sqlite(database, request_timeout=0.3, connection_timeout=0.3) as store:
+        async with open_sqlite(database, request_timeout=scaled(0.3), connection_timeout=scaled(0.3)) as store:
             pair = await store.put("key", b"before")
             lock = LockFile(Path(f"{database}-shared/lock"), database.stat())
             assert lock.try_lock()
@@ -225,7 +225,7 @@ async def test_a_cancelled_write_that_waited_for_its_turn_is_not_applied(databas
 
 async def test_a_database_that_was_removed(database: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is not made again by who had it open, but used again when there is one."""
-    async with open_sqlite(database, request_timeout=0.5) as store, store.watch("key") as watch:
+    async with open_sqlite(database, request_timeout=scaled(0.5)) as store, store.watch("key") as watch:
         pair = await store.put("key", b"")
         while await anext(watch) != pair:
             pass

@@ -268,7 +268,7 @@ async def test_another_applications_database_in_place_of_this_one(
     foreign = database.with_name("foreign.db")
     with closing(sqlite3.connect(foreign)) as connection:
         connection.execute("CREATE TABLE data (value)")
-    async with open_sqlite(database, request_timeout=0.5) as store, store.watch("key") as watch:
+    async with open_sqlite(database, request_timeout=scaled(0.5)) as store, store.watch("key") as watch:
         pair = await store.put("key", b"")
         while await anext(watch) != pair:
             pass
