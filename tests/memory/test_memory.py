@@ -15,6 +15,7 @@ from aiolibkv.backends.memory.space import _shared
 from aiolibkv.store import Guard, OwnCall
 from aiolibkv.testing.conformance import ConformanceSuite
 from stores import MemoryStore
+from turns import counted_turns
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -209,28 +210,20 @@ async def test_the_index_counts_what_is_written_to_any_key() -> None:
         indexes.append((await two.put("key", b"")).last_index)
         pairs = await one.commit(Put("x", b""), Put("y", b""), Check("key"))
         indexes += [pair.last_index for pair in pairs if pair is not None]
+        await one.commit(Check("key"))
         assert await one.delete_tree("") == 3
         indexes.append((await one.put("x", b"")).last_index)
         assert indexes == [1, 2, 3, 5, 6, 6, 8]
 
 
 async def test_a_task_that_only_reads_lets_others_run() -> None:
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
     async with MemoryStore() as store:
         await store.put("key", b"")
-        counting = asyncio.ensure_future(count_turns())
-        for _ in range(300):
-            await store.get("key")
-            await store.exists("key")
-        counting.cancel()
-        assert turns >= 8
+        async with counted_turns() as turns:
+            for _ in range(300):
+                await store.get("key")
+                await store.exists("key")
+            assert turns() >= 8
 
 
 async def test_a_page_has_no_more_pairs_than_were_asked_for() -> None:

@@ -7,14 +7,16 @@ import contextvars
 import dataclasses
 import logging
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import pytest
 
 from aiolibkv import Check, Config, KeyNotFoundError, LockLostError, NotReachableError, Put, events
 from aiolibkv.events import CallEnded, Event, LeaseLost, LockAcquired, LockLost, WatchResumed, WatchStale
+from aiolibkv.store import Call
 from aiolibkv.testing.scale import eventually, scaled
-from unit.faulty import FaultyStore
+from unit.faulty import FaultyDriver, FaultyStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -46,7 +48,7 @@ async def test_what_events_there_are() -> None:
 
 async def test_each_public_call_is_told_once() -> None:
     told: list[CallEnded] = []
-    async with FaultyStore(config=listening(told)) as store:
+    async with FaultyStore(["here"], listening(told)) as store:
         pair = await store.put("/a/b/", b"1")
         await store.get(key="a/b")
         await store.exists("a/b")
@@ -68,7 +70,7 @@ async def test_each_public_call_is_told_once() -> None:
         ("delete", "missing"),
         ("put", "kept"),
     ]
-    assert {event.backend for event in told} == {"memory"}
+    assert {(event.backend, event.endpoint) for event in told} == {("memory", "here")}
     assert all(event.seconds >= 0 for event in told)
     assert [type(event.error) for event in told if event.error is not None] == [KeyNotFoundError]
 
@@ -112,12 +114,28 @@ async def test_locks_leases_and_watches_are_told() -> None:
     assert (kinds[0].key, kinds[0].fencing_token) == ("lock", held.fencing_token)
     assert isinstance(kinds[1], LockLost)
     assert (kinds[1].key, kinds[1].reason) == ("lock", "its key was deleted or overwritten")
+    assert isinstance(kinds[2], LeaseLost)
+    assert kinds[2].reason == "the server does not know it any more"
+
+
+async def test_how_long_a_call_took_is_told() -> None:
+    told: list[CallEnded] = []
+
+    class Slow(FaultyDriver):
+        async def put(self, call: Call, path: str, value: bytes, **conditions: Any) -> int:
+            await asyncio.sleep(0.05)
+            return await super().put(call, path, value, **conditions)
+
+    async with FaultyStore(config=listening(told), driver=Slow) as store:
+        began = perf_counter()
+        await store.put("k", b"")
+        assert 0.04 < told[0].seconds <= perf_counter() - began
 
 
 async def test_a_stale_watch_is_told_and_that_it_resumed() -> None:
     told: list[Event] = []
     async with FaultyStore(config=listening(told)) as store:
-        store.faults["follow"].append(NotReachableError("gone away"))
+        store.faults["follow"].extend(NotReachableError(reason) for reason in ("gone away", "still away", "away"))
         async with store.watch("key") as watch:
             await anext(watch)
     assert [type(event) for event in told] == [WatchStale, WatchResumed]
@@ -133,6 +151,19 @@ async def test_what_a_listener_raises_changes_nothing(caplog: pytest.LogCaptureF
         pair = await store.put("key", b"")
         assert await store.get("key") == pair
     assert {record.getMessage() for record in caplog.records} == {"memory: the listener failed"}
+
+
+async def test_who_waits_for_others_is_in_no_outage(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiolibkv.store.outages.TOLD_AFTER", 0.1)
+    caplog.set_level(logging.INFO, "aiolibkv")
+    async with FaultyStore(["shared"]) as store, FaultyStore(["shared"]) as other:
+        async with other.new_lock("lock", ttl=60):
+            waiting = asyncio.create_task(store.new_lock("lock", ttl=60).acquire())
+            await asyncio.sleep(0.3)
+        await waiting
+    assert caplog.records == []
 
 
 async def _outage(begin: Callable[[FaultyStore], None], caplog: pytest.LogCaptureFixture) -> list[str]:

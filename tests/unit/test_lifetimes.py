@@ -11,6 +11,7 @@ import pytest
 from aiolibkv import (
     AccessDeniedError,
     Check,
+    Delete,
     KeyExistsError,
     KeyModifiedError,
     KeyNotFoundError,
@@ -426,3 +427,13 @@ async def test_a_ttl_above_the_servers_maximum_is_refused() -> None:
         # Fifteen seconds, where that can be.
         await store.put("k", b"", keep_alive=True)
         await store.put("l", b"", ttl=10)
+
+
+async def test_what_a_commit_writes_is_not_kept_alive_any_more() -> None:
+    async with FaultyStore() as store:
+        for key in ("deleted", "marker", "put"):
+            await store.put(key, b"1", ttl=0.3, keep_alive=True)
+        await store.commit(Put("put", b"2"), Delete("deleted"))
+        await lose(store, 0)
+        await eventually(lambda: store.exists("marker"), within=3, message="the keys do not come back")
+        assert {pair.key: pair.value for pair in await store.list("")} == {"marker": b"1", "put": b"2"}

@@ -6,11 +6,12 @@ import asyncio
 
 import pytest
 
-from aiolibkv import CannotLockError, LockLostError, StoreClosedError
-from aiolibkv.store import LeaseLostError
+from aiolibkv import AccessDeniedError, CannotLockError, LockLostError, StoreClosedError
+from aiolibkv.store import Call, Lease, LeaseLostError
+from aiolibkv.store.leases import clock
 from aiolibkv.store.locks import StoreHeldLock
 from aiolibkv.testing.scale import eventually, scaled
-from unit.faulty import FaultyStore
+from unit.faulty import FaultyDriver, FaultyStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 
@@ -225,3 +226,62 @@ async def test_a_guard_is_of_the_same_store() -> None:
     async with FaultyStore() as store, FaultyStore() as other, store.new_lock("lock", ttl=5) as held:
         with pytest.raises(ValueError, match="same store"):
             await other.put("k", b"v", guard=held)
+
+
+async def test_a_grant_whose_caller_is_cancelled_is_revoked() -> None:
+    async with FaultyStore() as store:
+        store.faults["grant"].append("mute")
+        acquiring = asyncio.create_task(store.new_lock("lock", ttl=60).acquire())
+        await eventually(lambda: store.space.leases == 1, within=2, message="it is granted")
+        acquiring.cancel()
+        await asyncio.wait({acquiring})
+        await eventually(lambda: store.space.leases == 0, within=2, message="it is revoked")
+
+
+@pytest.mark.parametrize(("ttl", "agreed", "margin"), [(0.2, 1, 0.5), (4, 4, 0.5), (30, 30, 3)])
+async def test_what_is_told_of_its_time(ttl: float, agreed: float, margin: float) -> None:
+    async with FaultyStore() as store:
+        store.driver.new_lease = lambda lifetime: Lease(lifetime.ttl, overshoot=7)  # type: ignore[method-assign]
+        held = await store.new_lock("lock", ttl=ttl).acquire()
+        assert isinstance(held, StoreHeldLock)
+        assert (held.ttl, held.freed_within) == (agreed, agreed + 7)
+        assert held._session.deadline - held._session.renewed == pytest.approx(agreed - margin)
+
+
+async def test_a_lock_counts_from_the_sending_of_its_grant() -> None:
+    class Noting(FaultyDriver):
+        sent = 0.0
+
+        async def grant(self, call: Call, lease: Lease) -> None:
+            self.sent = clock()
+            await super().grant(call, lease)
+
+    async with FaultyStore(driver=Noting) as store:
+        held = await store.new_lock("lock", ttl=30).acquire()
+        assert isinstance(held, StoreHeldLock)
+        assert isinstance(store.driver, Noting)
+        assert held._session.renewed <= store.driver.sent
+
+
+async def test_a_lock_that_may_not_be_watched_is_held_until_a_guard_is_refused() -> None:
+    async with FaultyStore(["shared"]) as store, FaultyStore(["shared"]) as other:
+        store.faults["follow"].append(AccessDeniedError())
+        held = await store.new_lock("lock", ttl=60).acquire()
+        await eventually(lambda: "follow" in store.calls, within=2, message="it is watched")
+        await asyncio.sleep(0.05)
+        assert held.is_held
+        await other.put("lock", b"foreign")
+        with pytest.raises(LockLostError):
+            await store.put("data", b"", guard=held)
+        assert not held.is_held
+
+
+async def test_a_lock_that_is_lost_by_the_clock_guards_nothing() -> None:
+    """Though the server has heard of nothing."""
+    async with FaultyStore() as store:
+        held = await store.new_lock("lock", ttl=60).acquire()
+        assert isinstance(held, StoreHeldLock)
+        held._session.renewed -= 60
+        with pytest.raises(LockLostError):
+            await store.put("data", b"", guard=held)
+        assert "data" not in store.space._pairs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import pytest
@@ -11,6 +10,7 @@ from aiolibkv import Config, KVPair, Namespace
 from aiolibkv.keys import RESERVED
 from aiolibkv.parts import AT_ONCE
 from aiolibkv.store import Call, Listing, Names, Page
+from turns import counted_turns
 from unit.faulty import FaultyDriver, FaultyStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
@@ -41,16 +41,7 @@ class Large(FaultyDriver):
 @pytest.mark.parametrize("prefix", ["", "app"])
 @pytest.mark.parametrize("call", ["list", "keys", "children", "scan"])
 async def test_others_have_their_turn_while_a_long_list_is_made(prefix: str, call: str) -> None:
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    async with FaultyStore(["s"], Config(prefix=prefix), driver=Large) as store:
-        counting = asyncio.create_task(count_turns())
+    async with FaultyStore(["s"], Config(prefix=prefix), driver=Large) as store, counted_turns() as turns:
         found: dict[str, list[str]] = {}
         if call == "scan":
             found[call] = [pair.key async for pair in store.scan("")]
@@ -58,24 +49,13 @@ async def test_others_have_their_turn_while_a_long_list_is_made(prefix: str, cal
             found[call] = [pair.key for pair in await store.list("")]
         else:
             found[call] = list(await getattr(store, call)(""))
-        counting.cancel()
     assert found[call] == NAMES
-    assert turns >= len(NAMES) // AT_ONCE
+    assert turns() >= len(NAMES) // AT_ONCE
 
 
 @pytest.mark.parametrize("call", ["list", "keys"])
 async def test_others_have_their_turn_while_a_namespace_names_what_it_reads(call: str) -> None:
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    async with FaultyStore(["s"], driver=Large) as store:
-        counting = asyncio.create_task(count_turns())
+    async with FaultyStore(["s"], driver=Large) as store, counted_turns() as turns:
         found = await getattr(Namespace(store, "dir"), call)("")
-        counting.cancel()
     assert [f"dir/{getattr(each, 'key', each)}" for each in found] == NAMES
-    assert turns >= 2 * len(NAMES) // AT_ONCE
+    assert turns() >= 2 * len(NAMES) // AT_ONCE

@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from aiolibkv import AccessDeniedError, NotReachableError, RequestTimeoutError
+from aiolibkv.store import outages as module
 from aiolibkv.store.outages import Outages
 from aiolibkv.testing.scale import eventually, scaled
 
@@ -98,3 +99,8 @@ async def test_each_reason_is_told(outages: Outages, caplog: pytest.LogCaptureFi
     outages.failed(second, NotReachableError("refused"))
     await eventually(lambda: len(told(caplog)) == 2, within=5, message="both are told")
     assert sorted(told(caplog)) == ["WARNING no right", "WARNING refused"]
+
+
+async def test_an_outage_is_told_after_five_seconds() -> None:
+    """As is promised; other tests do not wait so long."""
+    assert module.TOLD_AFTER == 5.0

@@ -159,10 +159,13 @@ async def test_a_list_that_begins_again_and_again_ends() -> None:
 
 async def test_an_unreachable_server_ends_in_not_reachable() -> None:
     async with FaultyStore(config=SHORT) as store:
-        store.faults["put"].extend(["unsent"] * 1000)
+        refused = NotReachableError("refused")
+        refused.__cause__ = ConnectionRefusedError()
+        store.faults["put"].extend([refused] * 1000)
         with pytest.raises(NotReachableError) as caught:
             await store.put("k", b"v")
         assert not caught.value.maybe_applied
+        assert caught.value.__cause__ is refused.__cause__
         assert 2 < store.calls.count("put") < 50
 
 
@@ -175,8 +178,21 @@ async def test_the_callers_timeout_stays_the_callers() -> None:
         assert not isinstance(caught.value, StoreError)
 
 
+async def test_an_outside_cancellation_at_the_end_of_the_time_stays_one() -> None:
+    class Both(FaultyDriver):
+        async def get(self, call: Any, path: str, *, consistent: bool) -> KVPair | None:
+            call.expire()
+            call.task.cancel()
+            return await super().get(call, path, consistent=consistent)
+
+    async with FaultyStore(driver=Both) as store:
+        reading = asyncio.create_task(store.get("k"))
+        await asyncio.wait({reading})
+        assert reading.cancelled()
+
+
 async def test_close_fails_what_is_pending() -> None:
-    async with FaultyStore() as store:
+    async with asyncio.timeout(scaled(5)), FaultyStore(config=Config(request_timeout=scaled(50))) as store:
         store.faults["put"].append("mute")
         store.faults["get"].append("mute")
         read, write = asyncio.create_task(store.get("k")), asyncio.create_task(store.put("k", b"v"))
@@ -220,6 +236,29 @@ async def test_entering_tries_again() -> None:
             await super().connect()
 
     async with FaultyStore(driver=Late) as store:
+        assert not await store.exists("k")
+
+
+@pytest.mark.parametrize("how", ["cancelled", "too late"])
+async def test_a_store_that_was_not_entered_can_be_entered(how: str) -> None:
+    class Mute(FaultyDriver):
+        is_mute = True
+
+        async def connect(self) -> None:
+            if self.is_mute:
+                await asyncio.get_running_loop().create_future()
+            await super().connect()
+
+    store = FaultyStore(config=Config(connection_timeout=0.1 if how == "too late" else 60), driver=Mute)
+    entering = asyncio.create_task(store.open())
+    await asyncio.sleep(0.01)
+    if how == "cancelled":
+        entering.cancel()
+    await asyncio.wait({entering})
+    assert entering.cancelled() or isinstance(entering.exception(), NotReachableError)
+    assert isinstance(store.driver, Mute)
+    store.driver.is_mute = False
+    async with store:
         assert not await store.exists("k")
 
 

@@ -97,6 +97,16 @@ async def test_metrics() -> None:
     assert [count for _, count in points["aiolibkv.locks.lost"]] == [1]
 
 
+def test_durations_are_in_seconds_and_endpoints_may_be_several() -> None:
+    reader = InMemoryMetricReader()
+    OpenTelemetry(meter_provider=MeterProvider([reader]))(CallEnded("etcd", "a:1, b:2", "get", "k", 0.25, None))
+    data = reader.get_metrics_data()
+    assert data is not None
+    (point,) = data.resource_metrics[0].scope_metrics[0].metrics[0].data.data_points
+    assert point.sum == 0.25  # type: ignore[union-attr]
+    assert dict(point.attributes or {})["server.address"] == "a:1, b:2"
+
+
 def test_without_the_package_the_command_to_install_it_is_named() -> None:
     code = (
         "import sys; sys.modules['opentelemetry'] = None\n"

@@ -38,7 +38,7 @@ def ttl_ends_early(patch: pytest.MonkeyPatch) -> None:
     """A key goes before its time."""
     lease = MemoryDriver.new_lease
     patch.setattr(
-        MemoryDriver, "new_lease", lambda self, lifetime: lease(self, lifetime._replace(ttl=lifetime.ttl * 0.8))
+        MemoryDriver, "new_lease", lambda self, lifetime: lease(self, lifetime._replace(ttl=lifetime.ttl * 0.3))
     )
 
 

@@ -66,6 +66,7 @@ class Locking(Suite):
             assert (held.key, held.value, held.is_held) == ("dir/lock", b"me", True)
             assert held.ttl > 0
             assert held.freed_within >= held.ttl
+            assert held.fencing_token == (await second.get("dir/lock")).last_index
         assert not held.is_held
         assert not await second.exists("dir/lock")
         await held.wait_lost()
@@ -117,6 +118,15 @@ class Locking(Suite):
             assert await first.new_lock("lock").try_acquire() is None
             await task
         await waiting.release()
+
+    async def test_trying_does_not_wait_behind_one_who_waits_for_others(
+        self, first: AsyncStore, second: AsyncStore, observer: AsyncStore
+    ) -> None:
+        async with second.new_lock("lock", ttl=30):
+            task = asyncio.ensure_future(first.new_lock("lock").acquire())
+            await is_waiting(observer, "locks", 1)
+            assert await first.new_lock("lock").try_acquire() is None
+        assert (await asyncio.wait_for(task, scaled(10))).is_held
 
     async def test_a_lock_can_be_used_again(self, first: AsyncStore) -> None:
         lock = first.new_lock("lock")
@@ -356,6 +366,20 @@ class Losing(Locking):
             async with first.new_lock("lock", ttl=30):
                 raise LookupError
         assert not await second.exists("lock")
+
+    async def test_a_body_that_fails_after_a_loss_keeps_its_error(self, first: AsyncStore, second: AsyncStore) -> None:
+        async def work() -> None:
+            async with first.new_lock("lock", ttl=30):
+                try:
+                    await _never()
+                finally:
+                    raise LookupError
+
+        task = asyncio.ensure_future(work())
+        await _is_taken(second)
+        await second.delete("lock")
+        with pytest.raises(LookupError):
+            await asyncio.wait_for(task, scaled(10))
 
     async def test_whoever_is_cut_off_stops_before_another_begins(
         self, stores: Stores, second: AsyncStore, cut_off: CutOff

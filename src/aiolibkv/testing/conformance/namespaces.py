@@ -44,6 +44,10 @@ class Namespaces(Suite):
         assert await us.children("") == []
         assert [found async for found in us.scan("")] == []
         assert await eu.children("") == ["config/"]
+        for read in (us.list, us.keys, us.children):
+            with pytest.raises(KeyNotFoundError) as caught:
+                await read("missing")
+            assert caught.value.key == "missing"
         (again, _) = await eu.commit(Put("config/limit", b"2", previous=pair), Put("b", b""))
         assert await eu.get_many(["config/limit", "c"]) == {"config/limit": again}
         assert await eu.delete_tree("") == 2
@@ -120,14 +124,18 @@ class Namespaces(Suite):
         for key in ("kept", "permanent"):
             await eu.put(key, b"", ttl=10, keep_alive=True)
         await eu.put("permanent", b"")
-        held = await eu.new_lock("held", ttl=10).acquire()
+        lock = eu.new_lock("held", ttl=10)
+        held = await lock.acquire()
         watch = eu.watch_tree("")
         await next_of(watch)
         waiting = asyncio.ensure_future(eu.new_lock("waited", ttl=10).acquire())
         watching = asyncio.ensure_future(_until_the_end(watch))
+        still = eu.watch("never")
+        assert await next_of(still) is None
+        idle = asyncio.ensure_future(anext(still))
         await asyncio.sleep(0.05)
         await eu.close()
-        for task in (waiting, watching):
+        for task in (waiting, watching, idle):
             with pytest.raises(StoreClosedError):
                 await asyncio.wait_for(task, scaled(10))
         assert not held.is_held
@@ -140,6 +148,7 @@ class Namespaces(Suite):
         with pytest.raises(StoreClosedError):
             await eu.open()
         await eu.close()
+        await lock.release()
         await own.release()
         await waited.release()
 
