@@ -18,7 +18,7 @@ from aiolibkv.backends.memory import MemoryDriver
 from aiolibkv.store import Driver
 from mutants.broken import FIRST, MUTANTS
 
-_SUITE = Path(__file__).parent / "suite.py"
+_SUITE = Path(__file__).parents[1] / "memory/test_conformance.py"
 
 _LONGEST = 20
 """Seconds for one test: a mutant may make one wait for ever."""
