@@ -14,8 +14,8 @@ from aiolibkv import Check, Config, Delete, KeyNotFoundError, LockLostError, Put
 from aiolibkv.backends.memory.space import _shared
 from aiolibkv.store import Guard, OwnCall
 from aiolibkv.testing.conformance import ConformanceSuite
+from counting import counted_turns
 from stores import MemoryStore
-from turns import counted_turns
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
 

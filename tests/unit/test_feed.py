@@ -13,6 +13,7 @@ import pytest
 
 from aiolibkv import ANY, Change, Check, Delete, KVPair, Put, Snapshot
 from aiolibkv.store import Feed, Followers
+from aiolibkv.store.watch import _PENDING
 
 
 def pair(key: str, index: int, value: bytes = b"v") -> KVPair:
@@ -125,6 +126,17 @@ def test_what_is_again_as_it_was_taken_is_not_given() -> None:
     for index in range(301, 600):
         feed.apply([("b", pair("b", index))], index)
     assert {change.key for state in taken(feed) for change in state.changes} == {"b"}
+
+
+def test_a_merged_state_that_is_as_it_was_taken_is_not_given() -> None:
+    feed = tree_feed()
+    feed.reset([pair("a", 1)], 1)
+    taken(feed)
+    for index in range(2, _PENDING + 2):
+        feed.apply([("a", pair("a", index))], index)
+    feed.reset([pair("a", 1)], _PENDING + 2)  # as of a server whose data was restored
+    assert len(feed._pending) == 1
+    assert taken(feed) == []
 
 
 def test_large_values_that_nobody_takes_are_not_kept() -> None:

@@ -426,6 +426,7 @@ async def test_a_ttl_above_the_servers_maximum_is_refused() -> None:
             store.new_lock("k", ttl=15)
         # Fifteen seconds, where that can be.
         await store.put("k", b"", keep_alive=True)
+        assert store._lifetimes._records["k"].lease.ttl == 10
         await store.put("l", b"", ttl=10)
 
 

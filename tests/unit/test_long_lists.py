@@ -10,7 +10,7 @@ from aiolibkv import Config, KVPair, Namespace
 from aiolibkv.keys import RESERVED
 from aiolibkv.parts import AT_ONCE
 from aiolibkv.store import Call, Listing, Names, Page
-from turns import counted_turns
+from counting import counted_turns
 from unit.faulty import FaultyDriver, FaultyStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
