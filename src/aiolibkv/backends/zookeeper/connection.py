@@ -68,8 +68,9 @@ class NotWelcomeError(NotReachableError):
     """The server closed the connection instead of answering the first request."""
 
     meaning = (
-        "the server closed the connection without a word: it does not serve now, it lags behind, or it has as many "
-        "connections from this address as it allows (maxClientCnxns, 60 if not set)"
+        "the server closed the connection without a word: it does not serve now, it lags behind, it wants TLS (the "
+        "setting tls=True), or it has as many connections from this address as it allows (maxClientCnxns, 60 if not "
+        "set)"
     )
 
 
