@@ -25,6 +25,8 @@ _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 _PARAMETERS = _FIELDS.keys() - {"options", "listener"}
 _TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _SECONDS = frozenset({"connection_timeout", "request_timeout"})
+_OF_HOSTS = frozenset({"host", "port"})
+"""Where other libraries' URLs have what stands before the path here."""
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?")
 
 
@@ -128,6 +130,11 @@ def _parameters(location: Location, option_names: Collection[str] | None) -> tup
             raise ValueError(f"{name!r} is no parameter: an option is a parameter of its own name, a listener is code")
         elif option_names is None or name in option_names:
             options[name] = text
+        elif name in _OF_HOSTS:
+            raise ValueError(
+                f"{location.scheme}: {name!r} stands before the path, as in {location.scheme}://h1:1,h2:2/; a Unix"
+                " socket, for backends that can use one, as unix:%2Fpath%2Fof%2Fsocket"
+            )
         else:
             known = ", ".join(nearest_first(name, {*_PARAMETERS, *option_names}))
             raise ValueError(f"{location.scheme}: unknown option {name!r}, only {known}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -102,6 +103,26 @@ async def test_a_role_that_only_reads(make: Make, server: PostgresServer) -> Non
             await follow(tree, lambda snapshot: not snapshot)
 
 
+async def test_connections_that_ended_while_idle(make: Make, server: PostgresServer) -> None:
+    """They are not used any more, so they leave no write in doubt."""
+    await server.sql("CREATE ROLE rotated LOGIN PASSWORD 'old'; CREATE SCHEMA AUTHORIZATION rotated")
+    options = {"database": server.database, "schema": "rotated"}
+    async with make(options=options, username="rotated", password="old") as store:
+        await asyncio.gather(store.put("key", b""), store.exists("key"))
+        connections = store.driver._connections
+        assert connections is not None
+        await server.sql(
+            "ALTER ROLE rotated PASSWORD 'new';"
+            " SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotated'"
+        )
+        await eventually(
+            lambda: not any(link.is_good for link in connections._idle), within=5, message="the store has heard of it"
+        )
+        with pytest.raises(AccessDeniedError) as denied:
+            await store.put("key", b"")
+        assert not denied.value.maybe_applied
+
+
 async def test_variables_of_libpq(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """They say who the user is where nothing else does, and nothing more."""
     meant_for_others = {
@@ -124,6 +145,17 @@ async def test_variables_of_libpq(server: PostgresServer, monkeypatch: pytest.Mo
     config = Config(username="nobody", password="of-nobody", options={"database": server.database})
     with pytest.raises(AccessDeniedError, match='user "nobody"'):
         await PostgresStore([server.endpoint], config).open()
+
+
+async def test_a_unix_socket(server: PostgresServer, tmp_path: Path) -> None:
+    """Named itself, or by its directory as for libpq."""
+    socket = server.directory / f".s.PGSQL.{server.port}"
+    (tmp_path / ".s.PGSQL.5432").symlink_to(socket)
+    config = Config(username="postgres", options={"database": server.database, "table": "near"})
+    for path in (socket, tmp_path, f"{tmp_path}/"):
+        async with PostgresStore([f"unix:{path}"], config) as store:
+            pair = await store.put("key", b"")
+            assert await store.get("key") == pair
 
 
 async def test_an_idle_connection_is_in_no_transaction(make: Make, server: PostgresServer) -> None:
@@ -188,6 +220,28 @@ async def test_tls(make: Make, tmp_path: Path) -> None:
             await server.restart()
             pair = await store.put("key", b"new")
             assert await next_of(watch) == pair
+
+
+async def test_a_connection_that_has_ended_before_a_request(direct: PostgresStore, server: PostgresServer) -> None:
+    """The caller is told, and the event loop has nothing to tell, whatever asyncpg knows of the end by then."""
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    connections = direct.driver._connections
+    assert connections is not None
+    for steps in range(5):
+        link = await connections.open()
+        link.server = link.server._replace(is_pooled=True)
+        link.connection._transport.pause_reading()
+        await server.sql(f"SELECT pg_terminate_backend({link.pid})")
+        await eventually(lambda pid=link.pid: _are_gone(server, [pid]), within=5, message="it has ended")
+        link.connection._transport.resume_reading()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        with pytest.raises(NotReachableError):
+            await link.rows(Statement("SELECT 1::bigint", "i"))
+    del link
+    gc.collect()
+    assert not told
 
 
 class _Cut:

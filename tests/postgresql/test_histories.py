@@ -72,13 +72,31 @@ async def test_tables_that_are_lost_are_created_again(
     options, statement = {"schema": name, "table": name}, losing.format(name)
     async with make(options=options) as store, make(options=options) as other, _used(store, other):
         await server.sql(f"SET search_path = {name}; {statement}")
-    assert any("were lost and are created again" in record.message for record in caplog.records)
+    assert any("were lost or damaged and are created again" in record.message for record in caplog.records)
 
 
 async def test_tables_that_are_emptied_but_for_the_state(make: Make, server: PostgresServer) -> None:
     options = {"table": "half"}
     async with make(options=options) as store, make(options=options) as other, _used(store, other):
         await server.sql("TRUNCATE half, half_log, half_leases")
+
+
+async def test_tables_that_were_restored_beside_writes(make: Make, server: PostgresServer) -> None:
+    """Without a transaction: they have rows of both, and no primary keys where that makes two of one."""
+    options = {"table": "doubled"}
+    async with make(options=options) as store, make(options=options) as other, store.watch_tree("") as tree:
+        pairs = [await store.put("key", b"1"), await store.put("other", b"", ttl=300)]
+        await follow(tree, lambda snapshot: list(snapshot) == pairs)
+        tables = [f"doubled{part}" for part in ("", "_log", "_leases", "_writers", "_state")]
+        await server.sql(
+            ";".join(f"ALTER TABLE {name} DROP CONSTRAINT {name}_pkey; INSERT INTO {name} TABLE {name}" for name in tables)
+        )
+        again = await other.put("key", b"2")
+        assert again.last_index > pairs[-1].last_index
+        await follow(tree, lambda snapshot: list(snapshot) == [again, pairs[1]])
+        assert await store.list("") == [again, pairs[1]]
+        keys = "SELECT count(*) FROM pg_index WHERE indrelid::regclass::text LIKE 'doubled%' AND indisprimary"
+        assert await server.sql(keys) == f"{len(tables)}\n"
 
 
 async def test_an_emptied_log_is_one_new_history(make: Make, server: PostgresServer) -> None:

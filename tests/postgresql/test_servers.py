@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 import pytest_asyncio
 
-from aiolibkv import LockLostError, StoreError, update
+from aiolibkv import AccessDeniedError, LockLostError, StoreError, update
 from aiolibkv.testing.conformance.suite import follow, next_of
 from aiolibkv.testing.scale import eventually
 from aiolibkv.testing.servers import PgBouncer, PostgresServer, ServerMissingError
@@ -54,6 +54,13 @@ async def test_through_a_pooler_in_transaction_mode(server: PostgresServer, make
                 await stores[0].put("guarded", b"", guard=held)
         finally:
             await asyncio.gather(*(store.close() for store in stores))
+
+
+async def test_a_password_that_a_pooler_refuses(server: PostgresServer, make: Make) -> None:
+    async with PgBouncer(server) as pooler:
+        for account in ({"password": "wrong"}, {"username": "nobody"}):
+            with pytest.raises(AccessDeniedError, match="the pooler refuses the user or the password"):
+                await make(pooler.endpoint, **account).open()
 
 
 async def test_a_pooler_in_statement_mode(server: PostgresServer, make: Make) -> None:

@@ -128,6 +128,7 @@ def test_bad_urls(url: str) -> None:
         ("https://ann:secret@h", BackendNotSupportedError, r"as in etcd://host:2379\?tls=true, not with https"),
         ("conzul://ann:secret@h", BackendNotSupportedError, "no backend 'conzul', only consul, "),
         ("memory://?tsl=true", ValueError, "^memory: unknown option 'tsl', only tls, bucket, .*username$"),
+        ("etcd:///?host=/run/x", ValueError, "^etcd: 'host' stands before the path, .* as unix:%2Fpath%2Fof%2Fsocket$"),
         ("sqlite:///a.db?durable=full", ValueError, "^sqlite: unknown option 'durable', only durability, "),
         ("memory://?request_timout=secret", ValueError, "'request_timout', only request_timeout, "),
         ("seen://h?listener=print", ValueError, "a listener is code"),

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 
-from aiolibkv.backends.postgresql.failures import OUTDATED, READ_ONLY, UNDEFINED, is_refusal, meaning, sqlstate
+from aiolibkv.backends.postgresql.failures import DAMAGED, OUTDATED, READ_ONLY, is_refusal, meaning, sqlstate
 from aiolibkv.backends.postgresql.statements import Statement
 from aiolibkv.config import Config
 from aiolibkv.errors import NotReachableError, StoreClosedError, StoreError
@@ -243,6 +243,12 @@ class _Dialer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
+    def create_future(self) -> asyncio.Future[Any]:
+        """Make a future for a request; asyncpg awaits none whose request it finds that it cannot send."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        future.add_done_callback(_take_exception)
+        return future
+
     async def create_connection(self, factory: Callable[[], asyncio.Protocol], *_: object) -> Any:
         """Connect to the address; the host that is given is only for TLS."""
         self._socket = connected = self._address.make_socket()
@@ -254,6 +260,12 @@ class _Dialer:
             raise
 
     create_unix_connection = create_connection
+
+
+def _take_exception(future: asyncio.Future[Any]) -> None:
+    """Keep the event loop from telling that nobody has asked for it."""
+    if not future.cancelled():
+        future.exception()
 
 
 class Connections:
@@ -276,7 +288,7 @@ class Connections:
             endpoints: the servers.
             database: its name; the user's when not given.
             begin: called with each new link.
-            missing: told when the store's tables are not there any more, before the next link is begun.
+            missing: told when the store's tables are lost or damaged, before the next link is begun.
             connected: told of the server that is used.
             disconnected: told of its end, and why.
         """
@@ -346,7 +358,7 @@ class Connections:
                         await self._returned.wait()
                 except TimeoutError:
                     pass
-            link = self._idle.pop() if self._idle else await self.open()
+            link = self._take_idle() or await self.open()
             self._lent += 1
             try:
                 yield link
@@ -355,6 +367,15 @@ class Connections:
                 self._returned.set()
                 if link.is_good and link in self._links:
                     self._idle.append(link)
+
+    def _take_idle(self) -> Link | None:
+        """Return a link that nobody uses; one that has ended meanwhile would leave a write in doubt."""
+        while self._idle:
+            link = self._idle.pop()
+            if link.is_good:
+                return link
+            self._drop(link, NotReachableError("the server has ended the connection"))
+        return None
 
     def suspect(self, link: Link) -> None:
         """Try a server, since an answer takes long."""
@@ -367,7 +388,7 @@ class Connections:
         if self._is_closed:
             return StoreClosedError()
         failure = meaning(error)
-        if sqlstate(error) in UNDEFINED:
+        if sqlstate(error) in DAMAGED:
             self._lose_tables(link, failure)
         elif sqlstate(error) == READ_ONLY:
             self._give_up(link.server.endpoint, failure)

@@ -41,6 +41,8 @@ from aiolibkv.types import Capabilities, KVPair
 _log = logging.getLogger("aiolibkv")
 
 _PORT = 5432
+_SOCKET = ".s.PGSQL."
+"""The name of every server's socket, before the port."""
 _MAX_VALUE_BYTES = 4 * 1024 * 1024
 _MAX_OPERATIONS = 1000
 _MAX_COMMIT_BYTES = 8 * 1024 * 1024
@@ -52,7 +54,8 @@ _CANNOT_BE_SENT = re.compile("[\0\ud800-\udfff]")
 
 _THERE = Statement(
     """SELECT (to_regnamespace($1) IS NOT NULL)::integer::bigint,
-    (SELECT count(*) FROM unnest($2::text[]) AS name WHERE to_regclass(name) IS NULL)
+    (SELECT count(*) FROM unnest($2::text[]) AS name
+        WHERE NOT EXISTS (SELECT FROM pg_index WHERE indrelid = to_regclass(name) AND indisprimary))
     + (SELECT count(*) FROM unnest($3::text[]) AS name WHERE to_regproc(name) IS NULL)""",
     "ii",
 )
@@ -106,7 +109,8 @@ class PostgresDriver(Driver[PostgresLease]):
         """Make a driver.
 
         Args:
-            endpoints: "host:port" of the servers, or "unix:/run/postgresql/.s.PGSQL.5432".
+            endpoints: "host:port" of the servers, or "unix:/run/postgresql/.s.PGSQL.5432"; the directory alone means
+                the socket of port 5432.
             config: settings; the database is the user's own when not given.
 
         Raises:
@@ -125,7 +129,7 @@ class PostgresDriver(Driver[PostgresLease]):
         self._schema = str(options["schema"] or "public")
         self._table = str(options["table"] or "aiolibkv")
         self._names = Identifiers(self._schema, self._table)
-        self._endpoints = Endpoints(self.endpoints, _PORT, unix=True)
+        self._endpoints = Endpoints([_with_socket(endpoint) for endpoint in self.endpoints], _PORT, unix=True)
         self._tasks = Tasks()
         self._connections: Connections | None = None
         self._is_checked = self._is_open = False
@@ -251,10 +255,10 @@ class PostgresDriver(Driver[PostgresLease]):
         names = self._names
         ((has_schema, missing),) = await link.rows(_THERE, names.schema, names.tables, names.functions)
         versions = () if missing else await self._versions(link)
-        if not versions:
+        if len(versions) != 1:
             await self._create(link, has_schema=bool(has_schema))
             if self._is_open:
-                _log.warning("%s: tables or functions of the store were lost and are created again", self.name)
+                _log.warning("%s: tables or functions of the store were lost or damaged and are created again", self.name)
             versions = await self._versions(link)
         if versions[0][0] != VERSION:
             raise StoreError(f"the store has format {versions[0][0]}; this version of the library knows {VERSION}")
@@ -273,6 +277,13 @@ class PostgresDriver(Driver[PostgresLease]):
                 f"the store's tables are not in schema {self._schema!r}, and this role may not create them; an"
                 f" administrator has to run what 'aiolibkv postgresql-schema' prints: {error.message}"
             ) from error
+
+
+def _with_socket(endpoint: str) -> str:
+    """Return the socket where an endpoint is only its directory, as a host of libpq is."""
+    if endpoint.startswith("unix:/") and _SOCKET not in endpoint:
+        return f"{endpoint.rstrip('/')}/{_SOCKET}{_PORT}"
+    return endpoint
 
 
 def _conditions(step: Step) -> Sequence[Instruction]:

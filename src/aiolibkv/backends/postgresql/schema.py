@@ -183,10 +183,11 @@ def schema(*, schema: str = "public", table: str = "aiolibkv", role: str | None 
 _CREATION = """\
 SELECT pg_advisory_xact_lock(hashtext('aiolibkv'));
 
--- A new history begins where a table is lost; a lease goes with its keys, and they with it.
+-- A new history begins where a table is lost or damaged; a lease goes with its keys, and they with it.
 DO $$body$$
 DECLARE
     _name text;
+    _columns text;
 BEGIN
     SELECT name INTO _name
         FROM (VALUES ('$pairs', '{key,rev,expires,lease,value}'::name[]), ('$log', '{rev,key,value,at}'),
@@ -202,11 +203,24 @@ BEGIN
     ELSIF to_regclass('$leases') IS NOT NULL AND to_regclass('$pairs') IS NULL THEN
         DELETE FROM $leases;
     END IF;
-    IF to_regclass('$state') IS NOT NULL
-        AND (to_regclass('$pairs') IS NULL OR to_regclass('$log') IS NULL OR to_regclass('$leases') IS NULL)
-    THEN
-        DELETE FROM $state;
+    IF to_regclass('$state') IS NOT NULL THEN
+        IF to_regclass('$pairs') IS NULL OR to_regclass('$log') IS NULL OR to_regclass('$leases') IS NULL
+            OR (SELECT count(*) FROM $state) > 1
+        THEN
+            DELETE FROM $state;
+        END IF;
     END IF;
+    -- What is restored without a transaction, beside writes, has rows of both and no primary key.
+    FOR _name, _columns IN
+        SELECT name, columns FROM (VALUES ('$pairs', 'key'), ('$log', 'rev, key'), ('$leases', 'id'),
+            ('$writers', 'id, batch'), ('$state', 'id')) AS wanted (name, columns)
+        WHERE to_regclass(name) IS NOT NULL
+            AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = to_regclass(name) AND indisprimary)
+    LOOP
+        EXECUTE format('DELETE FROM %1$$s WHERE ctid IN (SELECT ctid FROM (SELECT ctid, row_number() OVER'
+            ' (PARTITION BY %2$$s ORDER BY ctid DESC) AS place FROM %1$$s) AS placed WHERE place > 1)', _name, _columns);
+        EXECUTE format('ALTER TABLE %s ADD PRIMARY KEY (%s)', _name, _columns);
+    END LOOP;
 END $$body$$;
 
 CREATE TABLE IF NOT EXISTS $pairs (
