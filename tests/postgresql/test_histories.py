@@ -89,7 +89,9 @@ async def test_tables_that_were_restored_beside_writes(make: Make, server: Postg
         await follow(tree, lambda snapshot: list(snapshot) == pairs)
         tables = [f"doubled{part}" for part in ("", "_log", "_leases", "_writers", "_state")]
         await server.sql(
-            ";".join(f"ALTER TABLE {name} DROP CONSTRAINT {name}_pkey; INSERT INTO {name} TABLE {name}" for name in tables)
+            ";".join(
+                f"ALTER TABLE {name} DROP CONSTRAINT {name}_pkey; INSERT INTO {name} TABLE {name}" for name in tables
+            )
         )
         again = await other.put("key", b"2")
         assert again.last_index > pairs[-1].last_index
@@ -169,15 +171,20 @@ async def test_a_database_that_is_restored(make: Make, server: PostgresServer) -
         await lock.release()
 
 
-async def test_a_disk_that_is_restored(make: Make) -> None:
+@pytest.mark.parametrize("running", [False, True], ids=["copy", "base_backup"])
+async def test_a_disk_that_is_restored(make: Make, *, running: bool) -> None:
     """A snapshot of it has the same timeline, and its row of the state was written by the transaction it names."""
     async with PostgresServer() as server, make(server.endpoint) as store, make(server.endpoint) as other:
         kept = await store.put("kept", b"1")
         early = await store.new_lock("early", ttl=30).acquire()
         cluster, snapshot = server.data_directory / "cluster", server.directory / "snapshot"
-        await server.stop()
-        await run_program(["cp", "-a", str(cluster), str(snapshot)], os.environ)
-        await server.start()
+        if running:
+            place = ["--host", str(server.directory), "--port", str(server.port), "--username", "postgres"]
+            await server._run_as_owner("pg_basebackup", *place, "--pgdata", str(snapshot), "--checkpoint=fast")
+        else:
+            await server.stop()
+            await run_program(["cp", "-a", str(cluster), str(snapshot)], os.environ)
+            await server.start()
         async with store.watch_tree("") as tree:
             late = await other.new_lock("late", ttl=30).acquire()
             lost = [await other.put("lost", b"%d" % number) for number in range(10)]

@@ -1,15 +1,25 @@
 """PgBouncer, another version, and a standby that takes over."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import pytest_asyncio
 
-from aiolibkv import AccessDeniedError, LockLostError, StoreError, update
+from aiolibkv import (
+    AccessDeniedError,
+    AsyncStore,
+    KeyModifiedError,
+    LockLostError,
+    NotReachableError,
+    RequestTimeoutError,
+    StoreError,
+    update,
+)
 from aiolibkv.testing.conformance.suite import follow, next_of
-from aiolibkv.testing.scale import eventually
+from aiolibkv.testing.scale import eventually, scaled
 from aiolibkv.testing.servers import PgBouncer, PostgresServer, ServerMissingError
 from aiolibkv.testing.servers.process import installation
 from postgresql.conftest import Make
@@ -100,33 +110,66 @@ def _more(value: bytes | None) -> bytes:
 
 
 async def test_a_standby_takes_over(primary: PostgresServer, make: Make) -> None:
-    """What it lost is not mistaken for what comes after: neither by a watch, nor by a guard, nor by a comparison."""
+    """What it lost is not mistaken for what comes after, though others write all the time: neither by a watch, nor by a
+    guard, nor by a comparison, and the lock that it does not know is lost.
+    """
     username, password = primary.user
-    async with PostgresServer(standby_of=primary) as standby:
-        store = make(standby.endpoint, primary.endpoint, username=username, password=password)
-        async with store:
-            assert not store.capabilities.survives_failover
-            kept = await store.put("kept", b"1")
-            await eventually(lambda: _has(standby, kept.last_index), within=20, message="the standby follows")
-            await primary.sql("SELECT pg_switch_wal()")
-            # From here on the standby hears nothing.
-            await standby.sql("ALTER SYSTEM SET primary_conninfo = ''; ", database="postgres")
-            await standby.sql("SELECT pg_reload_conf()", database="postgres")
-            await eventually(lambda: _is_alone(primary), within=20, message="the standby hears nothing")
-            async with store.watch_tree("") as watch:
-                held = await store.new_lock("lock", ttl=30).acquire()
+    async with (
+        PostgresServer(standby_of=primary) as standby,
+        make(standby.endpoint, primary.endpoint, username=username, password=password) as store,
+        make(primary.endpoint, standby.endpoint, username=username, password=password) as other,
+    ):
+        assert not store.capabilities.survives_failover
+        kept = await store.put("kept", b"1")
+        early = await store.new_lock("early", ttl=30).acquire()
+        await eventually(lambda: _has(standby, early.fencing_token), within=20, message="the standby follows")
+        # From here on it hears nothing.
+        await standby.sql("ALTER SYSTEM SET primary_conninfo = ''; ", database="postgres")
+        await standby.sql("SELECT pg_reload_conf()", database="postgres")
+        await eventually(lambda: _is_alone(primary), within=20, message="the standby hears nothing")
+        async with store.watch_tree("") as watch:
+            async with _load(other) as written:
+                await eventually(lambda: bool(written), within=10, message="something is written")
+                late = await store.new_lock("late", ttl=30).acquire()
                 lost = await store.put("lost", b"1")
                 await follow(watch, lambda snapshot: "lost" in snapshot)
                 await primary.kill()
                 await standby.promote()
                 await eventually(lambda: _works(store), within=30, message="the store goes on")
-                snapshots = await follow(watch, lambda snapshot: "lost" not in snapshot and "works" in snapshot)
-                assert "kept" in snapshots[-1]
                 with pytest.raises(LockLostError):
-                    await store.put("guarded", b"", guard=held)
-                again = await store.put("lost", b"2")
-                assert again.last_index > lost.last_index + 100_000
+                    await store.put("guarded", b"", guard=late)
+                async with asyncio.timeout(scaled(20)):
+                    await late.wait_lost()
+                await store.put("guarded", b"", guard=early)
+                with pytest.raises(KeyModifiedError):
+                    await store.atomic_put("lost", b"2", lost)
+                assert (await store.put("lost", b"2")).last_index > late.fencing_token + 100_000
                 assert await store.get("kept") == kept
+                await eventually(lambda: written[-1] > lost.last_index, within=20, message="the others go on")
+            assert len(set(written)) == len(written)
+            await store.put("last", b"")
+            pairs = await store.list("")
+            await follow(watch, lambda snapshot: list(snapshot) == list(pairs))
+
+
+@asynccontextmanager
+async def _load(store: AsyncStore) -> AsyncIterator[Sequence[int]]:
+    """Write all the time; gives the indexes of what was acknowledged."""
+    indexes: list[int] = []
+    enough = asyncio.Event()
+
+    async def write(number: int) -> None:
+        while not enough.is_set():
+            with contextlib.suppress(NotReachableError, RequestTimeoutError):
+                indexes.append((await store.put(f"load/{number}", b"")).last_index)
+
+    writing = [asyncio.ensure_future(write(number)) for number in range(4)]
+    try:
+        yield indexes
+    finally:
+        # A write that is cancelled may be carried out later.
+        enough.set()
+        await asyncio.wait(writing)
 
 
 async def _has(server: PostgresServer, index: int) -> bool:

@@ -258,7 +258,9 @@ class PostgresDriver(Driver[PostgresLease]):
         if len(versions) != 1:
             await self._create(link, has_schema=bool(has_schema))
             if self._is_open:
-                _log.warning("%s: tables or functions of the store were lost or damaged and are created again", self.name)
+                _log.warning(
+                    "%s: tables or functions of the store were lost or damaged and are created again", self.name
+                )
             versions = await self._versions(link)
         if versions[0][0] != VERSION:
             raise StoreError(f"the store has format {versions[0][0]}; this version of the library knows {VERSION}")

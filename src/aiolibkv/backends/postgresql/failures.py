@@ -9,8 +9,8 @@ import asyncpg
 from aiolibkv.errors import AccessDeniedError, NotReachableError, StoreError
 
 DAMAGED = frozenset({"42P01", "3F000", "42883", "P0002", "P0003", "42P10"})
-"""SQLSTATEs of a table, schema or function that does not exist, of a table that has none or two of its one row, and of a
-table without its primary key, as a restoration beside writes may leave it."""
+"""SQLSTATEs of a table, schema or function that does not exist, of a table that has none or two of its one row, and of
+one without its primary key, as a restoration beside writes may leave it."""
 
 READ_ONLY = "25006"
 """SQLSTATE of a write that a server does not take: it is a standby, or set to read only."""
@@ -24,7 +24,7 @@ TOO_MANY = "53300"
 _STATEMENT_MODE = "statement pooling"
 """In what PgBouncer says before it ends a connection on which a transaction begins, where there are none."""
 
-_PASSWORD_REFUSED = "SASL authentication failed"
+_REFUSED_BY_POOLER = "SASL authentication failed"
 """What PgBouncer says of a wrong password or an unknown user, with the SQLSTATE of a broken connection."""
 
 _DENIED = frozenset({"28000", "28P01", "42501"})
@@ -63,8 +63,8 @@ def meaning(error: BaseException) -> StoreError:
     """
     if _STATEMENT_MODE in str(error):
         failure = StoreError("the pooler has no transactions; a store needs pool_mode = transaction, or session")
-    elif _PASSWORD_REFUSED in str(error):
-        failure = AccessDeniedError(f"the pooler refuses the user or the password: {_PASSWORD_REFUSED}")
+    elif _REFUSED_BY_POOLER in str(error):
+        failure = AccessDeniedError(f"the pooler refuses the user or the password: {_REFUSED_BY_POOLER}")
     else:
         failure = _of_server(error) if isinstance(error, asyncpg.PostgresError) else _of_connection(error)
     failure.__cause__ = error

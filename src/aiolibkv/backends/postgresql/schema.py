@@ -217,8 +217,10 @@ BEGIN
         WHERE to_regclass(name) IS NOT NULL
             AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = to_regclass(name) AND indisprimary)
     LOOP
-        EXECUTE format('DELETE FROM %1$$s WHERE ctid IN (SELECT ctid FROM (SELECT ctid, row_number() OVER'
-            ' (PARTITION BY %2$$s ORDER BY ctid DESC) AS place FROM %1$$s) AS placed WHERE place > 1)', _name, _columns);
+        EXECUTE format(
+            'DELETE FROM %1$$s WHERE ctid IN (SELECT ctid FROM (SELECT ctid, row_number() OVER (PARTITION BY %2$$s'
+            ' ORDER BY ctid DESC) AS place FROM %1$$s) AS placed WHERE place > 1)', _name, _columns
+        );
         EXECUTE format('ALTER TABLE %s ADD PRIMARY KEY (%s)', _name, _columns);
     END LOOP;
 END $$body$$;
