@@ -153,17 +153,14 @@ async def test_what_a_listener_raises_changes_nothing(caplog: pytest.LogCaptureF
     assert {record.getMessage() for record in caplog.records} == {"memory: the listener failed"}
 
 
-async def test_who_waits_for_others_is_in_no_outage(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("aiolibkv.store.outages.TOLD_AFTER", 0.1)
-    caplog.set_level(logging.INFO, "aiolibkv")
+async def test_who_waits_for_others_is_in_no_outage() -> None:
     async with FaultyStore(["shared"]) as store, FaultyStore(["shared"]) as other:
         async with other.new_lock("lock", ttl=60):
             waiting = asyncio.create_task(store.new_lock("lock", ttl=60).acquire())
-            await asyncio.sleep(0.3)
+            await eventually(lambda: "follow" in store.calls, within=5, message="it waits")
+            await eventually(lambda: not store._calls.outages.are_any, within=5, message="the server is heard")
+            assert not waiting.done()
         await waiting
-    assert caplog.records == []
 
 
 async def _outage(begin: Callable[[FaultyStore], None], caplog: pytest.LogCaptureFixture) -> list[str]:
