@@ -14,8 +14,8 @@ from stores import EtcdStore
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.leaves_nothing_behind]
 
-KEYS = [f"open/{number:02}" for number in range(40)]
-MOST_OPERATIONS = 50
+KEYS = [f"open/{number:02}" for number in range(30)]
+MOST_OPERATIONS = 31
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -84,6 +84,29 @@ async def test_large_values_are_read_one_by_one(server: EtcdServer, store: EtcdS
     with proxy.counting() as counts:
         assert _are_right(await _read(store))
     assert counts.requests == len(KEYS)
+
+
+async def test_large_values_are_read_together_ever_less_often(
+    server: EtcdServer, store: EtcdStore, proxy: FaultProxy
+) -> None:
+    """The server makes an answer as a whole, in its memory."""
+    async with EtcdStore([server.endpoint], Config(username="root", password="secret")) as root:
+        await root.put("open/large", bytes(500_000))
+    clock = asyncio.get_running_loop().time
+
+    async def gathers() -> bool:
+        with proxy.counting() as counts:
+            await _read(store)
+        return counts.requests == 1
+
+    pauses = []
+    for _ in range(2):
+        began = clock()
+        await _read(store, "open/large")
+        await eventually(gathers, within=10, message="reads are gathered again")
+        pauses.append(clock() - began)
+    assert pauses[0] >= 1
+    assert pauses[1] >= 2
 
 
 async def test_a_cancelled_read_takes_no_other_with_it(store: EtcdStore, proxy: FaultProxy) -> None:

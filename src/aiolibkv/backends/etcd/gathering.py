@@ -14,12 +14,13 @@ from aiolibkv.store.tasks import Tasks
 
 _FEW = 4
 """Reads that are not worth a request in common."""
-_MOST = 100
-"""Reads in one request; etcd takes 128 operations unless it was told otherwise."""
+_MOST = 32
+"""Reads in one request, whose answer a server makes as a whole, and a value may have 1.5 MiB."""
 _LARGE = 256 * 1024
 """Bytes of the values of one answer after which keys are read one by one: what is small would wait for the others."""
-_PAUSE = 1.0
-"""Seconds for which they are; also after a refusal, which may be due to one of the keys."""
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
+"""Seconds for which they are, twice as long each time; also after a refusal, which may be due to one of the keys."""
 
 _Waiting = tuple[Range, "asyncio.Future[RangeAnswer | None]"]
 
@@ -44,6 +45,7 @@ class Gathering:
         self._tasks = Tasks()
         self._under_way = 0
         self._gathers = False
+        self._pause = _FIRST_PAUSE
         self._pause_ends = -math.inf
         self._waiting: list[_Waiting] = []
 
@@ -87,21 +89,23 @@ class Gathering:
         try:
             async with asyncio.timeout(self._limit):
                 steps = (await self._connection.txn(request)).responses
+            answers = [step.range for step in steps]
+            size = sum([len(kv.value) for step in steps if step.range is not None for kv in step.range.kvs])
+            if size > _LARGE:
+                self._rest()
         except TimeoutError:
-            return
+            pass  # those who wait have no more time
         except NotReachableError as error:
             answers = [_copied(error) for _ in waiting]
         except StoreError:
-            self._pause()
-        else:
-            answers = [step.range for step in steps]
-            if sum([len(kv.value) for step in steps if step.range is not None for kv in step.range.kvs]) > _LARGE:
-                self._pause()
-        _tell(waiting, answers)
+            self._rest()
+        finally:
+            _tell(waiting, answers)
 
-    def _pause(self) -> None:
+    def _rest(self) -> None:
         """Have keys be read one by one for a while."""
-        self._pause_ends = asyncio.get_running_loop().time() + _PAUSE
+        self._pause_ends = asyncio.get_running_loop().time() + self._pause
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
 
 def _tell(waiting: Sequence[_Waiting], answers: Sequence[RangeAnswer | StoreError | None]) -> None:
