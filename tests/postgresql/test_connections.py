@@ -147,11 +147,13 @@ async def test_variables_of_libpq(server: PostgresServer, monkeypatch: pytest.Mo
 
 
 async def test_a_unix_socket(server: PostgresServer, tmp_path: Path) -> None:
-    """Named itself, or by its directory as for libpq."""
+    """Named itself, whatever its name, or by its directory as for libpq."""
     socket = server.directory / f".s.PGSQL.{server.port}"
-    (tmp_path / ".s.PGSQL.5432").symlink_to(socket)
+    proxy = tmp_path / "proxy.sock"
+    for link in (tmp_path / ".s.PGSQL.5432", proxy):
+        link.symlink_to(socket)
     config = Config(username="postgres", options={"database": server.database, "table": "near"})
-    for path in (socket, tmp_path, f"{tmp_path}/"):
+    for path in (socket, proxy, tmp_path, f"{tmp_path}/"):
         async with PostgresStore([f"unix:{path}"], config) as store:
             pair = await store.put("key", b"")
             assert await store.get("key") == pair

@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
@@ -40,6 +41,8 @@ _SOON = 0.05
 _SHARE = 0.9
 """Of connection_timeout, for all endpoints together."""
 _CLOSING_TIME = 0.2
+_SOCKET = ".s.PGSQL.5432"
+"""Where only its directory is given, as libpq's host is."""
 
 _TCP_INFO = 11
 _RECEIVED = slice(128, 136)
@@ -253,13 +256,19 @@ class _Dialer:
         """Connect to the address; the host that is given is only for TLS."""
         self._socket = connected = self._address.make_socket()
         try:
-            await self._loop.sock_connect(connected, self._address.sockaddr)
+            await self._loop.sock_connect(connected, _target(self._address))
             return await self._loop.create_connection(factory, sock=connected)
         except BaseException:
             connected.close()
             raise
 
     create_unix_connection = create_connection
+
+
+def _target(address: Address) -> Any:
+    if address.family == socket.AF_UNIX and Path(address.sockaddr).is_dir():
+        return str(Path(address.sockaddr, _SOCKET))
+    return address.sockaddr
 
 
 def _take_exception(future: asyncio.Future[Any]) -> None:

@@ -41,8 +41,6 @@ from aiolibkv.types import Capabilities, KVPair
 _log = logging.getLogger("aiolibkv")
 
 _PORT = 5432
-_SOCKET = ".s.PGSQL."
-"""The name of every server's socket, before the port."""
 _MAX_VALUE_BYTES = 4 * 1024 * 1024
 _MAX_OPERATIONS = 1000
 _MAX_COMMIT_BYTES = 8 * 1024 * 1024
@@ -129,7 +127,7 @@ class PostgresDriver(Driver[PostgresLease]):
         self._schema = str(options["schema"] or "public")
         self._table = str(options["table"] or "aiolibkv")
         self._names = Identifiers(self._schema, self._table)
-        self._endpoints = Endpoints([_with_socket(endpoint) for endpoint in self.endpoints], _PORT, unix=True)
+        self._endpoints = Endpoints(self.endpoints, _PORT, unix=True)
         self._tasks = Tasks()
         self._connections: Connections | None = None
         self._is_checked = self._is_open = False
@@ -279,13 +277,6 @@ class PostgresDriver(Driver[PostgresLease]):
                 f"the store's tables are not in schema {self._schema!r}, and this role may not create them; an"
                 f" administrator has to run what 'aiolibkv postgresql-schema' prints: {error.message}"
             ) from error
-
-
-def _with_socket(endpoint: str) -> str:
-    """Return the socket where an endpoint is only its directory, as a host of libpq is."""
-    if endpoint.startswith("unix:/") and _SOCKET not in endpoint:
-        return f"{endpoint.rstrip('/')}/{_SOCKET}{_PORT}"
-    return endpoint
 
 
 def _conditions(step: Step) -> Sequence[Instruction]:
