@@ -47,6 +47,9 @@ class TestNamespace(ConformanceSuite):
 
     test_every_other_key_works = test_the_longest_key_below_a_prefix = None  # type: ignore[assignment]
     """The longest key is that of the store, the directory included."""
+    test_what_is_reserved_is_not_seen = None  # type: ignore[assignment]
+    test_trying_does_not_wait_behind_one_who_waits_for_others = None  # type: ignore[assignment]
+    """What the library keeps for locks is below the store's root, which the observer of these tests does not see."""
     test_each_call_is_told_once = test_locks_are_told = None  # type: ignore[assignment]
     """What is told is the store's: its calls, with its keys."""
     test_cancelling_close = None  # type: ignore[assignment]
