@@ -44,14 +44,14 @@ async def proxy(server: EtcdServer) -> AsyncIterator[FaultProxy]:
 @pytest_asyncio.fixture
 async def direct(server: EtcdServer, request: pytest.FixtureRequest) -> AsyncIterator[EtcdStore]:
     """A store below a prefix of the test's own."""
-    async with EtcdStore([server.endpoint], Config(prefix=_prefix(request), request_timeout=scaled(5))) as store:
+    async with EtcdStore([server.endpoint], Config(prefix=_prefix(request), request_timeout=scaled(15))) as store:
         yield store
 
 
 @pytest_asyncio.fixture
 async def store(proxy: FaultProxy, request: pytest.FixtureRequest) -> AsyncIterator[EtcdStore]:
     """A store of the same prefix that goes through the proxy."""
-    async with EtcdStore([proxy.endpoint], Config(prefix=_prefix(request), request_timeout=scaled(5))) as store:
+    async with EtcdStore([proxy.endpoint], Config(prefix=_prefix(request), request_timeout=scaled(15))) as store:
         yield store
 
 
