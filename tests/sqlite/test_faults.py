@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import threading
@@ -15,7 +16,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from aiolibkv import AccessDeniedError, Config, KeyNotFoundError, KVPair, NotReachableError, StoreError
+from aiolibkv.backends.sqlite import reading
 from aiolibkv.backends.sqlite.locks import LockFile
+from aiolibkv.backends.sqlite.log import Log
 from aiolibkv.testing.scale import eventually, scaled
 from disks import enlarge, small_disk
 from sqlite.workers import (
@@ -221,6 +224,24 @@ async def test_a_cancelled_write_that_waited_for_its_turn_is_not_applied(databas
             lock.close()
         await store.put("other", b"")
         assert await store.get("key") == pair
+
+
+async def test_a_log_that_cannot_be_read(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk that fails: it is opened again, and no foreign exception is raised."""
+    failing = [OSError(errno.EIO, "Input/output error")]
+    is_intact = Log.is_intact
+
+    def fail_once(log: Log) -> bool:
+        if failing:
+            raise failing.pop()
+        return is_intact(log)
+
+    async with open_sqlite(database) as store:
+        pair = await store.put("key", b"")
+        monkeypatch.setattr(reading, "_TRUSTED_TIME", -1)
+        monkeypatch.setattr(Log, "is_intact", fail_once)
+        assert await store.get("key") == pair
+        assert not failing
 
 
 async def test_a_database_that_was_removed(database: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -193,7 +193,11 @@ class Files:
                 raise ReplacedError(f"{path} is out of reach: {error.strerror}") from error
             if (status.st_dev, status.st_ino) != identity:
                 raise ReplacedError(f"{path} was replaced while the database was open")
-        if self._log is not None and not self._log.is_intact():
+        try:
+            is_intact = self._log is None or self._log.is_intact()
+        except OSError as error:
+            raise ReplacedError(f"{self._wal} is out of reach: {error.strerror}") from error
+        if not is_intact:
             raise ReplacedError(f"{self._wal} {_SPOILT} while the database was open")
 
     def log_size(self) -> int:
