@@ -109,6 +109,17 @@ async def test_large_values_are_read_together_ever_less_often(
     assert pauses[1] >= 2
 
 
+async def test_large_answers_that_come_together_are_one_reason(server: EtcdServer) -> None:
+    """They do not make the time without gathering longer."""
+    clock = asyncio.get_running_loop().time
+    keys = [f"large/{number}" for number in range(4)]
+    async with EtcdStore([server.endpoint], Config(username="root", password="secret")) as root:
+        for key in keys:
+            await root.put(key, bytes(300_000))
+        await asyncio.gather(*(root.get(key) for key in keys * 40))
+        assert root.driver._gathering._pause_ends - clock() <= 1
+
+
 async def test_a_cancelled_read_takes_no_other_with_it(store: EtcdStore, proxy: FaultProxy) -> None:
     """Neither before they have left nor while they are under way."""
     requests = proxy.requests

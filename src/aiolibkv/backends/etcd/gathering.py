@@ -103,9 +103,11 @@ class Gathering:
             _tell(waiting, answers)
 
     def _rest(self) -> None:
-        """Have keys be read one by one for a while."""
-        self._pause_ends = asyncio.get_running_loop().time() + self._pause
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        """Have keys be read one by one for a while; what left before that began is no reason for a longer one."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._pause_ends:
+            self._pause_ends = now + self._pause
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
 
 def _tell(waiting: Sequence[_Waiting], answers: Sequence[RangeAnswer | StoreError | None]) -> None:
