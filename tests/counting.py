@@ -1,10 +1,12 @@
-"""How often other tasks have their turn meanwhile."""
+"""What tests count: turns of other tasks, and the indexes of writes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+
+from aiolibkv import AsyncStore, Check, Put
 
 
 @asynccontextmanager
@@ -24,3 +26,17 @@ async def counted_turns() -> AsyncIterator[Callable[[], int]]:
     finally:
         counting.cancel()
         await asyncio.wait({counting})
+
+
+async def indexes_of_writes(one: AsyncStore, two: AsyncStore) -> list[int]:
+    """Write through two stores with a prefix each, also what changes nothing, and return the indexes of the pairs."""
+    indexes = [(await one.put("key", b"same")).last_index for _ in range(2)]
+    indexes.append((await two.put("key", b"")).last_index)
+    await two.delete("key")
+    indexes.append((await two.put("key", b"")).last_index)
+    pairs = await one.commit(Put("x", b""), Put("y", b""), Check("key"))
+    indexes += [pair.last_index for pair in pairs if pair is not None]
+    await one.commit(Check("key"))
+    assert await one.delete_tree("") == 3
+    indexes.append((await one.put("x", b"")).last_index)
+    return indexes

@@ -37,6 +37,7 @@ from aiolibkv.backends.etcd.keyspace import Keyspace
 from aiolibkv.backends.etcd.pages import AT_ONCE, Page, decode_page
 from aiolibkv.backends.etcd.pairs import UnusualError, read_pairs
 from aiolibkv.backends.etcd.table import MalformedError
+from counting import counted_turns
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 SORTS = st.just(0) | INT64
@@ -257,21 +258,13 @@ def test_a_page_is_decoded_in_parts_as_by_the_table_also_when_damaged(
 
 def test_others_have_their_turn_while_a_page_is_decoded() -> None:
     page = encode(RangeAnswer(Header(9), [KeyValue(b"key", 7, bytes(1000))] * 2000, count=2000))
-    turns = 0
 
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
+    async def read() -> tuple[Page, int]:
+        async with counted_turns() as turns:
+            return await decode_page(page), turns()
 
-    async def read() -> Page:
-        counting = asyncio.create_task(count_turns())
-        answer = await decode_page(page)
-        counting.cancel()
-        return answer
-
-    assert asyncio.run(read()) == page_by_table(page)
+    answer, turns = asyncio.run(read())
+    assert answer == page_by_table(page)
     assert turns > len(page) // AT_ONCE // 2 > 5
 
 

@@ -10,11 +10,11 @@ import itertools
 
 import pytest
 
-from aiolibkv import Check, Config, Delete, KeyNotFoundError, LockLostError, Put, StoreError, new_store, open_store
+from aiolibkv import Check, Config, Delete, KeyNotFoundError, LockLostError, StoreError, new_store, open_store
 from aiolibkv.backends.memory.space import _shared
 from aiolibkv.store import Guard, OwnCall
 from aiolibkv.testing.conformance import ConformanceSuite
-from counting import counted_turns
+from counting import counted_turns, indexes_of_writes
 from stores import MemoryStore
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.leaves_nothing_behind]
@@ -204,16 +204,7 @@ async def test_no_test_of_the_suite_hides_another() -> None:
 
 async def test_the_index_counts_what_is_written_to_any_key() -> None:
     async with open_store("memory://counted/a") as one, open_store("memory://counted/b") as two:
-        indexes = [(await one.put("key", b"same")).last_index for _ in range(2)]
-        indexes.append((await two.put("key", b"")).last_index)
-        await two.delete("key")
-        indexes.append((await two.put("key", b"")).last_index)
-        pairs = await one.commit(Put("x", b""), Put("y", b""), Check("key"))
-        indexes += [pair.last_index for pair in pairs if pair is not None]
-        await one.commit(Check("key"))
-        assert await one.delete_tree("") == 3
-        indexes.append((await one.put("x", b"")).last_index)
-        assert indexes == [1, 2, 3, 5, 6, 6, 8]
+        assert await indexes_of_writes(one, two) == [1, 2, 3, 5, 6, 6, 8]
 
 
 async def test_a_task_that_only_reads_lets_others_run() -> None:

@@ -208,6 +208,23 @@ async def test_a_process_that_keeps_the_write_lock(database: Path) -> None:
         assert list(await store.list("")) == [pair]
 
 
+async def test_who_enters_behind_the_write_lock_is_told_of_it(database: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_sqlite(database) as first:
+        pair = await first.put("key", b"")
+    lock = LockFile(Path(f"{database}-shared/lock"), database.stat())
+    store = open_sqlite(database, connection_timeout=60)
+    try:
+        assert lock.try_lock()
+        entering = asyncio.create_task(store.open())
+        await eventually(lambda: "write lock" in caplog.text, within=10, message="a warning names it")
+        lock.close()
+        await entering
+        assert await store.get("key") == pair
+    finally:
+        lock.close()
+        await store.close()
+
+
 async def test_a_cancelled_write_that_waited_for_its_turn_is_not_applied(database: Path) -> None:
     lock = None
     async with open_sqlite(database) as store:

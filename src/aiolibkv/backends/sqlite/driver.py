@@ -60,8 +60,10 @@ T = TypeVar("T")
 
 _DURABILITIES = ("full", "normal")
 _SESSION_BITS = 62
-_PART = 0.9
-"""The part of connection_timeout after which opening gives up, so that the error tells the reason."""
+_PATIENCE = 1.0
+_PART = 0.5
+"""Seconds, and at most what part of connection_timeout, to wait for the write lock. Then log and error have the reason,
+and opening is tried again."""
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
@@ -285,7 +287,7 @@ class SqliteDriver(Driver[SqliteLease]):
             raise meaning(error, path) from error
         self._unclosed.add(database)
         await database.open(
-            self.config.connection_timeout * _PART,
+            min(_PATIENCE, self.config.connection_timeout * _PART),
             former,
             expire=lambda: self._in_time(self._expire),
             end=lambda owners: self._in_time(lambda call: self._end(call, owners)),
