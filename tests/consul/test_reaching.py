@@ -85,6 +85,15 @@ async def test_a_look_up_that_stalls(make: Make, server: ConsulServer, names: Kn
         stalled.set()
 
 
+async def test_entering_where_no_name_is_looked_up_tells_so(make: Make, names: Known) -> None:
+    names["consul.test"] = stalled = threading.Event()
+    try:
+        with pytest.raises(NotReachableError, match=r"consul\.test could not be looked up: no answer within"):
+            await make("consul.test", connection_timeout=scaled(1)).open()
+    finally:
+        stalled.set()
+
+
 async def test_certificates_are_read_again(make: Make, tmp_path: Path) -> None:
     """When all of them are renewed, the authority included."""
     here, fresh = tmp_path / "here", tmp_path / "fresh"

@@ -51,6 +51,9 @@ _SHARE_OF_ONE_OF_SEVERAL = 0.3
 
 _INDEX = "X-Consul-Index"
 
+_CONNECTING_SHARE = 0.8
+"""Of connection_timeout, what connecting may take; then entering can tell what was waited for, as a look-up."""
+
 LARGEST_ANSWER = 128 * 1024 * 1024
 """Bytes; what goes on beyond that is not read to its end."""
 
@@ -125,7 +128,10 @@ class Connection:
         self.timeout: float = config.request_timeout
         self.patience: float | None = config.request_timeout * _SHARE_OF_ONE_OF_SEVERAL if len(endpoints) > 1 else None
         self._connector = Connector(
-            self._resolver, tls, config.connection_timeout, has_alternatives=self.patience is not None
+            self._resolver,
+            tls,
+            config.connection_timeout * _CONNECTING_SHARE,
+            has_alternatives=self.patience is not None,
         )
         self._user = user_headers(config)
         self._start = start_of(config.prefix)

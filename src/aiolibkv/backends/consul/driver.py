@@ -59,6 +59,8 @@ from aiolibkv.store.tasks import Tasks
 from aiolibkv.types import Capabilities, KVPair
 
 _DEFAULT_PORT = 8500
+_ENTERING_SHARE = 0.9
+"""Of connection_timeout, in which all servers are asked; then there is still time to tell why none can be used."""
 
 
 class ConsulDriver(Driver[ConsulLease]):
@@ -122,7 +124,7 @@ class ConsulDriver(Driver[ConsulLease]):
         self._listings = Listings(self._opened)
         self._writer = Writer(self._opened)
         self._polls = Polls(self._opened, self._tasks, self.config)
-        share = self.config.connection_timeout / len(self._servers)
+        share = self.config.connection_timeout * _ENTERING_SHARE / len(self._servers)
         reason = NotReachableError()
         for _ in self.endpoints:
             try:
